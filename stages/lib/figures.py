@@ -1,0 +1,58 @@
+"""Figures for people, drawn with matplotlib without a screen or global state."""
+
+from collections.abc import Callable
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+
+def draw_all(curves: dict[str, pd.DataFrame]) -> dict[str, Figure]:
+    """Draw one figure per table of stages.evaluate.make_curves and one per half of the history."""
+    history = curves["history"]
+    drawings: dict[str, Callable[[Axes], None]] = {
+        "roc": lambda axes: _curve(axes, curves["roc"], "fpr", "tpr"),
+        "precision_recall": lambda axes: _curve(
+            axes, curves["precision_recall"], "recall", "precision"
+        ),
+        "scores": lambda axes: _lines(axes, curves["scores"], "score", ["real", "fake"]),
+        "confusion": lambda axes: _confusion(axes, curves["confusion"]),
+        "loss": lambda axes: _lines(axes, history, "epoch", ["train_loss", "val_loss"]),
+        "val_auc": lambda axes: _lines(axes, history, "epoch", ["val_auc", "val_accuracy"]),
+    }
+    figures = {}
+    for name, draw in drawings.items():
+        figure = Figure(figsize=(5, 4.5), dpi=120, layout="constrained")
+        axes = figure.subplots()
+        draw(axes)
+        axes.set_title(name.replace("_", " "))
+        figures[name] = figure
+    return figures
+
+
+def _curve(axes: Axes, table: pd.DataFrame, x: str, y: str) -> None:
+    axes.plot(table[x], table[y])
+    axes.set(xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, 1.01))
+    axes.grid(alpha=0.3)
+
+
+def _lines(axes: Axes, table: pd.DataFrame, x: str, ys: list[str]) -> None:
+    for y in ys:
+        axes.plot(table[x], table[y], label=y, marker="." if len(table) < 50 else None)
+    axes.set_xlabel(x)
+    axes.legend()
+    axes.grid(alpha=0.3)
+
+
+def _confusion(axes: Axes, table: pd.DataFrame) -> None:
+    counts = table.pivot(index="actual", columns="predicted", values="count")
+    order = ["real", "fake"]
+    counts = counts.loc[order, order]
+    axes.imshow(counts, cmap="Blues")
+    axes.set(xlabel="predicted", ylabel="actual")
+    axes.set_xticks(range(2), order)
+    axes.set_yticks(range(2), order)
+    for i, row in enumerate(counts.to_numpy()):
+        for j, count in enumerate(row):
+            dark = count > counts.to_numpy().max() / 2
+            axes.text(j, i, f"{count:,}", ha="center", va="center", color="w" if dark else "k")

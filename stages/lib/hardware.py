@@ -1,0 +1,71 @@
+"""Which device, in which precision, in how many processes."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from timm.utils.distributed import init_distributed_device_so
+
+from stages.lib.errors import UserError
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One process's place: its device, precision and rank among world_size processes."""
+
+    device: torch.device
+    bf16: bool
+    rank: int = 0
+    world_size: int = 1
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which the forward pass runs."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def __str__(self) -> str:
+        name = self.device.type
+        if name == "cuda":
+            name = f"cuda ({torch.cuda.get_device_name(self.device)})"
+        precision = "bf16" if self.bf16 else "fp32"
+        return f"{name}, {precision}, {self.world_size} process(es)"
+
+
+def set_up_hardware(device: DeviceName, precision: Precision, num_threads: int) -> Hardware:
+    """Join the process group where torchrun started one, and make results repeatable.
+
+    Raises UserError where the wanted device is not there.
+    """
+    # cuBLAS reads this when it is first used; without it, results differ from run to run.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(num_threads)  # sums in another order are other sums
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    name = _find_device(device)
+    place = init_distributed_device_so(name)
+    return Hardware(
+        torch.device(place["device"]),
+        bf16=precision == "bf16" or (precision == "auto" and has_native_bf16(name)),
+        rank=place["global_rank"],
+        world_size=place["world_size"],
+    )
+
+
+def _find_device(wanted: DeviceName) -> str:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return next((name for name in ("cuda", "mps") if there[name]), "cpu")
+    if not there.get(wanted, True):
+        raise UserError(f"device = '{wanted}' is not there; set it to auto or cpu")
+    return wanted
+
+
+def has_native_bf16(device: str) -> bool:
+    """Say whether the device computes bf16 itself; emulated it is many times slower than fp32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False

@@ -1,0 +1,136 @@
+"""From encoded bytes to what a model sees; the same code in training, prediction and serving.
+
+Decoding, resizing and flipping work on uint8; the conversion to float and the normalisation happen
+in batches on the device, so that four times fewer bytes travel there.
+"""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+import pydantic
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2 import functional as tv
+
+from stages.lib.packed import PackedImages
+
+JPEG_MAGIC = b"\xff\xd8"
+
+
+class Preprocessing(pydantic.BaseModel):
+    """How an image becomes a model's input; travels with the model in its config.json."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int  # pixels, both sides
+    interpolation: Literal["bilinear", "bicubic"]
+    mean: list[float]  # per channel of RGB, on a scale from 0 to 1
+    std: list[float]
+
+
+class Augmentation(pydantic.BaseModel):
+    """Random changes of training images: the probabilities of mirroring them."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    horizontal_flip: Annotated[float, pydantic.Field(ge=0, le=1)]
+    vertical_flip: Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
+def decode(content: bytes | memoryview) -> torch.Tensor:
+    """Decode an image file: uint8 (3, H, W), RGB; raises what the decoder raises on bad files."""
+    if content[:2] == JPEG_MAGIC:
+        encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        return decode_jpeg(encoded, mode=ImageReadMode.RGB)
+    with Image.open(BytesIO(content)) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def resize(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Resize uint8 (3, H, W) to the model's square input, not keeping the aspect ratio."""
+    side = preprocessing.image_size
+    mode = tv.InterpolationMode(preprocessing.interpolation)
+    return tv.resize(image, [side, side], interpolation=mode, antialias=True)
+
+
+class Normalize(torch.nn.Module):
+    """uint8 (N, 3, H, W) to float32 of about zero mean and unit variance, on the device."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+        self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return images * scale + shift."""
+        return torch.addcmul(self.shift, images.float(), self.scale)
+
+
+class LabelledImages(Dataset):
+    """The images of a label table, decoded, resized and, in training, augmented.
+
+    A key is (epoch, index): what happens to an image at random depends on the seed, the epoch and
+    the image alone, so neither the number of workers nor of processes changes anything.
+    """
+
+    def __init__(
+        self,
+        labels: pd.DataFrame,
+        packed: Path,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.targets = labels["target"].fillna(-1).to_numpy(dtype=np.int64)
+        self.rows = labels["row"].to_numpy()
+        self.sets = labels["set"].to_numpy(dtype=object)
+        self.packs = {name: PackedImages(packed / name) for name in labels["set"].unique()}
+        self.preprocessing = preprocessing
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
+        """Return (uint8 (3, S, S), target, index); the target of an unlabelled image is -1."""
+        epoch, index = key
+        content = self.packs[self.sets[index]][self.rows[index]]
+        image = resize(decode(content), self.preprocessing)
+        if self.augmentation:
+            image = self._augment(image, np.random.default_rng([self.seed, epoch, index]))
+        return image, int(self.targets[index]), index
+
+    def _augment(self, image: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+        if random.random() < self.augmentation.horizontal_flip:
+            image = tv.horizontal_flip(image)
+        if random.random() < self.augmentation.vertical_flip:
+            image = tv.vertical_flip(image)
+        return image
+
+
+def make_loader(
+    dataset: LabelledImages, batches: list[list[tuple[int, int]]], num_workers: int, pin: bool
+) -> DataLoader:
+    """Load the given batches of (epoch, index) keys, in their order."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        pin_memory=pin,
+        prefetch_factor=4 if num_workers else None,
+    )
+
+
+def sequential_batches(
+    num_images: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> list[list[tuple[int, int]]]:
+    """Cut one pass without augmentation into batches; each image goes to exactly one process."""
+    keys = [(0, index) for index in range(rank, num_images, world_size)]
+    return [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]

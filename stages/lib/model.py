@@ -1,0 +1,112 @@
+"""The detector: a timm model with two outputs, its preprocessing, and how both lie on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import timm
+import torch
+from safetensors.torch import load_file, save
+from timm.data import resolve_model_data_config
+
+from stages.lib.competition import CLASS_NAMES
+from stages.lib.errors import UserError, did_you_mean
+from stages.lib.files import write_text
+from stages.lib.images import Normalize, Preprocessing
+
+WEIGHTS_FILE = "weights.safetensors"
+CONFIG_FILE = "config.json"
+
+
+class DetectorConfig(pydantic.BaseModel):
+    """What one must know beside the weights to use them: config.json."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    model: str  # timm's name
+    model_args: dict[str, Any]
+    preprocessing: Preprocessing
+    initial_weights: str  # random, hub, or the SHA-256 of the file they came from
+    best_epoch: int  # counted from 1
+    classes: list[str] = list(CLASS_NAMES)  # the score is P(classes[1])
+
+
+def create_model(name: str, model_args: dict[str, Any], weights: str) -> torch.nn.Module:
+    """Create a timm model with 2 classes, its weights "random", from the "hub" or from a file.
+
+    Raises UserError for an unknown model, arguments it does not take, or weights that cannot be
+    had: nothing ever starts from scratch in silence.
+    """
+    if ":" not in name and not timm.is_model(name):
+        hint = did_you_mean(name, timm.list_models() + timm.list_pretrained())
+        raise UserError(f"train.model = '{name}' is not a model of timm{hint}")
+    source: dict[str, Any] = {"pretrained": weights != "random"}
+    if weights not in ("random", "hub"):
+        if not Path(weights).is_file():
+            raise UserError(
+                f"train.weights = '{weights}' is no file; give random, hub, or a .safetensors or "
+                ".pth file"
+            )
+        source["pretrained_cfg_overlay"] = {"file": weights}
+    try:
+        return timm.create_model(name, num_classes=len(CLASS_NAMES), **source, **model_args)
+    except TypeError as error:
+        raise UserError(
+            f"train.model_args = {model_args}: {name} does not take it: {error}"
+        ) from error
+    except Exception as error:
+        if weights == "random":
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"train.weights = '{weights}': cannot load weights for {name}: {reason}"
+        ) from error
+
+
+def input_size_args(name: str, image_size: int) -> dict[str, int]:
+    """Return the argument that tells a model of fixed input size, as ViTs are, its size."""
+    config = timm.get_pretrained_cfg(name)
+    return {"img_size": image_size} if config and config.fixed_input_size else {}
+
+
+def resolve_preprocessing(model: torch.nn.Module, **chosen: Any) -> Preprocessing:
+    """Take the preprocessing that the model was made for, except where `chosen` is not None."""
+    own = resolve_model_data_config(model)
+    own = {"interpolation": own["interpolation"], "mean": own["mean"], "std": own["std"]}
+    return Preprocessing(**own | {key: value for key, value in chosen.items() if value is not None})
+
+
+def save_detector(folder: Path, state: dict[str, torch.Tensor], config: DetectorConfig) -> None:
+    """Write weights.safetensors and config.json, the same bytes for the same detector."""
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
+    (folder / WEIGHTS_FILE).write_bytes(save(tensors))
+    write_text(folder / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
+
+
+def load_detector(folder: Path) -> tuple["Detector", DetectorConfig]:
+    """Load what save_detector wrote; raises UserError where the folder holds no detector."""
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise UserError(f"{folder}: no {WEIGHTS_FILE} in it; train a model with `dvc repro train`")
+    config = DetectorConfig.model_validate_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    model = create_model(config.model, config.model_args, "random")
+    model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    return Detector(model, config.preprocessing).eval(), config
+
+
+class Detector(torch.nn.Module):
+    """Normalisation and network in one: from uint8 images to the two classes' logits."""
+
+    def __init__(self, model: torch.nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.normalize = Normalize(preprocessing)
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, 3, S, S) -> float (N, 2)."""
+        return self.model(self.normalize(images))
+
+
+def fake_logit(outputs: torch.Tensor) -> torch.Tensor:
+    """Turn the two classes' logits (N, 2) into log(P(fake) / P(real)), float32 (N,)."""
+    outputs = outputs.float()
+    return outputs[:, 1] - outputs[:, 0]

@@ -1,0 +1,35 @@
+"""Which of the project's modules a module imports, directly or not, read from the sources."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def import_closure(module: str) -> set[str]:
+    """Return the paths (relative to the root) of all stages.* modules that `module` needs."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        path = _path_of(waiting.pop())
+        if path and path not in found:
+            found.add(path)
+            waiting += _imported_names(ROOT / path)
+    return found
+
+
+def _path_of(module: str) -> str | None:
+    base = module.replace(".", "/")
+    return next((p for p in (f"{base}.py", f"{base}/__init__.py") if (ROOT / p).is_file()), None)
+
+
+def _imported_names(path: Path) -> list[str]:
+    """Return every name under `stages` that a file imports, at its top or inside a function."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.append(node.module)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return [name for name in names if name.startswith("stages.")]
