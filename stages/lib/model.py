@@ -35,32 +35,57 @@ def create_model(name: str, model_args: dict[str, Any], weights: str) -> torch.n
     """Create a timm model with 2 classes, its weights "random", from the "hub" or from a file.
 
     Raises UserError for an unknown model, arguments it does not take, or weights that cannot be
-    had: nothing ever starts from scratch in silence.
+    had or do not fit: nothing ever starts from scratch in silence.
     """
     if ":" not in name and not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models() + timm.list_pretrained())
         raise UserError(f"train.model = '{name}' is not a model of timm{hint}")
-    source: dict[str, Any] = {"pretrained": weights != "random"}
-    if weights not in ("random", "hub"):
-        if not Path(weights).is_file():
-            raise UserError(
-                f"train.weights = '{weights}' is no file; give random, hub, or a .safetensors or "
-                ".pth file"
-            )
-        source["pretrained_cfg_overlay"] = {"file": weights}
+    random_state = torch.get_rng_state()
     try:
-        return timm.create_model(name, num_classes=len(CLASS_NAMES), **source, **model_args)
+        untrained = timm.create_model(name, num_classes=len(CLASS_NAMES), **model_args)
     except TypeError as error:
         raise UserError(
-            f"train.model_args = {model_args}: {name} does not take it: {error}"
+            f"train.model_args = {model_args}: {name} cannot take it: {error}"
         ) from error
-    except Exception as error:
-        if weights == "random":
-            raise
+    if weights == "random":
+        return untrained
+    overlay = None if weights == "hub" else {"file": weights}
+    if overlay and not Path(weights).is_file():
+        raise UserError(
+            f"train.weights = '{weights}' is no file; give random, hub, or a .safetensors or .pth"
+        )
+    torch.set_rng_state(random_state)
+    try:
+        model = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=len(CLASS_NAMES),
+            **model_args,
+        )  # fmt: skip
+    except Exception as error:  # whatever the hub's client, the file's reader or timm raises
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"train.weights = '{weights}': cannot load weights for {name}: {reason}"
         ) from error
+    _check_all_loaded(model, untrained, f"train.weights = '{weights}' do not fit {name}")
+    return model
+
+
+def _check_all_loaded(model: torch.nn.Module, untrained: torch.nn.Module, problem: str) -> None:
+    """Raise UserError where a tensor still has the random values that it had before loading.
+
+    With another number of classes timm loads what fits and says nothing of the rest, so weights
+    of a quite different model would pass. Both models began from the same random numbers.
+    """
+    before = dict(untrained.named_parameters())
+    heads = model.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    tensors = {
+        name: tensor
+        for name, tensor in model.named_parameters()
+        if tensor.ndim > 1 and before[name].std() > 0 and not name.startswith(heads)
+    }
+    left = [name for name, tensor in tensors.items() if torch.equal(tensor, before[name])]
+    if left:
+        raise UserError(f"{problem}: {len(left)} of {len(tensors)} tensors lack, such as {left[0]}")
 
 
 def input_size_args(name: str, image_size: int) -> dict[str, int]:

@@ -1,0 +1,134 @@
+"""What the tests share: a temporary clone of the project, tiny data, and a way to run commands."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from stages.lib.params import read_yaml
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "sample.num_train": 60,
+    "sample.num_val": 48,
+    "sample.num_test": 10,
+    "sample.image_size": 64,
+    "train.model": "test_resnet",
+    "train.image_size": 32,
+    "train.epochs": 2,
+    "train.batch_size": 20,
+    "train.num_workers": 0,
+    "predict.num_workers": 0,
+}
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def environment() -> dict[str, str]:
+    """Return an environment with this Python first, a Git identity and nothing of the user's."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MLFLOW_", "DVC_", "TRACKING", "HF_"))
+    }
+    return inherited | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "GIT_AUTHOR_NAME": "test",
+        "GIT_AUTHOR_EMAIL": "test@localhost",
+        "GIT_COMMITTER_NAME": "test",
+        "GIT_COMMITTER_EMAIL": "test@localhost",
+    }
+
+
+def run(
+    *command: str, cwd: Path, check: bool = True, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; fails with all it printed where `check` and it does not succeed."""
+    done = subprocess.run(
+        command, cwd=cwd, env=environment() | env, capture_output=True, text=True, check=False
+    )
+    if check and done.returncode:
+        pytest.fail(f"{' '.join(command)}: {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def clone_project(target: Path, changes: dict[str, Any] | None = None) -> Path:
+    """Copy the project's files, uncommitted ones too, into a new repository with one commit."""
+    listed = run("git", "ls-files", "-co", "--exclude-standard", "-z", cwd=ROOT).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    set_params(target, changes or {})
+    run("git", "init", "-q", cwd=target)
+    run("git", "add", "-A", cwd=target)
+    run("git", "commit", "-qm", "start", cwd=target)
+    return target
+
+
+def set_params(folder: Path, changes: dict[str, Any]) -> None:
+    """Change dotted parameters in folder's params.yaml."""
+    params = read_yaml(folder / "params.yaml")
+    for name, value in changes.items():
+        *sections, key = name.split(".")
+        section = params
+        for part in sections:
+            section = section[part]
+        section[key] = value
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def draw_dataset(root: Path, counts: dict[str, int], size: int = 48) -> Path:
+    """Draw an easy data set in the competition's layout: fakes have a bright square in noise."""
+    folders = {"train": "phase1/trainset", "val": "phase1/valset", "test": "phase2/testset1_seen"}
+    for number, (name, count) in enumerate(counts.items()):
+        folder = root / folders[name]
+        folder.mkdir(parents=True)
+        rows = []
+        for index in range(count):
+            random = np.random.default_rng([number, index])
+            pixels = random.integers(0, 120, (size, size, 3), dtype=np.uint8)
+            target = index % 2
+            if target:
+                pixels[8:30, 8:30] += 100
+            Image.fromarray(pixels).save(folder / f"{index:032x}.jpg", quality=90)
+            rows.append(f"{index:032x}.jpg" + ("" if name == "test" else f",{target}"))
+        header = "img_name" if name == "test" else "img_name,target"
+        kind = "nolabel" if name == "test" else "label"
+        list_file = folder.with_name(f"{folder.name}_{kind}.txt")
+        list_file.write_text("\n".join([header, *rows]) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which `dvc repro` has run on a tiny sample; tests only look at it."""
+    clone = clone_project(tmp_path_factory.mktemp("pipeline"), TINY)
+    done = run("dvc", "repro", cwd=clone)
+    (clone / "repro.log").write_text(done.stdout + done.stderr)
+    return clone
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with an easy data set packed and prepared, ready to train; copy before changing."""
+    clone = clone_project(tmp_path_factory.mktemp("prepared"), TINY)
+    root = draw_dataset(clone / "drawn", {"train": 80, "val": 60, "test": 10})
+    set_params(clone, {"data.root": str(root)})
+    for stage in ("pack", "prepare"):
+        run("python", "-m", f"stages.{stage}", cwd=clone)
+    return clone
+
+
+@pytest.fixture
+def workspace(prepared: Path, tmp_path: Path) -> Path:
+    """A copy of the prepared clone, to train in."""
+    return shutil.copytree(prepared, tmp_path / "workspace", symlinks=True)

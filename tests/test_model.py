@@ -1,0 +1,194 @@
+"""Weights: random, from a local file, from a hub; and a detector's way to disk and back."""
+
+import hashlib
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save
+
+from stages.lib.errors import UserError
+from stages.lib.images import Preprocessing
+from stages.lib.model import (
+    Detector,
+    DetectorConfig,
+    create_model,
+    fake_logit,
+    input_size_args,
+    load_detector,
+    resolve_preprocessing,
+    save_detector,
+)
+from tests.conftest import ROOT, run
+
+PREPROCESSING = Preprocessing(
+    image_size=32, interpolation="bicubic", mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.3]
+)
+CONFIG = DetectorConfig(
+    model="test_resnet", model_args={}, preprocessing=PREPROCESSING, initial_weights="random",
+    best_epoch=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> dict[str, torch.Tensor]:
+    """Weights of a test_resnet with ImageNet's 1,000 classes."""
+    torch.manual_seed(7)
+    return timm.create_model("test_resnet", num_classes=1000).state_dict()
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_weights_come_from_a_local_file_and_the_head_is_new(
+    tmp_path: Path, pretrained: dict[str, torch.Tensor], suffix: str
+) -> None:
+    path = tmp_path / f"weights.{suffix}"
+    if suffix == "pth":
+        torch.save(pretrained, path)
+    else:
+        path.write_bytes(save(pretrained))
+    model = create_model("test_resnet", {}, str(path))
+    state = model.state_dict()
+    torch.testing.assert_close(state["conv1.0.weight"], pretrained["conv1.0.weight"])
+    assert state["fc.weight"].shape[0] == 2
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(save(timm.create_model("test_vit").state_dict()))
+    with pytest.raises(
+        UserError, match=r"other.safetensors. do not fit test_resnet: .* of .* tensors lack"
+    ):
+        create_model("test_resnet", {}, str(path))
+
+
+def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "junk.safetensors"
+    path.write_bytes(b"not weights")
+    with pytest.raises(UserError, match=r"junk.safetensors"):
+        create_model("test_resnet", {}, str(path))
+
+
+@pytest.fixture
+def hub(pretrained: dict[str, torch.Tensor]) -> Iterator[str]:
+    """A hub on loopback that has the weights of timm/test_resnet.r160_in1k."""
+    content = save(pretrained)
+    digest = hashlib.sha256(content).hexdigest()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            found = self.path == "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
+            self.send_response(200 if found else 404)
+            if found:
+                self.send_header("X-Repo-Commit", "0" * 40)
+                self.send_header("ETag", f'"{digest}"')
+            self.send_header("Content-Length", str(len(content) if found else 0))
+            self.end_headers()
+            self.found = found
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            if self.found:
+                self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+CREATE = """
+import sys
+from stages.lib.errors import run_stage
+from stages.lib.model import create_model
+def main():
+    model = create_model(sys.argv[1], {}, "hub")
+    print(float(model.state_dict()["conv1.0.weight"].sum()))
+run_stage(main)
+"""
+
+
+def test_pretrained_weights_come_from_the_hub(
+    hub: str, tmp_path: Path, pretrained: dict[str, torch.Tensor]
+) -> None:
+    done = run(
+        sys.executable,
+        "-c",
+        CREATE,
+        "test_resnet",
+        cwd=ROOT,
+        HF_ENDPOINT=hub,
+        HF_HOME=str(tmp_path),
+    )
+    assert float(done.stdout) == pytest.approx(float(pretrained["conv1.0.weight"].sum()))
+
+
+def test_a_failed_download_stops_and_never_starts_from_scratch(hub: str, tmp_path: Path) -> None:
+    done = run(
+        sys.executable, "-c", CREATE, "test_vit", cwd=ROOT, check=False,
+        HF_ENDPOINT=hub, HF_HOME=str(tmp_path),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "train.weights = 'hub': cannot load weights for test_vit" in errors[0]
+
+
+def test_a_model_that_the_hub_has_no_weights_for_is_named() -> None:
+    name = next(
+        name for name in timm.list_models() if not timm.get_pretrained_cfg(name).has_weights
+    )
+    with pytest.raises(UserError, match=f"train.weights = 'hub': cannot load weights for {name}"):
+        create_model(name, {}, "hub")
+
+
+def test_preprocessing_is_the_models_own_unless_chosen() -> None:
+    model = timm.create_model("test_resnet")
+    own = resolve_preprocessing(model, image_size=64, interpolation=None, mean=None, std=None)
+    assert own.mean == list(timm.data.resolve_model_data_config(model)["mean"])
+    chosen = resolve_preprocessing(model, image_size=64, mean=[0.1, 0.2, 0.3], std=None)
+    assert (chosen.mean, chosen.std) == ([0.1, 0.2, 0.3], own.std)
+
+
+def test_a_transformer_of_fixed_size_is_built_for_the_image_size() -> None:
+    args = input_size_args("test_vit", 96)
+    assert args == {"img_size": 96}
+    assert input_size_args("test_resnet", 96) == {}
+    create_model("test_vit", args, "random")(torch.zeros(1, 3, 96, 96))
+
+
+def test_a_saved_detector_comes_back_the_same(tmp_path: Path) -> None:
+    model = create_model("test_resnet", {}, "random")
+    save_detector(tmp_path, model.state_dict(), CONFIG)
+    loaded, config = load_detector(tmp_path)
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    before = Detector(model, PREPROCESSING).eval()(images)
+    assert torch.equal(loaded(images), before)
+    assert config == CONFIG
+
+
+def test_the_same_detector_gives_the_same_bytes(tmp_path: Path) -> None:
+    model = create_model("test_resnet", {}, "random")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        save_detector(tmp_path / name, model.state_dict(), CONFIG)
+    for file in ("weights.safetensors", "config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_folder_without_a_detector_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no weights.safetensors in it; train a model"):
+        load_detector(tmp_path)
+
+
+def test_the_fake_logit_is_the_log_odds_of_fake() -> None:
+    outputs = torch.tensor([[0.0, 2.0], [1.0, -1.0]])
+    expected = torch.softmax(outputs, 1)[:, 1]
+    torch.testing.assert_close(torch.sigmoid(fake_logit(outputs)), expected)

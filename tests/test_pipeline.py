@@ -1,0 +1,196 @@
+"""The pipeline run for real, with DVC, in a temporary clone, and what it leaves in MLflow."""
+
+import csv
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from stages.evaluate import flatten
+from stages.lib.packed import PackedImages
+from tests.conftest import TINY, clone_project, draw_dataset, run, set_params
+
+SPLITS = ("val", "calibration", "test")
+
+
+@pytest.fixture(scope="session")
+def client(pipeline: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{pipeline / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="session")
+def mlflow_run(client: MlflowClient) -> Run:
+    experiment = client.get_experiment_by_name("deepfake-detection")
+    (found,) = client.search_runs([experiment.experiment_id])  # train, evaluate, submit share it
+    return found
+
+
+def test_a_second_repro_does_nothing(pipeline: Path) -> None:
+    done = run("dvc", "repro", cwd=pipeline)
+    assert "Data and pipelines are up to date." in done.stdout
+    assert "Running stage" not in done.stdout
+
+
+def test_git_sees_only_what_it_owns(pipeline: Path) -> None:
+    changed = run("git", "status", "--porcelain", "-uall", cwd=pipeline).stdout.split("\n")
+    names = {line[3:] for line in changed if line} - {"repro.log"}
+    allowed = {"dvc.lock", "metrics/data.json", "metrics/evaluation.json"}
+    assert {name for name in names if not name.startswith("metrics/plots/")} <= allowed
+
+
+def test_training_and_evaluation_agree(pipeline: Path) -> None:
+    """The best epoch's AUC in the history is that of the scores from the saved weights."""
+    history = pd.read_csv(pipeline / "data/model/history.csv")
+    metrics = json.loads((pipeline / "metrics/evaluation.json").read_text())
+    assert metrics["val"]["auc"] == history["val_auc"].max()
+    best = history.loc[history["val_auc"].idxmax()]
+    assert metrics["val"]["log_loss"] == pytest.approx(best["val_loss"], rel=1e-6)
+
+
+def test_the_submission_is_the_list_with_its_scores(pipeline: Path) -> None:
+    listed = (pipeline / "data/raw/sample/phase2/testset1_seen_nolabel.txt").read_text().split()[1:]
+    with (pipeline / "data/submission/submission.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["img_name", "y_pred"]
+    assert [name for name, _ in rows[1:]] == listed
+    scores = np.array([float(score) for _, score in rows[1:]])
+    assert ((scores >= 0) & (scores <= 1)).all()
+    predicted = pd.read_csv(pipeline / "data/scores/test.csv")
+    assert scores.tolist() == predicted["score"].tolist()
+
+
+def test_scores_and_labels_go_together(pipeline: Path) -> None:
+    for split in SPLITS:
+        labels = pd.read_csv(pipeline / f"data/labels/{split}.csv")
+        scores = pd.read_csv(pipeline / f"data/scores/{split}.csv")
+        assert labels["img_name"].tolist() == scores["img_name"].tolist()
+
+
+def test_outputs_hold_no_clock_and_no_run_id(pipeline: Path, mlflow_run: Run) -> None:
+    for path in [*(pipeline / "data/model").iterdir(), *(pipeline / "metrics").rglob("*.*")]:
+        assert mlflow_run.info.run_id.encode() not in path.read_bytes()
+        assert b"2026-" not in path.read_bytes() or path.suffix == ".safetensors"
+
+
+def test_the_run_knows_its_parameters(pipeline: Path, mlflow_run: Run) -> None:
+    params = mlflow_run.data.params
+    assert params["train.model"] == TINY["train.model"]
+    assert params["train.lr"] == "0.002"
+    assert params["sample.num_train"] == str(TINY["sample.num_train"])
+    assert not [name for name in params if name.startswith(("evaluate.", "submit.", "predict."))]
+
+
+def test_the_run_knows_where_it_comes_from(pipeline: Path, mlflow_run: Run) -> None:
+    tags = mlflow_run.data.tags
+    weights = (pipeline / "data/model/weights.safetensors").read_bytes()
+    assert tags["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    assert tags["git_commit"] == run("git", "rev-parse", "HEAD", cwd=pipeline).stdout.strip()
+    assert tags["initial_weights"] == "random"
+    assert len(tags["data_sha256"]) == 64
+    assert tags["device"]
+    assert mlflow_run.info.status == "FINISHED"
+
+
+def test_the_run_has_the_metrics_of_every_epoch(
+    pipeline: Path, client: MlflowClient, mlflow_run: Run
+) -> None:
+    history = pd.read_csv(pipeline / "data/model/history.csv")
+    for name in ("train_loss", "val_loss", "val_auc", "val_accuracy", "lr"):
+        logged = client.get_metric_history(mlflow_run.info.run_id, name)
+        assert [metric.step for metric in logged] == history["epoch"].tolist()
+        assert [metric.value for metric in logged] == pytest.approx(history[name].tolist())
+
+
+def test_the_run_has_the_final_metrics(pipeline: Path, mlflow_run: Run) -> None:
+    metrics = flatten(json.loads((pipeline / "metrics/evaluation.json").read_text()))
+    for name, value in metrics.items():
+        assert mlflow_run.data.metrics[name] == pytest.approx(value)
+    assert [name for name in mlflow_run.data.metrics if name.startswith("system/")]
+
+
+def test_the_run_has_figures_files_and_data_sets(client: MlflowClient, mlflow_run: Run) -> None:
+    run_id = mlflow_run.info.run_id
+    files = {file.path for file in client.list_artifacts(run_id)}
+    assert {"params.yaml", "evaluation.json", "submission.csv", "figures"} <= files
+    figures = {Path(file.path).stem for file in client.list_artifacts(run_id, "figures")}
+    assert figures == {"roc", "precision_recall", "scores", "confusion", "loss", "val_auc"}
+    assert {one.dataset.name for one in mlflow_run.inputs.dataset_inputs} == {"train", "val"}
+
+
+def test_the_logged_model_gives_the_scores_of_the_predict_stage(
+    pipeline: Path, mlflow_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{pipeline / 'mlflow.db'}")
+    model = mlflow.pyfunc.load_model(f"runs:/{mlflow_run.info.run_id}/model")
+    assert str(model.metadata.signature.inputs) == "['image': binary (required)]"
+    assert model.metadata.saved_input_example_info
+    images = PackedImages(pipeline / "data/packed/test")
+    table = pd.DataFrame({"image": [bytes(images[row]) for row in range(len(images))]})
+    scores = pd.read_csv(pipeline / "data/scores/test.csv")["score"]
+    assert model.predict(table)["score"].to_numpy() == pytest.approx(scores.to_numpy(), abs=1e-6)
+
+
+def test_no_pickle_is_logged(pipeline: Path) -> None:
+    names = [path.name for path in (pipeline / "mlartifacts").rglob("*") if path.is_file()]
+    assert "weights.safetensors" in names
+    assert not [name for name in names if name.endswith((".pkl", ".pth", ".pt", ".pickle"))]
+
+
+def test_dvc_shows_plots_and_metrics(pipeline: Path, tmp_path: Path) -> None:
+    shown = json.loads(run("dvc", "metrics", "show", "--json", cwd=pipeline).stdout)
+    assert "val" in shown[""]["data"]["metrics/evaluation.json"]["data"]
+    run("dvc", "plots", "show", "-o", str(tmp_path), cwd=pipeline)
+    page = (tmp_path / "index.html").read_text()
+    for title in ("ROC", "Precision", "Scores", "Confusion", "Loss per epoch", "Validation AUC"):
+        assert title in page
+
+
+def test_forced_repro_leaves_dvc_lock_unchanged(pipeline: Path, tmp_path: Path) -> None:
+    clone = shutil.copytree(pipeline, tmp_path / "clone", symlinks=True)
+    before = (clone / "dvc.lock").read_text()
+    run("dvc", "repro", "--force", cwd=clone, TRACKING="off")
+    assert (clone / "dvc.lock").read_text() == before
+
+
+def test_weights_restored_from_dvcs_cache_get_a_run_where_none_has_them(
+    pipeline: Path, tmp_path: Path
+) -> None:
+    clone = shutil.copytree(pipeline, tmp_path / "clone", symlinks=True)
+    (clone / "mlflow.db").unlink()
+    for _ in range(2):  # the second time it is there
+        run("python", "-m", "stages.evaluate", cwd=clone)
+    client = MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("deepfake-detection")
+    (made,) = client.search_runs([experiment.experiment_id])
+    assert made.data.tags["restored"] == "true"
+    assert made.data.metrics["val.auc"]
+
+
+def test_other_data_is_read_with_nothing_else_to_edit(tmp_path: Path) -> None:
+    """No test labels, no family, no validation set, a relative path: `dvc repro submit`."""
+    clone = clone_project(tmp_path / "clone", TINY)
+    draw_dataset(tmp_path / "own", {"train": 120, "test": 10})
+    set_params(clone, {"data.root": "../own"})
+    done = run("dvc", "repro", "submit", cwd=clone, TRACKING="off")
+    assert "Running stage 'sample'" not in done.stdout
+    assert len((clone / "data/submission/submission.csv").read_text().splitlines()) == 11
+    groups = [set(pd.read_csv(clone / f"data/labels/{name}.csv")["group"])
+              for name in ("train", "val", "calibration")]  # fmt: skip
+    assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
+
+
+def test_a_mistake_ends_a_stage_with_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    clone = clone_project(tmp_path / "clone", {"data.root": "nowhere"})
+    done = run("python", "-m", "stages.pack", cwd=clone, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: data.root = 'nowhere' is not a folder; give the folder with the data set"
+    ]
+    assert not (clone / "data/packed").exists()
