@@ -1,0 +1,134 @@
+"""Packing keeps every byte, knows every image, and says what is wrong with a bad one."""
+
+import pickle
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stages import pack
+from stages.lib.errors import UserError
+from stages.lib.packed import PackedImages, read_facts
+from tests.conftest import ROOT, set_params
+
+TRAIN = "raw/phase1/trainset"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    set_params(tmp_path, {"data.root": "raw"})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def encoded(seed: int, format: str = "JPEG", mode: str = "RGB", **options: object) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    buffer = BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def write_train(workspace: Path, contents: dict[str, bytes | None]) -> None:
+    """Write the training set's files (None: listed only) and its list."""
+    folder = workspace / TRAIN
+    folder.mkdir(parents=True)
+    for name, content in contents.items():
+        if content is not None:
+            (folder / name).write_bytes(content)
+    rows = [f"{name},{number % 2}" for number, name in enumerate(contents)]
+    text = "\n".join(["img_name,target", *rows]) + "\n"
+    folder.with_name("trainset_label.txt").write_text(text)
+
+
+def test_bytes_come_back_unchanged_and_in_order_from_many_files(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack, "ROWS_PER_BATCH", 7)
+    contents = {f"{i}.jpg": encoded(i) for i in range(50)}
+    write_train(workspace, contents)
+    params = pack.PackParams.model_construct(shard_mb=0.02, num_threads=3)
+    monkeypatch.setattr(pack, "load_params", lambda section, model: (
+        pack.DataParams(root="raw") if section == "data" else params))  # fmt: skip
+    pack.main()
+    images = PackedImages(workspace / "data/packed/train")
+    assert len(list((workspace / "data/packed/train").glob("*.arrow"))) > 2
+    assert [bytes(images[row]) for row in range(len(images))] == list(contents.values())
+    again = pickle.loads(pickle.dumps(images))
+    assert bytes(again[49]) == contents["49.jpg"]
+    for row in (-1, 50):
+        with pytest.raises(IndexError):
+            images[row]
+
+
+def test_the_facts_are_right(workspace: Path) -> None:
+    write_train(workspace, {"a.jpg": encoded(1, quality=80), "b.png": encoded(2, "PNG", "L")})
+    pack.main()
+    facts = read_facts(workspace / "data/packed/train")
+    assert facts["img_name"].tolist() == ["a.jpg", "b.png"]
+    assert facts["target"].tolist() == [0, 1]
+    assert facts["format"].tolist() == ["JPEG", "PNG"]
+    assert facts["mode"].tolist() == ["RGB", "L"]
+    assert (facts["width"] == 30).all()
+    assert (facts["height"] == 40).all()
+    assert facts["num_bytes"].tolist() == [len(encoded(1, quality=80)), len(encoded(2, "PNG", "L"))]
+    assert facts["jpeg_quality"][0] == 80
+    assert facts["error"].isna().all()
+
+
+def test_the_quality_of_a_jpeg_is_read_off_its_tables() -> None:
+    for quality in range(5, 101, 5):
+        found = pack.image_facts(encoded(0, quality=quality))["jpeg_quality"]
+        assert abs(found - quality) <= 1
+
+
+def test_equal_tables_have_equal_digests() -> None:
+    digests = [pack.image_facts(encoded(i, quality=q))["jpeg_tables"] for i, q in
+               [(0, 80), (1, 80), (0, 81)]]  # fmt: skip
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_bad_image_is_recorded_with_its_reason(workspace: Path) -> None:
+    good = encoded(0)
+    write_train(workspace, {"missing.jpg": None, "empty.jpg": b"", "text.jpg": b"no image",
+                            "cut.jpg": good[: len(good) // 2], "good.jpg": good})  # fmt: skip
+    pack.main()
+    facts = read_facts(workspace / "data/packed/train").set_index("img_name")
+    assert facts["error"]["missing.jpg"] == "no such file"
+    assert facts["error"]["empty.jpg"] == "empty file"
+    assert facts["error"]["text.jpg"] == "unreadable: not an image"
+    assert facts["error"]["cut.jpg"].startswith("unreadable: image file is truncated")
+    assert pd.isna(facts["error"]["good.jpg"])
+    assert bytes(PackedImages(workspace / "data/packed/train")[4]) == good
+
+
+def test_packing_twice_gives_the_same_bytes(workspace: Path) -> None:
+    write_train(workspace, {f"{i}.jpg": encoded(i) if i % 3 else b"x" for i in range(20)})
+    seen = []
+    for _ in range(2):
+        pack.main()
+        paths = sorted(path for path in Path("data/packed").rglob("*") if path.is_file())
+        seen.append({str(path): path.read_bytes() for path in paths})
+    assert seen[0] == seen[1]
+
+
+def test_an_absent_set_is_packed_as_an_empty_one(workspace: Path) -> None:
+    write_train(workspace, {"a.jpg": encoded(0)})
+    pack.main()
+    for name in ("val", "test"):
+        assert len(read_facts(workspace / "data/packed" / name)) == 0
+        assert len(PackedImages(workspace / "data/packed" / name)) == 0
+
+
+def test_a_wrong_list_leaves_what_was_there(workspace: Path) -> None:
+    write_train(workspace, {"a.jpg": encoded(0), "b.jpg": encoded(1)})
+    pack.main()
+    before = (workspace / "data/packed/train/facts.parquet").read_bytes()
+    (workspace / "raw/phase1/trainset_label.txt").write_text("img_name,target\na.jpg,7\n")
+    with pytest.raises(UserError, match="target '7'"):
+        pack.main()
+    assert (workspace / "data/packed/train/facts.parquet").read_bytes() == before
+    assert [path.name for path in (workspace / "data").iterdir()] == ["packed"]

@@ -1,0 +1,99 @@
+"""params.yaml is read as DVC reads it, and every mistake in it is one clear line."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from dvc.utils.serialize import parse_yaml
+from pydantic import Field, ValidationError
+
+from stages.lib.errors import UserError
+from stages.lib.params import StageParams, load_params, read_yaml
+
+
+class Params(StageParams):
+    lr: Annotated[float, Field(gt=0)]
+    epochs: Annotated[int, Field(ge=1)]
+    name: str
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "params.yaml"
+    path.write_text(text)
+    return path
+
+
+def load(folder: Path, **changes: Any) -> Params:
+    content = {"lr": "5e-5", "epochs": "3", "name": "a"} | changes
+    lines = [f"  {name}: {value}" for name, value in content.items() if value is not None]
+    return load_params("train", Params, write(folder, "\n".join(["train:", *lines]) + "\n"))
+
+
+@pytest.mark.parametrize(
+    "scalar",
+    ["5e-5", "1e3", "-2.5E+7", ".5", "1.", "010", "0o17", "0x1F", "-3", "+4", "on", "yes", "No",
+     "~", "null", "", "true", "False", "'5e-5'", '"true"', "a b", "1.2.3", "e5", "1e", "[1, 2e-3]",
+     "{a: 1e-3}", ".inf", "12abc", "0.1"],
+)  # fmt: skip
+def test_a_scalar_is_what_dvc_takes_it_for(tmp_path: Path, scalar: str) -> None:
+    text = f"key: {scalar}\n"
+    ours = read_yaml(write(tmp_path, text))["key"]
+    theirs = parse_yaml(text, "params.yaml")["key"]
+    assert (ours, type(ours)) == (theirs, type(theirs))
+
+
+def test_a_number_without_a_point_is_read_as_dvc_does(tmp_path: Path) -> None:
+    assert load(tmp_path).lr == 5e-5
+
+
+def test_parameters_are_frozen(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError):
+        load(tmp_path).lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"learning_rate": 1}, "train.learning_rate is not a parameter"),
+        ({"epoch": 1}, "train.epoch is not a parameter; did you mean epochs?"),
+        ({"lr": None}, "train.lr is missing"),
+        ({"lr": "fast"}, "train.lr = 'fast': input should be a valid number"),
+        ({"lr": "0.0"}, "train.lr = 0.0: input should be greater than 0"),
+        ({"epochs": "2.5"}, "train.epochs = 2.5: input should be a valid integer"),
+        ({"epochs": "true"}, "train.epochs = True: input should be a valid integer"),
+        ({"epochs": "'3'"}, "train.epochs = '3': input should be a valid integer"),
+        ({"name": "5"}, "train.name = 5: input should be a valid string"),
+    ],
+)
+def test_a_wrong_parameter_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(tmp_path, **changes)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "params.yaml" in str(error.value)
+
+
+def test_all_wrong_parameters_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train.lr = 'x'.*train.epochs = 0"):
+        load(tmp_path, lr="x", epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train:\n  lr: 1\n  lr: 2\n", r"params.yaml:3: key 'lr' is there twice"),
+        ("train: [1\n", r"params.yaml:2: not valid YAML"),
+        ("- a\n", r"expected sections"),
+        ("evaluate: {}\n", r"the section 'train' is missing"),
+        ("train: 5\n", r"train = 5: input should be a valid dictionary"),
+    ],
+)
+def test_a_malformed_file_is_one_clear_line(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        load_params("train", Params, write(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run from the repository's root"):
+        read_yaml(tmp_path / "params.yaml")

@@ -1,0 +1,175 @@
+"""Labels: near-duplicates, splits by group, bad images, and the audit's shouting."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from stages import prepare
+from stages.lib.audit import near_duplicate_groups
+from stages.lib.errors import UserError
+from stages.lib.labels import read_labels
+from stages.pack import FACTS_SCHEMA
+from tests.conftest import ROOT, set_params
+
+SPLITS = ("train", "val", "calibration", "test")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def facts(count: int, seed: int, **columns: Any) -> pd.DataFrame:
+    """Return facts of `count` good images, reals and fakes in turn, alike in every cue."""
+    random = np.random.default_rng(seed)
+    table = pd.DataFrame(
+        {
+            "img_name": [f"{seed}-{i}.jpg" for i in range(count)],
+            "target": np.arange(count) % 2,
+            "family": None,
+            "error": None,
+            "num_bytes": random.integers(1000, 2000, count),
+            "sha256": [f"{seed}-{i}" for i in range(count)],
+            "format": "JPEG",
+            "mode": "RGB",
+            "width": 64,
+            "height": 64,
+            "phash": random.integers(0, 2**63, count, dtype=np.uint64),
+            "jpeg_tables": random.choice(["a", "b", "c"], count),
+            "jpeg_quality": 80,
+        }
+    )
+    return table.assign(**columns)
+
+
+def write_facts(folder: Path, sets: dict[str, pd.DataFrame]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name in ("train", "val", "test"):
+        (folder / "data/packed" / name).mkdir(parents=True, exist_ok=True)
+        rows = sets.get(name, facts(0, 9)).to_dict("records")
+        table = pa.Table.from_pylist(
+            [{k: None if pd.isna(v) else v for k, v in row.items()} for row in rows], FACTS_SCHEMA
+        )
+        pq.write_table(table, folder / "data/packed" / name / "facts.parquet")
+
+
+def labels(workspace: Path) -> dict[str, pd.DataFrame]:
+    return {name: read_labels(workspace / f"data/labels/{name}.csv") for name in SPLITS}
+
+
+def report(workspace: Path) -> dict[str, Any]:
+    return json.loads((workspace / "metrics/data.json").read_text())
+
+
+@pytest.mark.parametrize("max_bits", range(8))
+def test_groups_are_those_of_comparing_every_pair(max_bits: int) -> None:
+    random = np.random.default_rng(max_bits)
+    centers = random.integers(0, 2**63, 40, dtype=np.uint64)
+    flips = np.uint64(1) << random.integers(0, 64, (6, 400), dtype=np.uint64)
+    hashes = random.choice(centers, 400)
+    for flip in flips:
+        hashes = np.where(random.random(400) < 0.6, hashes ^ flip, hashes)
+    close = np.bitwise_count(hashes[:, None] ^ hashes[None, :]) <= max_bits
+    expected = connected_components(coo_matrix(close), directed=False)[1]
+    assert near_duplicate_groups(hashes, max_bits).tolist() == expected.tolist()
+    assert 40 <= expected.max() + 1 <= 400
+
+
+def test_no_group_is_divided_by_a_split_of_the_training_set(workspace: Path) -> None:
+    hashes = np.repeat(np.random.default_rng(0).integers(0, 2**63, 100, dtype=np.uint64), 4)
+    write_facts(workspace, {"train": facts(400, 0, phash=hashes)})
+    prepare.main()
+    groups = [set(table["group"]) for table in labels(workspace).values()]
+    assert sum(map(len, groups)) == len(set().union(*groups)) == 100
+    assert [len(table) for table in labels(workspace).values()] == [320, 60, 20, 0]
+
+
+def test_calibration_comes_out_of_the_validation_set(workspace: Path) -> None:
+    write_facts(workspace, {"train": facts(50, 0), "val": facts(80, 1), "test": facts(9, 2)})
+    prepare.main()
+    tables = labels(workspace)
+    assert [len(tables[name]) for name in SPLITS] == [50, 60, 20, 9]
+    assert set(tables["calibration"]["set"]) == {"val"}
+    rows = sorted([*tables["val"]["row"], *tables["calibration"]["row"]])
+    assert rows == list(range(80))
+    assert report(workspace)["splits"]["val"]["num_groups"] == 60
+
+
+@pytest.mark.parametrize("which", ["train", "val"])
+@pytest.mark.parametrize("target", [0, 1])
+def test_a_set_of_one_class_is_refused(workspace: Path, which: str, target: int) -> None:
+    sets = {"train": facts(40, 0), "val": facts(40, 1)}
+    sets[which]["target"] = target
+    write_facts(workspace, sets)
+    missing = "fake" if target == 0 else "real"
+    with pytest.raises(UserError, match=f"the {which} split .* has no {missing} image"):
+        prepare.main()
+    assert not list(workspace.glob("data/*labels*"))
+    assert not (workspace / "metrics").exists()
+
+
+def test_bad_images_are_refused_by_name_and_reason(workspace: Path) -> None:
+    table = facts(40, 0)
+    table.loc[[3, 5], "error"] = "empty file"
+    write_facts(workspace, {"train": table, "val": facts(40, 1)})
+    with pytest.raises(
+        UserError, match=r"2 listed images .* 0-3.jpg of the train set \(empty file"
+    ):
+        prepare.main()
+    set_params(workspace, {"prepare.bad_images": "drop"})
+    prepare.main()
+    assert len(labels(workspace)["train"]) == 38
+    bad = report(workspace)["bad_images"]
+    assert bad["count"] == 2
+    assert bad["first"][0] == {"set": "train", "img_name": "0-3.jpg", "error": "empty file"}
+
+
+def test_a_planted_shortcut_is_shouted_at(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = facts(300, 0)
+    table["jpeg_tables"] = np.where(table["target"] == 1, "a", "b")
+    table["num_bytes"] -= 800 * table["target"]
+    write_facts(workspace, {"train": table, "val": facts(300, 1)})
+    prepare.main()
+    found = report(workspace)["splits"]
+    assert found["train"]["shortcuts"]["jpeg_tables"] == 1.0
+    assert found["train"]["shortcuts"]["num_bytes"] > 0.9
+    assert max(found["val"]["shortcuts"].values()) < 0.6
+    shouted = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert len(shouted) == 1
+    assert "jpeg_tables (1.000)" in shouted[0]
+
+
+def test_copies_and_leaks_between_splits_are_counted(workspace: Path) -> None:
+    train, val = facts(40, 0), facts(40, 1)
+    copied = ["sha256", "phash"]
+    val.loc[:2, copied] = train.loc[:2, copied].to_numpy()
+    train.loc[10, copied] = train.loc[11, copied]
+    write_facts(workspace, {"train": train, "val": val})
+    prepare.main()
+    found = report(workspace)["duplicates"]
+    assert found["exact_copies"] == 4
+    assert found["exact_copies_with_both_labels"] == 1
+    across = found["groups_across_splits"]
+    assert across["train/val"] + across["train/calibration"] == 3
+
+
+def test_preparing_twice_gives_the_same_bytes(workspace: Path) -> None:
+    write_facts(workspace, {"train": facts(60, 0), "val": facts(60, 1)})
+    seen = []
+    for _ in range(2):
+        prepare.main()
+        paths = [*Path("data/labels").iterdir(), Path("metrics/data.json")]
+        seen.append({path: path.read_bytes() for path in paths})
+    assert seen[0] == seen[1]
