@@ -117,7 +117,7 @@ def make_curves(table: pd.DataFrame, threshold: float) -> dict[str, pd.DataFrame
     return {
         "roc": _thinned(pd.DataFrame({"fpr": fpr, "tpr": tpr})),
         "precision_recall": _thinned(pd.DataFrame({"recall": recall, "precision": precision})),
-        "scores": pd.DataFrame({"score": (edges[:-1] + edges[1:]) / 2} | histograms),
+        "scores": pd.DataFrame({"score": edges[:-1] + 0.5 / HISTOGRAM_BINS} | histograms).round(6),
         "confusion": pd.DataFrame(
             [(actual, predicted, found[key]) for actual, predicted, key in kinds],
             columns=["actual", "predicted", "count"],

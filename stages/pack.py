@@ -12,12 +12,14 @@ packed as an empty one. Memory use does not grow with the number of images.
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import imagehash
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,11 +49,9 @@ FACTS_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("phash", pa.uint64()),  # 64-bit perceptual hash (Zauner 2010, as in ImageHash)
         ("jpeg_tables", pa.string()),  # digest of the quantisation tables, null for other formats
-        ("jpeg_quality", pa.int8()),  # 1 to 100 on libjpeg's scale, estimated from the tables
+        ("jpeg_quality", pa.int8()),  # 1 to 100 on libjpeg's scale, from the luminance table
     ]
 )
-# Luminance table of JPEG's Annex K; libjpeg scales it by the quality. Its sum is all we need.
-ANNEX_K_LUMINANCE_SUM = 3688
 
 
 class DataParams(StageParams):
@@ -145,11 +145,21 @@ def _tables_digest(tables: dict[int, list[int]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@cache
+def _libjpeg_tables() -> np.ndarray:
+    """Return libjpeg's luminance tables of the qualities 1 to 100, by asking it: int (100, 64)."""
+    tables = []
+    for quality in range(1, 101):
+        buffer = BytesIO()
+        Image.new("L", (8, 8)).save(buffer, "JPEG", quality=quality)
+        with Image.open(buffer) as image:
+            tables.append(image.quantization[0])
+    return np.array(tables)
+
+
 def _jpeg_quality(luminance: list[int]) -> int:
-    """Invert libjpeg's scaling of the Annex K table (jcparam.c, jpeg_quality_scaling)."""
-    scale = 100 * sum(luminance) / ANNEX_K_LUMINANCE_SUM
-    quality = (200 - scale) / 2 if scale <= 100 else 5000 / scale
-    return min(max(round(quality), 1), 100)
+    """Return the quality of libjpeg whose table is the nearest."""
+    return 1 + int(np.abs(_libjpeg_tables() - luminance).sum(axis=1).argmin())
 
 
 class ShardWriter:

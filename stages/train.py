@@ -30,7 +30,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
+from timm.utils import ModelEmaV3, distribute_bn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
@@ -282,13 +282,13 @@ class TrainingLoop:
     ) -> None:
         self.params, self.images, self.hardware = params, images, hardware
         self.detector = detector
-        self.network: torch.nn.Module = detector.model
+        self.parallel: DistributedDataParallel | None = None
         if hardware.world_size > 1:
             if hardware.device.type == "cuda":
                 detector.model = convert_sync_batchnorm(detector.model)
-            self.network = DistributedDataParallel(detector.model)
-        if params.compile:
-            self.network = torch.compile(self.network)
+            self.parallel = DistributedDataParallel(detector.model)
+        network = self.parallel or detector.model
+        self.network = torch.compile(network) if params.compile else network
         self.steps_per_epoch = len(images) // params.batch_size
         self.optimizer = create_optimizer_v2(
             detector.model, opt=params.optimizer, lr=params.lr,
@@ -335,7 +335,12 @@ class TrainingLoop:
                 self._update()
                 updates += 1
                 self.schedule.step_update(updates)
-        total = self._sum_over_processes(loss_sum).item()
+        if self.parallel:
+            dist.all_reduce(loss_sum)
+            # Each process has seen other images; the kept weights need one set of statistics.
+            for detector in {self.detector, self.evaluated_detector}:
+                distribute_bn(detector, hardware.world_size, reduce=True)
+        total = loss_sum.item()
         num_batches = len(batches) * hardware.world_size
         speed = clock.speed(self.steps_per_epoch * params.batch_size)
         return {"lr": lr, "train_loss": total / num_batches}, speed
@@ -353,8 +358,8 @@ class TrainingLoop:
             # timm's Mixup draws from NumPy's global generator: fixed by seed, epoch and batch.
             np.random.seed(np.random.SeedSequence([params.seed, *key]).generate_state(1))
             images, targets = self.mix(images, targets)
-        if hasattr(self.network, "require_backward_grad_sync"):
-            self.network.require_backward_grad_sync = synchronise
+        if self.parallel:  # micro-batches before the last one of a step stay at home
+            self.parallel.require_backward_grad_sync = synchronise
         with self.hardware.autocast():
             outputs = self.network(images)
         smoothing = 0.0 if self.mix else params.label_smoothing
@@ -373,11 +378,6 @@ class TrainingLoop:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update(self.detector)
-
-    def _sum_over_processes(self, value: torch.Tensor) -> torch.Tensor:
-        if self.hardware.world_size > 1:
-            dist.all_reduce(value)
-        return value
 
 
 @torch.inference_mode()

@@ -10,13 +10,14 @@ import pytest
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from stages import prepare
+from stages import pack, prepare
 from stages.lib.audit import near_duplicate_groups
 from stages.lib.errors import UserError
 from stages.lib.labels import read_labels
 from stages.pack import FACTS_SCHEMA
 from tests.conftest import ROOT, set_params
 
+FACE_SWAPS = ROOT.parent / "shared/data/lfw_faceswap"
 SPLITS = ("train", "val", "calibration", "test")
 
 
@@ -149,6 +150,20 @@ def test_a_planted_shortcut_is_shouted_at(
     shouted = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
     assert len(shouted) == 1
     assert "jpeg_tables (1.000)" in shouted[0]
+
+
+@pytest.mark.skipif(
+    not FACE_SWAPS.is_dir(), reason=f"the real data set {FACE_SWAPS.name} is absent"
+)
+def test_the_shortcuts_of_a_real_data_set_are_found(workspace: Path) -> None:
+    """Its reals have one JPEG table, its fakes another, and the fakes' files are larger."""
+    set_params(workspace, {"data.root": str(FACE_SWAPS)})
+    pack.main()
+    prepare.main()
+    for split in ("train", "val"):
+        found = report(workspace)["splits"][split]["shortcuts"]
+        assert found["jpeg_tables"] == 1.0
+        assert found["num_bytes"] > 0.9
 
 
 def test_copies_and_leaks_between_splits_are_counted(workspace: Path) -> None:

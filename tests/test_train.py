@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
 
 from stages.lib.errors import UserError
 from stages.lib.hardware import Hardware
 from stages.lib.params import load_params
+from stages.predict import main as predict
 from stages.train import TrainParams, main, make_schedule, training_batches
 from tests.conftest import ROOT, environment, run, set_params
 
@@ -126,6 +128,16 @@ def test_two_processes_train_the_same_model_as_one(workspace: Path) -> None:
         weights[-1]["history"] = torch.tensor(history(workspace)[["train_loss", "val_loss"]].values)
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_keep_the_weights_that_they_judged(workspace: Path) -> None:
+    """Batch normalisation's statistics differ between processes until they are averaged."""
+    done = train_in_new_process(workspace, num_processes=2, epochs=3, ema_decay=0.5)
+    assert done.returncode == 0, done.stderr
+    predict()
+    scores = pd.read_csv("data/scores/val.csv")["score"]
+    targets = pd.read_csv("data/labels/val.csv")["target"]
+    assert roc_auc_score(targets, scores) == pytest.approx(history(workspace)["val_auc"].max())
 
 
 @pytest.mark.parametrize(

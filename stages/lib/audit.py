@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import TargetEncoder
+from sklearn.preprocessing import OneHotEncoder
 
 from stages.lib.competition import FAKE, REAL
 
@@ -103,17 +103,16 @@ def _shortcuts(rows: pd.DataFrame, seed: int) -> dict[str, float]:
     for fact in ("num_bytes", "width", "height", "jpeg_quality"):
         auc = roc_auc_score(target, rows[fact].fillna(0).to_numpy(dtype=float))
         found[fact] = round(float(max(auc, 1 - auc)), 4)
-    found["jpeg_tables"] = round(_categorical_auc(rows, target, "jpeg_tables", seed), 4)
+    num_folds = min(5, *np.bincount(target))
+    if num_folds > 1:
+        found["jpeg_tables"] = round(_tables_auc(rows["jpeg_tables"], target, num_folds, seed), 4)
     return found
 
 
-def _categorical_auc(rows: pd.DataFrame, target: np.ndarray, fact: str, seed: int) -> float:
-    """Return the AUC of a category's share of fakes, learnt on other folds of the split."""
-    num_folds = min(5, *np.bincount(target))
-    if num_folds < 2:
-        return 0.5
+def _tables_auc(tables: pd.Series, target: np.ndarray, num_folds: int, seed: int) -> float:
+    """Return the AUC of knowing which JPEG tables are fakes' tables, learnt on other folds."""
+    classifier = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression())
     folds = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
-    classifier = make_pipeline(TargetEncoder(cv=folds), LogisticRegression())
-    categories = rows[[fact]].fillna("none").astype(str)
-    scores = cross_val_predict(classifier, categories, target, cv=folds, method="predict_proba")
+    names = tables.fillna("none").to_frame()
+    scores = cross_val_predict(classifier, names, target, cv=folds, method="predict_proba")
     return float(roc_auc_score(target, scores[:, FAKE]))

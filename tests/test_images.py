@@ -1,0 +1,124 @@
+"""From encoded bytes to the model's input: decoders agree, and chance depends on the seed alone."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as tv
+
+from stages.lib.images import (
+    Augmentation,
+    LabelledImages,
+    Normalize,
+    Preprocessing,
+    decode,
+    make_loader,
+    resize,
+    sequential_batches,
+)
+
+PREPROCESSING = Preprocessing(
+    image_size=24, interpolation="bicubic", mean=[0.5, 0.4, 0.3], std=[0.2, 0.25, 0.3]
+)
+BOTH_FLIPS = Augmentation(horizontal_flip=0.5, vertical_flip=0.5)
+
+
+def photograph(size: tuple[int, int] = (60, 50), seed: int = 0) -> Image.Image:
+    """Return a smooth colourful picture, as a photograph is."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("format", "mode", "tolerance"),
+    [("JPEG", "RGB", 2), ("JPEG", "L", 2), ("JPEG", "CMYK", 6), ("PNG", "RGB", 0),
+     ("PNG", "RGBA", 0), ("PNG", "P", 0), ("WEBP", "RGB", 0), ("BMP", "RGB", 0)],
+)  # fmt: skip
+def test_decoding_agrees_with_pillow(format: str, mode: str, tolerance: int) -> None:
+    content = encoded(photograph().convert(mode), format)
+    ours = decode(memoryview(content))
+    with Image.open(BytesIO(content)) as image:
+        theirs = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    assert ours.shape == theirs.shape == (3, 50, 60)
+    assert ours.dtype == torch.uint8
+    assert (ours.int() - theirs.int()).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(60, 50), (300, 200), (10, 12)])
+def test_resizing_agrees_with_pillow(interpolation: str, size: tuple[int, int]) -> None:
+    image = photograph(size)
+    chosen = PREPROCESSING.model_copy(update={"interpolation": interpolation})
+    ours = resize(tv.pil_to_tensor(image), chosen)
+    theirs = tv.pil_to_tensor(image.resize((24, 24), Image.Resampling[interpolation.upper()]))
+    assert (ours.int() - theirs.int()).abs().max() <= 2
+
+
+def test_normalising_is_torchvisions() -> None:
+    images = torch.randint(0, 256, (4, 3, 5, 6), dtype=torch.uint8)
+    scaled = tv.to_dtype(images, torch.float32, scale=True)
+    expected = tv.normalize(scaled, PREPROCESSING.mean, PREPROCESSING.std)
+    torch.testing.assert_close(Normalize(PREPROCESSING)(images), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> pd.DataFrame:
+    """Twenty packed images under tmp_path and their labels, in another order."""
+    (tmp_path / "train").mkdir()
+    contents = [encoded(photograph(seed=i), "JPEG") for i in range(20)]
+    schema = pa.schema([("image", pa.binary())])
+    with pa.ipc.new_file(str(tmp_path / "train/images-00000.arrow"), schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays([pa.array(contents)], schema=schema))
+    rows = np.random.default_rng(0).permutation(20)
+    return pd.DataFrame({"target": pd.array(rows % 2, "Int8"), "set": "train", "row": rows})
+
+
+def load(images: LabelledImages, batches: list, num_workers: int) -> dict[int, torch.Tensor]:
+    return {
+        int(index): image
+        for batch, _, indices in make_loader(images, batches, num_workers, pin=False)
+        for image, index in zip(batch, indices, strict=True)
+    }
+
+
+def test_chance_depends_on_seed_epoch_and_image_alone(labels: pd.DataFrame, tmp_path: Path) -> None:
+    def loaded(seed: int, epoch: int, order: list[int], num_workers: int) -> torch.Tensor:
+        images = LabelledImages(labels, tmp_path, PREPROCESSING, BOTH_FLIPS, seed)
+        batches = [[(epoch, i) for i in order[:7]], [(epoch, i) for i in order[7:]]]
+        found = load(images, batches, num_workers)
+        return torch.stack([found[index] for index in range(20)])
+
+    forwards, backwards = list(range(20)), list(range(20))[::-1]
+    reference = loaded(0, 3, forwards, 0)
+    assert torch.equal(loaded(0, 3, backwards, 2), reference)
+    assert not torch.equal(loaded(0, 4, forwards, 0), reference)
+    assert not torch.equal(loaded(1, 3, forwards, 0), reference)
+
+
+def test_an_image_is_the_one_that_its_label_names(labels: pd.DataFrame, tmp_path: Path) -> None:
+    images = LabelledImages(labels, tmp_path, PREPROCESSING)
+    for index, (target, row) in enumerate(zip(labels["target"], labels["row"], strict=True)):
+        image, found, same = images[(0, index)]
+        expected = resize(decode(encoded(photograph(seed=row), "JPEG")), PREPROCESSING)
+        assert torch.equal(image, expected)
+        assert (found, same) == (target, index)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [0, 1, 7, 64, 65])
+def test_every_image_goes_to_exactly_one_process(count: int, world_size: int) -> None:
+    parts = [sequential_batches(count, 4, rank, world_size) for rank in range(world_size)]
+    seen = [index for part in parts for batch in part for _, index in batch]
+    assert sorted(seen) == list(range(count))
+    assert all(0 < len(batch) <= 4 for part in parts for batch in part)
