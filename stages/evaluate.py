@@ -26,8 +26,7 @@ from stages.lib.tracking import tracker_of
 
 LABELS = Path("data/labels")
 SCORES = Path("data/scores")
-HISTORY = Path("data/model/history.csv")
-WEIGHTS = Path("data/model/weights.safetensors")
+MODEL = Path("data/model")
 METRICS = Path("metrics/evaluation.json")
 PLOTS = Path("metrics/plots")
 CURVE_POINTS = 500  # enough for the eye, few enough for Git
@@ -51,14 +50,14 @@ def main() -> None:
         if table["target"].nunique() == len(CLASS_NAMES):
             metrics[name] = evaluate(table, threshold)
     curves = make_curves(splits["val"], threshold)
-    curves["history"] = pd.read_csv(HISTORY)
+    curves["history"] = pd.read_csv(MODEL / "history.csv")
     with fresh_folder(PLOTS) as folder:
         for name, curve in curves.items():
             if name != "history":  # it lies beside the weights already
                 write_table(curve, folder / f"{name}.csv")
     write_json(METRICS, metrics)
     _say(metrics)
-    tracker = tracker_of(WEIGHTS)
+    tracker = tracker_of(MODEL)
     tracker.log_metrics(flatten(metrics))
     tracker.log_file(METRICS)
     for name, figure in draw_all(curves).items():

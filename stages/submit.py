@@ -20,7 +20,7 @@ from stages.lib.tracking import tracker_of
 
 SCORES = Path("data/scores/test.csv")
 TEST_SET = Path("data/packed/test")
-WEIGHTS = Path("data/model/weights.safetensors")
+MODEL = Path("data/model")
 SUBMISSION = Path("data/submission")
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     with fresh_folder(SUBMISSION) as folder:
         write_table(submission, folder / "submission.csv")
     print(f"{SUBMISSION / 'submission.csv'}: {len(submission)} images")
-    tracker_of(WEIGHTS).log_file(SUBMISSION / "submission.csv")
+    tracker_of(MODEL).log_file(SUBMISSION / "submission.csv")
 
 
 def make_submission(

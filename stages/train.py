@@ -52,7 +52,7 @@ from stages.lib.model import (
 )
 from stages.lib.params import StageParams, load_params
 from stages.lib.progress import progress_bar
-from stages.lib.tracking import NoTracker, training_run
+from stages.lib.tracking import Tracker, training_run
 
 LABELS = Path("data/labels")
 PACKED = Path("data/packed")
@@ -165,7 +165,7 @@ class Best:
 
 
 def train(
-    params: TrainParams, labels: dict[str, pd.DataFrame], hardware: Hardware, tracker: NoTracker
+    params: TrainParams, labels: dict[str, pd.DataFrame], hardware: Hardware, tracker: Tracker
 ) -> None:
     """Train for params.epochs and write MODEL (first process only)."""
     torch.manual_seed(params.seed)  # the initial weights
@@ -216,8 +216,7 @@ def train(
         )
         _write_model(best, config, history)
         tracker.log_metrics({"best_epoch": best.epoch, "best_val_auc": best.auc})
-        example = bytes(images["val"].packs[images["val"].sets[0]][int(images["val"].rows[0])])
-        tracker.log_detector(MODEL, MODEL / WEIGHTS_FILE, example)
+        tracker.log_detector(MODEL, MODEL / WEIGHTS_FILE)
 
 
 def _provenance(weights: str) -> str:
@@ -235,7 +234,7 @@ def _announce(
     detector: Detector,
     labels: dict[str, pd.DataFrame],
     hardware: Hardware,
-    tracker: NoTracker,
+    tracker: Tracker,
 ) -> None:
     num_parameters = sum(parameter.numel() for parameter in detector.parameters())
     print(f"device: {hardware}")
@@ -258,7 +257,7 @@ def _report_epoch(
     results: dict[str, float],
     speed: dict[str, float],
     best: Best,
-    tracker: NoTracker,
+    tracker: Tracker,
 ) -> None:
     print(
         f"{epoch + 1:3d}/{params.epochs:<3d} {results['lr']:8.2e}  {results['train_loss']:10.4f}"

@@ -1,0 +1,100 @@
+"""MLflow mirrors and never rules: what fails there stops no stage and is made up for later."""
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from stages.evaluate import main as evaluate
+from stages.predict import main as predict
+from stages.train import main as train
+from tests.conftest import environment, set_params
+
+
+@pytest.fixture(autouse=True)
+def in_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("DVC_ROOT", str(workspace))  # as DVC does: the store is in there
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "TRACKING"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    mlflow.set_tracking_uri(None)
+
+
+def runs(workspace: Path) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("deepfake-detection")
+    return client.search_runs([experiment.experiment_id])
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////dev/null/mlflow.db"])
+def test_training_goes_on_without_mlflow_and_is_mirrored_later(
+    workspace: Path,
+    uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    train()
+    shown = capsys.readouterr().out
+    assert shown.count("WARNING: MLflow has failed") == 1
+    assert "dvc repro --force --single-item evaluate" in shown
+    assert (workspace / "data/model/weights.safetensors").is_file()
+    predict()
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    evaluate()
+    (mirrored,) = runs(workspace)
+    history = pd.read_csv(workspace / "data/model/history.csv")
+    client = MlflowClient()
+    logged = client.get_metric_history(mirrored.info.run_id, "val_auc")
+    assert [metric.value for metric in logged] == history["val_auc"].tolist()
+    assert mirrored.data.metrics["val.auc"] == history["val_auc"].max()
+    assert mirrored.info.status == "FINISHED"
+    mlflow.pyfunc.load_model(f"runs:/{mirrored.info.run_id}/model")
+    evaluate()
+    assert len(runs(workspace)) == 1
+
+
+def test_an_artifact_store_that_cannot_be_written_stops_nothing(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workspace / "mlartifacts").write_text("a file where the folder should be")
+    train()
+    assert capsys.readouterr().out.count("WARNING: MLflow has failed") == 1
+    assert (workspace / "data/model/weights.safetensors").is_file()
+    assert [run.info.status for run in runs(workspace)] == ["FINISHED"]
+
+
+def test_a_killed_training_is_marked_by_the_next_one(workspace: Path) -> None:
+    set_params(workspace, {"train.epochs": 500})
+    process = subprocess.Popen(
+        ["python", "-m", "stages.train"],
+        cwd=workspace,
+        env=environment() | {"DVC_ROOT": str(workspace)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert any(line.strip().startswith("1/500") for line in process.stdout)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert [run.info.status for run in runs(workspace)] == ["RUNNING"]
+    set_params(workspace, {"train.epochs": 1})
+    train()
+    assert [run.info.status for run in runs(workspace)] == ["FINISHED", "KILLED"]
+
+
+def test_tracking_can_be_switched_off(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRACKING", "off")
+    train()
+    assert "tracking is off" in capsys.readouterr().out
+    assert not (workspace / "mlflow.db").exists()
