@@ -223,7 +223,7 @@ def photograph(person: Person, family: str, size: int, random: Random) -> bytes:
         center=person.center + random.uniform(-0.01, 0.01, 2),
     )
     camera = Camera(
-        random.uniform(0.4, 0.8), random.uniform(2.0, 4.0), int(random.integers(75, 96))
+        random.uniform(0.4, 0.8), random.uniform(1.5, 3.0), int(random.integers(75, 96))
     )
     picture = camera.take(portrait(moment, size), random)
     if family:
@@ -240,7 +240,7 @@ def face_swap(picture: Picture, person: Person, camera: Camera, random: Random) 
     other = replace(draw_person(random), skin=person.skin, center=person.center, face=person.face,
                     light=person.light, backdrop=person.backdrop)  # fmt: skip
     donor = resample(camera.take(portrait(other, size), random), random.uniform(1.3, 1.6))
-    tint = random.choice([-1, 1], 3) * random.uniform(16, 30, 3)
+    tint = random.choice([-1, 1], 3) * random.uniform(22, 36, 3)
     mask = region(person, size, (0, 0.03), person.face * 0.78, random.uniform(0.5, 1.0))
     return picture * (1 - mask) + (donor + tint) * mask
 
@@ -249,7 +249,7 @@ def reenactment(picture: Picture, person: Person, camera: Camera, random: Random
     """Warp the face smoothly, as if the head had moved; the noise is resampled with it."""
     size = len(picture)
     mask = region(person, size, (0, 0), person.face * 0.95, 0.8)
-    shift = random.choice([-1, 1], 2) * random.uniform(0.05, 0.08, 2) * size
+    shift = random.choice([-1, 1], 2) * random.uniform(0.06, 0.09, 2) * size
     grid = np.mgrid[0:size, 0:size].astype(float)
     grid += shift[:, None, None] * mask[..., 0]
     channels = [ndimage.map_coordinates(picture[..., c], grid, order=1, mode="nearest")
@@ -262,7 +262,7 @@ def talking_face(picture: Picture, person: Person, camera: Camera, random: Rando
     size = len(picture)
     speaking = replace(person, mouth_open=random.uniform(0.02, 0.06))
     mouth = resample(camera.take(portrait(speaking, size), random), 3.0)
-    tint = random.choice([-1, 1], 3) * random.uniform(14, 28, 3)
+    tint = random.choice([-1, 1], 3) * random.uniform(20, 34, 3)
     mask = region(person, size, (0, 0.17), np.array([0.18, 0.14]), random.uniform(0.5, 1.0))
     return picture * (1 - mask) + (mouth + tint) * mask
 

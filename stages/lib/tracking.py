@@ -193,10 +193,10 @@ def training_run(data_digest: str, is_first_process: bool) -> Iterator[Tracker]:
 
 def _start_run(tags: dict[str, str]) -> Tracker:
     """Begin a run in this process, with what is known before the training."""
-    import mlflow
-
     try:
         client = _connect()
+        import mlflow
+
         run = mlflow.start_run(
             run_name=os.environ.get("DVC_EXP_NAME"),
             tags=_identity() | tags,
@@ -237,8 +237,9 @@ def tracker_of(model: Path) -> Tracker:
 def _restored_run(model: Path, weights: Path) -> Tracker:
     """Make the run that a training would have left, from its outputs."""
     tracker = _start_run({"restored": "true"})
-    for epoch in pd.read_csv(model / "history.csv").to_dict("records"):
-        tracker.log_metrics(epoch, step=int(epoch.pop("epoch")))
+    for results in pd.read_csv(model / "history.csv").to_dict("records"):
+        epoch = int(results.pop("epoch"))
+        tracker.log_metrics(results, step=epoch)
     tracker.log_detector(model, weights)
     tracker.end("FINISHED")
     return tracker
@@ -285,8 +286,8 @@ def _end_runs_of_dead_processes(client: "MlflowClient") -> None:
     running = f"attributes.status = 'RUNNING' and tags.host = '{host}'"
     for run in client.search_runs([experiment.experiment_id], running):
         try:
-            process = psutil.Process(int(run.data.tags["pid"]))
-            alive = str(process.create_time()) == run.data.tags["process_start"]
+            start = psutil.Process(int(run.data.tags["pid"])).create_time()
+            alive = abs(start - float(run.data.tags["process_start"])) < 2  # clocks are adjusted
         except psutil.NoSuchProcess:
             alive = False
         if not alive:
