@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from stages.evaluate import main as evaluate
+from stages.lib.tracking import _Stop
 from stages.predict import main as predict
 from stages.train import main as train
 from tests.conftest import environment, set_params
@@ -89,6 +90,21 @@ def test_a_killed_training_is_marked_by_the_next_one(workspace: Path) -> None:
     set_params(workspace, {"train.epochs": 1})
     train()
     assert [run.info.status for run in runs(workspace)] == ["FINISHED", "KILLED"]
+
+
+def test_a_signal_waits_for_the_end_of_a_write() -> None:
+    """In the middle of one, it would leave SQLite's transaction open and the store locked."""
+    stop = _Stop()
+    written = []
+    with pytest.raises(SystemExit) as ended, stop.after_write():
+        with stop.after_write():
+            stop(signal.SIGTERM)
+            written.append("inner")
+        written.append("outer")
+    assert written == ["inner", "outer"]
+    assert ended.value.code == 128 + signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGINT)
 
 
 def test_tracking_can_be_switched_off(

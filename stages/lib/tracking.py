@@ -50,6 +50,39 @@ SERVED_WITH = ("torch", "torchvision", "timm", "pandas", "pillow", "numpy", "pyd
                "pyarrow", "safetensors", "mlflow")  # fmt: skip
 
 
+class _Stop:
+    """Turns SIGTERM and Ctrl-C into exceptions, yet never in the middle of a write to MLflow.
+
+    An interrupted SQLite transaction would keep the store locked, and the run RUNNING for ever.
+    """
+
+    def __init__(self) -> None:
+        self.writing = False
+        self.pending: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None = None) -> None:
+        """Handle a signal, now or after the write."""
+        if self.writing:
+            self.pending = number
+            return
+        self.pending = None
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    @contextmanager
+    def after_write(self) -> Iterator[None]:
+        """Put signals off until the body is done."""
+        outer, self.writing = self.writing, True
+        try:
+            yield
+        finally:
+            self.writing = outer
+        if self.pending is not None:
+            self(self.pending)
+
+
+_stop = _Stop()
+
+
 def _forgiving(method: Callable[..., None]) -> Callable[..., None]:
     """Let a tracker's method fail: say so the first time, and leave MLflow alone from then on."""
 
@@ -57,11 +90,12 @@ def _forgiving(method: Callable[..., None]) -> Callable[..., None]:
     def call(self: "Tracker", *arguments: Any, **named: Any) -> None:
         if self.lost:
             return
-        try:
-            method(self, *arguments, **named)
-        except Exception as error:  # of the network, the database, the disk: all alike here
-            self.lost = True
-            _warn(error)
+        with _stop.after_write():
+            try:
+                method(self, *arguments, **named)
+            except Exception as error:  # of the network, the database, the disk: all alike here
+                self.lost = True
+                _warn(error)
 
     return call
 
@@ -155,10 +189,11 @@ class Tracker:
             return
         import mlflow
 
-        try:
-            mlflow.end_run(status)
-        except Exception as error:
-            _warn(error)
+        with _stop.after_write():
+            try:
+                mlflow.end_run(status)
+            except Exception as error:
+                _warn(error)
 
 
 def _example_image() -> bytes:
@@ -181,7 +216,7 @@ def training_run(data_digest: str, is_first_process: bool) -> Iterator[Tracker]:
             print("tracking is off (TRACKING=off): no MLflow run", flush=True)
         yield Tracker()
         return
-    with _sigterm_raises():
+    with _stoppable():
         tracker = _start_run({"data_sha256": data_digest})
         try:
             yield tracker
@@ -331,14 +366,11 @@ def _flat_params() -> dict[str, Any]:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that the run of a stopped training is marked FAILED."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C raise, so that the run of a stopped training is marked FAILED."""
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
