@@ -18,10 +18,12 @@ from sklearn import metrics as sk
 from stages.lib.competition import CLASS_NAMES, FAKE, REAL
 from stages.lib.errors import UserError, run_stage
 from stages.lib.figures import draw_all
-from stages.lib.files import fresh_folder, write_json
+from stages.lib.files import fresh_folder, sha256_of, write_json
 from stages.lib.labels import read_labels, write_table
 from stages.lib.metrics import choose_threshold, ranking_metrics, threshold_metrics
 from stages.lib.params import StageParams, load_params
+from stages.lib.registry import register
+from stages.lib.resampling import METRICS as RANKING_METRICS
 from stages.lib.tracking import tracker_of
 
 LABELS = Path("data/labels")
@@ -31,12 +33,15 @@ METRICS = Path("metrics/evaluation.json")
 PLOTS = Path("metrics/plots")
 CURVE_POINTS = 500  # enough for the eye, few enough for Git
 HISTOGRAM_BINS = 40
+CALIBRATION_BINS = 10
+WEIGHTS_DIGITS = 12  # of the weights' SHA-256; they lead from DVC's tables to the MLflow run
 
 
 class EvaluateParams(StageParams):
     """Section `evaluate`."""
 
     threshold: Literal["balanced_accuracy", "accuracy"]
+    champion_metric: Literal[tuple(RANKING_METRICS)]
 
 
 def main() -> None:
@@ -45,7 +50,11 @@ def main() -> None:
     splits = {name: labelled_scores(name) for name in ("val", "calibration", "test")}
     calibration = splits.pop("calibration")
     threshold = choose_threshold(*_arrays(calibration), params.threshold)
-    metrics: dict[str, Any] = {"threshold": threshold, "num_calibration": len(calibration)}
+    metrics: dict[str, Any] = {
+        "weights": sha256_of(MODEL / "weights.safetensors")[:WEIGHTS_DIGITS],
+        "threshold": threshold,
+        "num_calibration": len(calibration),
+    }
     for name, table in splits.items():
         if table["target"].nunique() == len(CLASS_NAMES):
             metrics[name] = evaluate(table, threshold)
@@ -57,11 +66,20 @@ def main() -> None:
                 write_table(curve, folder / f"{name}.csv")
     write_json(METRICS, metrics)
     _say(metrics)
+    mirror(metrics, curves, splits["val"], params.champion_metric)
+
+
+def mirror(
+    metrics: dict[str, Any], curves: dict[str, pd.DataFrame], val: pd.DataFrame, metric: str
+) -> None:
+    """Put metrics, figures and scores into the model's MLflow run, and the run's model forward."""
     tracker = tracker_of(MODEL)
     tracker.log_metrics(flatten(metrics))
     tracker.log_file(METRICS)
+    tracker.log_file(SCORES / "val.csv", "scores")
     for name, figure in draw_all(curves).items():
         tracker.log_figure(figure, f"figures/{name}.png")
+    tracker.attempt(lambda client, run: register(client, run, val, metric, metrics["val"][metric]))
 
 
 def labelled_scores(split: str) -> pd.DataFrame:
@@ -101,7 +119,7 @@ def _arrays(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_curves(table: pd.DataFrame, threshold: float) -> dict[str, pd.DataFrame]:
-    """Return the tables behind the plots: roc, precision_recall, scores, confusion."""
+    """Return the tables behind the plots: roc, precision_recall, scores, confusion, calibration."""
     targets, scores = _arrays(table)
     fpr, tpr, _ = sk.roc_curve(targets, scores)
     precision, recall, _ = sk.precision_recall_curve(targets, scores, drop_intermediate=True)
@@ -121,7 +139,16 @@ def make_curves(table: pd.DataFrame, threshold: float) -> dict[str, pd.DataFrame
             [(actual, predicted, found[key]) for actual, predicted, key in kinds],
             columns=["actual", "predicted", "count"],
         ),
+        "calibration": _calibration(targets, scores),
     }
+
+
+def _calibration(targets: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+    """Return mean score, share of fakes and number of images per equally wide bin of scores."""
+    bins = np.minimum((scores * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    rows = pd.DataFrame({"bin": bins, "mean_score": scores, "fake_share": targets, "count": 1})
+    kinds = {"mean_score": "mean", "fake_share": "mean", "count": "sum"}
+    return rows.groupby("bin").agg(kinds).reset_index(drop=True)
 
 
 def _thinned(curve: pd.DataFrame) -> pd.DataFrame:
@@ -132,12 +159,12 @@ def _thinned(curve: pd.DataFrame) -> pd.DataFrame:
 
 
 def flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Turn nested metrics into {"val.auc": ...}, as `dvc metrics show` names them."""
+    """Turn nested numbers into {"val.auc": ...}, as `dvc metrics show` names them."""
     flat: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{name}.")
-        else:
+        elif not isinstance(value, str):
             flat[f"{prefix}{name}"] = value
     return flat
 

@@ -191,8 +191,9 @@ def train(
     best = Best()
     history = []
     for epoch in range(params.epochs):
-        results, speed = loop.train_epoch(epoch)
-        results |= validate(loop.evaluated_detector, images["val"], params, hardware)
+        trained, speed = loop.train_epoch(epoch)
+        # The AUC first: MLflow's comparison of runs opens with the first metric.
+        results = validate(loop.evaluated_detector, images["val"], params, hardware) | trained
         if not np.isfinite(results["train_loss"] + results["val_loss"]):
             raise UserError(
                 f"training diverged in epoch {epoch + 1} (training loss {results['train_loss']}); "
@@ -215,7 +216,7 @@ def train(
             best_epoch=best.epoch,
         )
         _write_model(best, config, history)
-        tracker.log_metrics({"best_epoch": best.epoch, "best_val_auc": best.auc})
+        tracker.log_metrics({"best_epoch": best.epoch})
         tracker.log_detector(MODEL, MODEL / WEIGHTS_FILE)
 
 
@@ -266,7 +267,8 @@ def _report_epoch(
         f"  {speed['peak_memory_gb']:9.2f}{'  best' if best.epoch == epoch + 1 else ''}",
         flush=True,
     )
-    tracker.log_metrics(results | speed, step=epoch + 1)
+    tracker.log_epoch(epoch + 1, results)
+    tracker.log_metrics({f"speed/{name}": value for name, value in speed.items()}, step=epoch + 1)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -383,7 +385,7 @@ class TrainingLoop:
 def validate(
     detector: Detector, images: LabelledImages, params: TrainParams, hardware: Hardware
 ) -> dict[str, float]:
-    """Return loss, accuracy at 0.5 and AUC on images, the same in every process."""
+    """Return AUC, accuracy at 0.5 and loss on images, the same in every process."""
     batches = sequential_batches(len(images), params.batch_size, hardware.rank, hardware.world_size)
     loader = make_loader(images, batches, params.num_workers, hardware.device.type == "cuda")
     detector.eval()
@@ -398,12 +400,12 @@ def validate(
     targets = torch.from_numpy(images.targets)
     loss = F.binary_cross_entropy_with_logits(logits, targets.double())
     if not torch.isfinite(loss):
-        return {"val_loss": float("nan"), "val_accuracy": 0.0, "val_auc": 0.0}
+        return {"val_auc": 0.0, "val_accuracy": 0.0, "val_loss": float("nan")}
     scores = torch.sigmoid(logits).numpy()
     return {
-        "val_loss": float(loss),
-        "val_accuracy": float(((scores >= 0.5) == images.targets).mean()),
         "val_auc": float(roc_auc_score(images.targets, scores)),
+        "val_accuracy": float(((scores >= 0.5) == images.targets).mean()),
+        "val_loss": float(loss),
     }
 
 

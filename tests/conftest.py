@@ -1,11 +1,14 @@
 """What the tests share: a temporary clone of the project, tiny data, and a way to run commands."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -52,9 +55,20 @@ def run(
     *command: str, cwd: Path, check: bool = True, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; fails with all it printed where `check` and it does not succeed."""
-    done = subprocess.run(
-        command, cwd=cwd, env=environment() | env, capture_output=True, text=True, check=False
-    )
+    # Into files: at a pipe one would wait for what the command leaves in the background, too.
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env=environment() | env,
+            stdout=out,
+            stderr=err,
+            text=True,
+            check=False,
+        )
+        out.seek(0)
+        err.seek(0)
+        done.stdout, done.stderr = out.read(), err.read()
     if check and done.returncode:
         pytest.fail(f"{' '.join(command)}: {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done
@@ -133,3 +147,34 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workspace(prepared: Path, tmp_path: Path) -> Path:
     """A copy of the prepared clone, to train in."""
     return shutil.copytree(prepared, tmp_path / "workspace", symlinks=True)
+
+
+@pytest.fixture(scope="session")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which the experiments of the README have been run, eleven of them (slow)."""
+    clone = clone_project(tmp_path_factory.mktemp("team"), TINY)
+    run("dvc", "repro", cwd=clone)
+    run("git", "add", "-A", cwd=clone)
+    run("git", "commit", "-qm", "baseline", cwd=clone)
+    for command in readme_commands("dvc exp run -n here"):
+        run("bash", "-c", command, cwd=clone)
+    wait_for_queue(clone)
+    return clone
+
+
+def readme_commands(beginning: str) -> list[str]:
+    """Return the commands of the README's block that begins so."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if block.startswith(beginning)]
+    return block.splitlines()
+
+
+def wait_for_queue(clone: Path, seconds: int = 900) -> str:
+    """Return `dvc queue status` once nothing is queued or running."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        status = run("dvc", "queue", "status", cwd=clone).stdout
+        if "Running" not in status and "Queued" not in status:
+            return status
+        time.sleep(3)
+    pytest.fail(f"the queue is not done after {seconds} s:\n{status}")

@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +13,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from stages.evaluate import flatten
-from stages.lib.packed import PackedImages
 from tests.conftest import TINY, clone_project, draw_dataset, run, set_params
 
 SPLITS = ("val", "calibration", "test")
@@ -103,7 +101,7 @@ def test_the_run_has_the_metrics_of_every_epoch(
 ) -> None:
     history = pd.read_csv(pipeline / "data/model/history.csv")
     for name in ("train_loss", "val_loss", "val_auc", "val_accuracy", "lr"):
-        logged = client.get_metric_history(mlflow_run.info.run_id, name)
+        logged = client.get_metric_history(mlflow_run.info.run_id, f"epoch/{name}")
         assert [metric.step for metric in logged] == history["epoch"].tolist()
         assert [metric.value for metric in logged] == pytest.approx(history[name].tolist())
 
@@ -118,23 +116,13 @@ def test_the_run_has_the_final_metrics(pipeline: Path, mlflow_run: Run) -> None:
 def test_the_run_has_figures_files_and_data_sets(client: MlflowClient, mlflow_run: Run) -> None:
     run_id = mlflow_run.info.run_id
     files = {file.path for file in client.list_artifacts(run_id)}
-    assert {"params.yaml", "evaluation.json", "submission.csv", "figures"} <= files
+    assert {"params.yaml", "evaluation.json", "submission.csv", "figures", "scores"} <= files
     figures = {Path(file.path).stem for file in client.list_artifacts(run_id, "figures")}
-    assert figures == {"roc", "precision_recall", "scores", "confusion", "loss", "val_auc"}
+    assert figures == {"roc", "precision_recall", "scores", "confusion", "calibration", "loss",
+                       "val_auc"}  # fmt: skip
+    shown = {Path(file.path).name for file in client.list_artifacts(run_id, "explanations")}
+    assert shown == {"most_wrong.png", "most_wrong.csv"}
     assert {one.dataset.name for one in mlflow_run.inputs.dataset_inputs} == {"train", "val"}
-
-
-def test_the_logged_model_gives_the_scores_of_the_predict_stage(
-    pipeline: Path, mlflow_run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mlflow.set_tracking_uri(f"sqlite:///{pipeline / 'mlflow.db'}")
-    model = mlflow.pyfunc.load_model(f"runs:/{mlflow_run.info.run_id}/model")
-    assert str(model.metadata.signature.inputs) == "['image': binary (required)]"
-    assert model.metadata.saved_input_example_info
-    images = PackedImages(pipeline / "data/packed/test")
-    table = pd.DataFrame({"image": [bytes(images[row]) for row in range(len(images))]})
-    scores = pd.read_csv(pipeline / "data/scores/test.csv")["score"]
-    assert model.predict(table)["score"].to_numpy() == pytest.approx(scores.to_numpy(), abs=1e-6)
 
 
 def test_no_pickle_is_logged(pipeline: Path) -> None:
@@ -148,7 +136,8 @@ def test_dvc_shows_plots_and_metrics(pipeline: Path, tmp_path: Path) -> None:
     assert "val" in shown[""]["data"]["metrics/evaluation.json"]["data"]
     run("dvc", "plots", "show", "-o", str(tmp_path), cwd=pipeline)
     page = (tmp_path / "index.html").read_text()
-    for title in ("ROC", "Precision", "Scores", "Confusion", "Loss per epoch", "Validation AUC"):
+    for title in ("ROC", "Precision", "Scores", "Confusion", "Calibration", "Loss per epoch",
+                  "Validation AUC", "most_wrong.png"):  # fmt: skip
         assert title in page
 
 
@@ -165,7 +154,7 @@ def test_weights_restored_from_dvcs_cache_get_a_run_where_none_has_them(
     clone = shutil.copytree(pipeline, tmp_path / "clone", symlinks=True)
     (clone / "mlflow.db").unlink()
     for _ in range(2):  # the second time it is there
-        run("python", "-m", "stages.evaluate", cwd=clone)
+        run("dvc", "repro", "--force", "--single-item", "evaluate", cwd=clone)
     client = MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("deepfake-detection")
     (made,) = client.search_runs([experiment.experiment_id])

@@ -1,6 +1,8 @@
 """MLflow mirrors and never rules: what fails there stops no stage and is made up for later."""
 
+import shutil
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +14,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from stages.evaluate import main as evaluate
-from stages.lib.tracking import _Stop
+from stages.lib.signals import Stop
+from stages.lib.store import connect
 from stages.predict import main as predict
 from stages.train import main as train
-from tests.conftest import environment, set_params
+from tests.conftest import environment, run, set_params
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +58,7 @@ def test_training_goes_on_without_mlflow_and_is_mirrored_later(
     (mirrored,) = runs(workspace)
     history = pd.read_csv(workspace / "data/model/history.csv")
     client = MlflowClient()
-    logged = client.get_metric_history(mirrored.info.run_id, "val_auc")
+    logged = client.get_metric_history(mirrored.info.run_id, "epoch/val_auc")
     assert [metric.value for metric in logged] == history["val_auc"].tolist()
     assert mirrored.data.metrics["val.auc"] == history["val_auc"].max()
     assert mirrored.info.status == "FINISHED"
@@ -71,7 +74,59 @@ def test_an_artifact_store_that_cannot_be_written_stops_nothing(
     train()
     assert capsys.readouterr().out.count("WARNING: MLflow has failed") == 1
     assert (workspace / "data/model/weights.safetensors").is_file()
-    assert [run.info.status for run in runs(workspace)] == ["FINISHED"]
+    assert [one.info.status for one in runs(workspace)] == ["FINISHED"]
+
+
+def test_a_locked_store_stops_nothing_and_is_mirrored_later(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connect()
+    with sqlite3.connect(workspace / "mlflow.db", isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        train()
+        other.execute("ROLLBACK")
+    shown = capsys.readouterr().out
+    assert shown.count("WARNING: MLflow has failed") == 1
+    assert "database is locked" in shown
+    predict()
+    evaluate()
+    (mirrored,) = [one for one in runs(workspace) if "weights_sha256" in one.data.tags]
+    assert mirrored.data.metrics["val.auc"]
+
+
+def test_a_full_disk_for_artifacts_stops_nothing(workspace: Path) -> None:
+    (workspace / "mlartifacts").mkdir()
+    mount = "mount -t tmpfs -o size=64k none mlartifacts && "
+    full = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    if (
+        not shutil.which("unshare")
+        or run(*full, f"{mount} true", cwd=workspace, check=False).stderr
+    ):
+        pytest.skip("this machine lets nobody mount a small disk")
+    env = {"DVC_ROOT": str(workspace)}
+    done = run(*full, f"{mount} python -m stages.train", cwd=workspace, **env)
+    assert done.stdout.count("WARNING: MLflow has failed") == 1
+    assert "No space left on device" in done.stdout
+    assert (workspace / "data/model/weights.safetensors").is_file()
+
+
+def test_uncommitted_changes_are_said_and_kept(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("git", "add", "-A", cwd=workspace)
+    run("git", "commit", "-qm", "all", cwd=workspace)
+    train()
+    assert "uncommitted" not in capsys.readouterr().out
+    set_params(workspace, {"train.lr": 0.007})
+    train()
+    assert "note: 1 uncommitted files (params.yaml)" in capsys.readouterr().out
+    dirty, clean = runs(workspace)
+    assert [one.data.tags["git_dirty"] for one in (dirty, clean)] == ["true", "false"]
+    client = MlflowClient()
+    diff = Path(client.download_artifacts(dirty.info.run_id, "uncommitted.diff")).read_text()
+    assert "+  lr: 0.007" in diff
+    assert "uncommitted.diff" in dirty.data.tags["mlflow.note.content"]
+    assert not [f for f in client.list_artifacts(clean.info.run_id) if "diff" in f.path]
 
 
 def test_a_killed_training_is_marked_by_the_next_one(workspace: Path) -> None:
@@ -86,15 +141,15 @@ def test_a_killed_training_is_marked_by_the_next_one(workspace: Path) -> None:
     assert any(line.strip().startswith("1/500") for line in process.stdout)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert [run.info.status for run in runs(workspace)] == ["RUNNING"]
+    assert [one.info.status for one in runs(workspace)] == ["RUNNING"]
     set_params(workspace, {"train.epochs": 1})
     train()
-    assert [run.info.status for run in runs(workspace)] == ["FINISHED", "KILLED"]
+    assert [one.info.status for one in runs(workspace)] == ["FINISHED", "KILLED"]
 
 
 def test_a_signal_waits_for_the_end_of_a_write() -> None:
     """In the middle of one, it would leave SQLite's transaction open and the store locked."""
-    stop = _Stop()
+    stop = Stop()
     written = []
     with pytest.raises(SystemExit) as ended, stop.after_write():
         with stop.after_write():

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
+from stages.lib.signals import stoppable
+
 
 class UserError(Exception):
     """A mistake in the data, the parameters or the environment that the user can mend.
@@ -16,7 +18,8 @@ class UserError(Exception):
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's main; a UserError becomes one line on stderr and exit code 1."""
     try:
-        main()
+        with stoppable():
+            main()
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # under torchrun only the first process speaks
             print(f"error: {error}", file=sys.stderr)

@@ -17,6 +17,7 @@ def draw_all(curves: dict[str, pd.DataFrame]) -> dict[str, Figure]:
         ),
         "scores": lambda axes: _lines(axes, curves["scores"], "score", ["real", "fake"]),
         "confusion": lambda axes: _confusion(axes, curves["confusion"]),
+        "calibration": lambda axes: _calibration(axes, curves["calibration"]),
         "loss": lambda axes: _lines(axes, history, "epoch", ["train_loss", "val_loss"]),
         "val_auc": lambda axes: _lines(axes, history, "epoch", ["val_auc", "val_accuracy"]),
     }
@@ -40,6 +41,17 @@ def _lines(axes: Axes, table: pd.DataFrame, x: str, ys: list[str]) -> None:
     for y in ys:
         axes.plot(table[x], table[y], label=y, marker="." if len(table) < 50 else None)
     axes.set_xlabel(x)
+    axes.legend()
+    axes.grid(alpha=0.3)
+
+
+def _calibration(axes: Axes, table: pd.DataFrame) -> None:
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfectly calibrated")
+    axes.plot(table["mean_score"], table["fake_share"], marker="o")
+    for score, share, count in table.itertuples(index=False):
+        axes.annotate(f"{count:,.0f}", (score, share), (5, -9), textcoords="offset points", size=7)
+    axes.set(xlabel="mean score of a bin (number of images)", ylabel="share of fakes in it")
+    axes.set(xlim=(-0.02, 1.06), ylim=(-0.06, 1.02))
     axes.legend()
     axes.grid(alpha=0.3)
 

@@ -1,0 +1,1 @@
+"""Commands for people, beside the stages: run as python -m stages.tools.NAME."""

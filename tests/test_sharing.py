@@ -1,0 +1,59 @@
+"""A remote: what one person has computed, another one gets without computing."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import readme_commands, run, set_params
+
+
+@pytest.fixture(scope="module")
+def hub(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Git server's repository; the results were committed and pushed by the README's commands."""
+    folder = tmp_path_factory.mktemp("sharing")
+    mine = shutil.copytree(pipeline, folder / "mine", symlinks=True)
+    run("git", "clone", "-q", "--bare", str(mine), str(folder / "hub.git"), cwd=mine)
+    run("git", "remote", "add", "origin", str(folder / "hub.git"), cwd=mine)
+    run("git", "config", "push.autoSetupRemote", "true", cwd=mine)
+    for command in readme_commands("dvc remote add"):
+        command = command.replace("/mnt/share/deepfakes", str(folder / "store"))
+        run("bash", "-c", command, cwd=mine)
+    return folder / "hub.git"
+
+
+def clone_of(hub: Path, target: Path) -> Path:
+    run("git", "clone", "-q", str(hub), str(target), cwd=hub)
+    return target
+
+
+def test_a_colleague_pulls_and_computes_nothing(hub: Path, pipeline: Path, tmp_path: Path) -> None:
+    theirs = clone_of(hub, tmp_path / "theirs")
+    for command in readme_commands("dvc pull"):
+        done = run("bash", "-c", command, cwd=theirs)
+        assert "Running stage" not in done.stdout
+    name = "data/submission/submission.csv"
+    assert (theirs / name).read_bytes() == (pipeline / name).read_bytes()
+    assert run("git", "status", "--porcelain", cwd=theirs).stdout == ""
+
+
+def test_without_the_data_only_what_has_changed_runs(hub: Path, tmp_path: Path) -> None:
+    theirs = clone_of(hub, tmp_path / "theirs")
+    without_data = readme_commands("dvc pull")[-1]
+    assert "Running stage" not in run("bash", "-c", without_data, cwd=theirs).stdout
+    set_params(theirs, {"evaluate.threshold": "accuracy"})
+    done = run("dvc", "repro", "--pull", "--allow-missing", cwd=theirs)
+    ran = [line for line in done.stdout.splitlines() if line.startswith("Running stage")]
+    assert ran == ["Running stage 'evaluate':"]
+    assert not (theirs / "data/raw").exists()  # the images were not fetched for it
+
+
+@pytest.mark.slow
+def test_an_experiment_is_handed_over(hub: Path, tmp_path: Path) -> None:
+    mine, theirs = hub.parent / "mine", clone_of(hub, tmp_path / "theirs")
+    run("dvc", "exp", "run", "-n", "aside", "--temp", "-S", "train.lr=1e-3", cwd=mine)
+    run("dvc", "exp", "push", "origin", "aside", cwd=mine)
+    run("dvc", "exp", "pull", "origin", "aside", cwd=theirs)
+    run("dvc", "exp", "apply", "aside", cwd=theirs)
+    assert pd.read_csv(theirs / "data/model/history.csv")["lr"].max() == 1e-3
