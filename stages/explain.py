@@ -108,7 +108,7 @@ def draw_page(
     chosen: pd.DataFrame, pictures: list[np.ndarray], maps: list[np.ndarray], num_columns: int
 ) -> Figure:
     """Draw each image above its heatmap, a pair of rows for each class."""
-    figure = Figure(figsize=(2.1 * num_columns + 1.2, 10), dpi=120, layout="constrained")
+    figure = Figure(figsize=(2.1 * num_columns + 1.2, 10), dpi=100, layout="constrained")
     axes = figure.subplots(2 * len(CLASS_NAMES), num_columns, squeeze=False)
     for cell in axes.flat:
         cell.set_axis_off()
