@@ -29,7 +29,8 @@ test: $(VENV)/installed  ## style, then the quick tests
 test-slow: $(VENV)/installed  ## the tests that take minutes
 	python -m pytest -m slow
 
-ui: $(VENV)/installed  ## browse the runs at http://localhost:5000
+ui: $(VENV)/installed  ## browse the runs
+	@echo 'Runs: http://localhost:5000/#/experiments/1?workflowType=machine_learning'
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
 clean:  ## remove the environment

@@ -1,11 +1,13 @@
 """Turn scores into metrics, curves and pictures.
 
 params.yaml: evaluate; data/scores, data/labels, data/model/history.csv
-  ->  metrics/evaluation.json, metrics/plots/*.csv, and figures in the model's MLflow run
+  ->  metrics/{evaluation.json, intervals.csv, robustness.csv, plots/*.csv}, and figures in MLflow
 Run: python -m stages.evaluate
 
-The threshold is chosen on the calibration split alone, which took no part in training or in
-choosing the epoch. The epoch was chosen on val: its figures flatter the model a little.
+The threshold and the temperature are chosen on the calibration split alone, which took no part in
+training or in choosing the epoch. The epoch was chosen on val: its figures flatter the model a
+little. evaluation.json has the figures, intervals.csv their 95 % intervals, robustness.csv what is
+left of them where the pictures are perturbed.
 """
 
 from pathlib import Path
@@ -13,27 +15,37 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from sklearn import metrics as sk
+from scipy.special import expit
 
 from stages.lib.competition import CLASS_NAMES, FAKE, REAL
+from stages.lib.curves import make_curves, severities
 from stages.lib.errors import UserError, run_stage
 from stages.lib.figures import draw_all
 from stages.lib.files import fresh_folder, sha256_of, write_json
 from stages.lib.labels import read_labels, write_table
-from stages.lib.metrics import choose_threshold, ranking_metrics, threshold_metrics
+from stages.lib.metrics import (
+    METRICS,
+    RankedScores,
+    choose_threshold,
+    confusion,
+    fit_temperature,
+    plain_metrics,
+)
 from stages.lib.params import StageParams, load_params
 from stages.lib.registry import register
-from stages.lib.resampling import METRICS as RANKING_METRICS
+from stages.lib.resampling import Interval, metric_intervals
 from stages.lib.tracking import tracker_of
 
 LABELS = Path("data/labels")
 SCORES = Path("data/scores")
 MODEL = Path("data/model")
-METRICS = Path("metrics/evaluation.json")
+REPORT = Path("metrics/evaluation.json")
+INTERVALS = Path("metrics/intervals.csv")
+ROBUSTNESS = Path("metrics/robustness.csv")
 PLOTS = Path("metrics/plots")
-CURVE_POINTS = 500  # enough for the eye, few enough for Git
-HISTOGRAM_BINS = 40
-CALIBRATION_BINS = 10
+CALIBRATED = ("ece", "log_loss", "brier")  # reported before and after temperature scaling
+SHOWN = ("auc", "tpr_at_fpr_1e-2", "tpr_at_fpr_1e-3", "ece", "balanced_accuracy")
+REALS_FOR_1E_4 = 10_000  # fewer reals cannot show a false alarm in ten thousand
 WEIGHTS_DIGITS = 12  # of the weights' SHA-256; they lead from DVC's tables to the MLflow run
 
 
@@ -41,45 +53,58 @@ class EvaluateParams(StageParams):
     """Section `evaluate`."""
 
     threshold: Literal["balanced_accuracy", "accuracy"]
-    champion_metric: Literal[tuple(RANKING_METRICS)]
+    champion_metric: Literal[tuple(METRICS)]
 
 
 def main() -> None:
-    """Write metrics/evaluation.json and metrics/plots, and mirror them in MLflow."""
+    """Write metrics/evaluation.json, intervals.csv and plots, and mirror them in MLflow."""
     params = load_params("evaluate", EvaluateParams)
     splits = {name: labelled_scores(name) for name in ("val", "calibration", "test")}
     calibration = splits.pop("calibration")
     threshold = choose_threshold(*_arrays(calibration), params.threshold)
-    metrics: dict[str, Any] = {
+    temperature = fit_temperature(_arrays(calibration)[0], calibration["logit"].to_numpy())
+    report: dict[str, Any] = {
         "weights": sha256_of(MODEL / "weights.safetensors")[:WEIGHTS_DIGITS],
         "threshold": threshold,
+        "temperature": temperature,
         "num_calibration": len(calibration),
     }
+    intervals = []
     for name, table in splits.items():
         if table["target"].nunique() == len(CLASS_NAMES):
-            metrics[name] = evaluate(table, threshold)
+            report[name] = evaluate(table, threshold, temperature)
+            intervals += interval_rows(name, table, threshold)
     curves = make_curves(splits["val"], threshold)
+    perturbed = robustness_table(perturbed_scores(splits["val"]), threshold)
+    if len(perturbed):
+        report["robustness"] = summarise(perturbed)
+        curves["robustness"] = severities(perturbed)
     curves["history"] = pd.read_csv(MODEL / "history.csv")
     with fresh_folder(PLOTS) as folder:
         for name, curve in curves.items():
             if name != "history":  # it lies beside the weights already
                 write_table(curve, folder / f"{name}.csv")
-    write_json(METRICS, metrics)
-    _say(metrics)
-    mirror(metrics, curves, splits["val"], params.champion_metric)
+    table = pd.DataFrame(intervals)
+    write_table(table, INTERVALS)
+    write_table(perturbed, ROBUSTNESS)
+    write_json(REPORT, report)
+    _say(report, table, perturbed)
+    mirror(report, curves, splits["val"], params.champion_metric)
 
 
 def mirror(
-    metrics: dict[str, Any], curves: dict[str, pd.DataFrame], val: pd.DataFrame, metric: str
+    report: dict[str, Any], curves: dict[str, pd.DataFrame], val: pd.DataFrame, metric: str
 ) -> None:
     """Put metrics, figures and scores into the model's MLflow run, and the run's model forward."""
     tracker = tracker_of(MODEL)
-    tracker.log_metrics(flatten(metrics))
-    tracker.log_file(METRICS)
+    tracker.log_metrics(flatten(report))
+    tracker.log_file(REPORT)
+    tracker.log_file(INTERVALS)
+    tracker.log_file(ROBUSTNESS)
     tracker.log_file(SCORES / "val.csv", "scores")
     for name, figure in draw_all(curves).items():
         tracker.log_figure(figure, f"figures/{name}.png")
-    tracker.attempt(lambda client, run: register(client, run, val, metric, metrics["val"][metric]))
+    tracker.attempt(lambda client, run: register(client, run, val, metric, report["val"][metric]))
 
 
 def labelled_scores(split: str) -> pd.DataFrame:
@@ -94,68 +119,110 @@ def labelled_scores(split: str) -> pd.DataFrame:
             f"{SCORES / split}.csv and {LABELS / split}.csv do not list the same images; "
             "run `dvc repro predict`"
         )
-    return labels.assign(score=scores["score"]).dropna(subset=["target"])
+    scored = labels.assign(logit=scores["logit"], score=scores["score"])
+    return scored.dropna(subset=["target"])
 
 
-def evaluate(table: pd.DataFrame, threshold: float) -> dict[str, Any]:
-    """Return all metrics of a labelled split (columns target, score, family)."""
+def evaluate(table: pd.DataFrame, threshold: float, temperature: float) -> dict[str, Any]:
+    """Return all metrics of a labelled split (columns target, logit, score, family)."""
     targets, scores = _arrays(table)
-    counts = {"num_real": int((targets == REAL).sum()), "num_fake": int((targets == FAKE).sum())}
-    families = {}
-    for family in sorted(table["family"].dropna().unique()):
-        part = table[(table["target"] == REAL) | (table["family"] == family)]
-        if part["target"].nunique() == len(CLASS_NAMES):
-            families[family] = {"auc": float(sk.roc_auc_score(*_arrays(part)))}
+    scaled = expit(table["logit"].to_numpy() / temperature)
+    families = {
+        family: plain_metrics(*_arrays(part), ["auc"]) for family, part in _families(table).items()
+    }
     return (
-        counts
-        | ranking_metrics(targets, scores)
-        | threshold_metrics(targets, scores, threshold)
+        _counts(table)
+        | plain_metrics(targets, scores, _reported(table), threshold)
+        | {f"{k}_scaled": v for k, v in plain_metrics(targets, scaled, CALIBRATED).items()}
+        | confusion(targets, scores, threshold)
         | ({"families": families} if families else {})
     )
 
 
+def interval_rows(name: str, table: pd.DataFrame, threshold: float) -> list[dict[str, Any]]:
+    """Return one row per metric of a split and per family's AUC, with its 95 % interval and n."""
+    parts = {"all": (table, _reported(table))}
+    parts |= {family: (part, ["auc"]) for family, part in _families(table).items()}
+    rows = []
+    for family, (part, names) in parts.items():
+        ranked = RankedScores(*_arrays(part), threshold)
+        found = metric_intervals(ranked, part["group"].to_numpy(), names)
+        start = {"set": name, "family": family}
+        rows += [start | _row(metric, one) | _counts(part) for metric, one in found.items()]
+    return rows
+
+
+def _row(metric: str, found: Interval) -> dict[str, Any]:
+    numbers = {"value": found.value, "low": found.low, "high": found.high}
+    return {"metric": metric} | {key: round(value, 6) for key, value in numbers.items()}
+
+
+# ---------------------------------------------------------------------------------------------
+# Robustness
+
+
+def perturbed_scores(val: pd.DataFrame) -> pd.DataFrame:
+    """Return the perturbed images' scores with the target and group of the image."""
+    scores = pd.read_csv(SCORES / "robustness.csv", dtype={"img_name": "str"})
+    return scores.merge(val[["img_name", "target", "group"]], on="img_name", validate="many_to_one")
+
+
+def robustness_table(perturbed: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Return AUC with its interval, flip rate and n for every perturbation and level, in order.
+
+    An image flips where its verdict at the threshold is not that on the unperturbed image.
+    """
+    plain = perturbed[perturbed["perturbation"] == "none"].set_index("img_name")["score"]
+    rows = []
+    for (kind, level), part in perturbed.groupby(["perturbation", "level"], sort=False):
+        groups = part["group"].to_numpy()
+        found = metric_intervals(RankedScores(*_arrays(part)), groups, ["auc"])["auc"]
+        before = part["img_name"].map(plain) >= threshold
+        flips = float(((part["score"] >= threshold) != before).mean())
+        numbers = {"auc": found.value, "low": found.low, "high": found.high, "flip_rate": flips}
+        rounded = {name: round(number, 6) for name, number in numbers.items()}
+        rows.append({"perturbation": kind, "level": level} | rounded | _counts(part))
+    columns = ["perturbation", "level", "auc", "low", "high", "flip_rate", "num_real", "num_fake"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def summarise(table: pd.DataFrame) -> dict[str, float]:
+    """Return the one number to compare detectors by, mean_auc over all perturbations, and more."""
+    plain, others = table["perturbation"] == "none", table["perturbation"] != "none"
+    by_kind = table[others].groupby("perturbation")[["auc", "flip_rate"]].mean()
+    return {
+        "plain_auc": float(table.loc[plain, "auc"].iloc[0]),
+        "mean_auc": float(by_kind["auc"].mean()),  # every kind counts the same
+        "worst_auc": float(table.loc[others, "auc"].min()),
+        "mean_flip_rate": float(by_kind["flip_rate"].mean()),
+    }
+
+
+def _families(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return each family's fakes, with all the reals."""
+    reals = table[table["target"] == REAL]
+    return {
+        family: pd.concat([reals, table[table["family"] == family]])
+        for family in sorted(table["family"].dropna().unique())
+        if (table.loc[table["family"] == family, "target"] == FAKE).any()
+    }
+
+
+def _reported(table: pd.DataFrame) -> list[str]:
+    """Return the metrics that the split is large enough for."""
+    enough = (table["target"] == REAL).sum() >= REALS_FOR_1E_4
+    return [name for name in METRICS if enough or name != "tpr_at_fpr_1e-4"]
+
+
+def _counts(table: pd.DataFrame) -> dict[str, int]:
+    return {
+        "num_real": int((table["target"] == REAL).sum()),
+        "num_fake": int((table["target"] == FAKE).sum()),
+    }
+
+
 def _arrays(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return table["target"].to_numpy(dtype=int), table["score"].to_numpy(dtype=float)
-
-
-def make_curves(table: pd.DataFrame, threshold: float) -> dict[str, pd.DataFrame]:
-    """Return the tables behind the plots: roc, precision_recall, scores, confusion, calibration."""
-    targets, scores = _arrays(table)
-    fpr, tpr, _ = sk.roc_curve(targets, scores)
-    precision, recall, _ = sk.precision_recall_curve(targets, scores, drop_intermediate=True)
-    found = threshold_metrics(targets, scores, threshold)
-    edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
-    histograms = {
-        name: np.histogram(scores[targets == target], edges)[0] / max((targets == target).sum(), 1)
-        for target, name in enumerate(CLASS_NAMES)
-    }
-    kinds = [("real", "real", "true_real"), ("real", "fake", "false_fake"),
-             ("fake", "real", "false_real"), ("fake", "fake", "true_fake")]  # fmt: skip
-    return {
-        "roc": _thinned(pd.DataFrame({"fpr": fpr, "tpr": tpr})),
-        "precision_recall": _thinned(pd.DataFrame({"recall": recall, "precision": precision})),
-        "scores": pd.DataFrame({"score": edges[:-1] + 0.5 / HISTOGRAM_BINS} | histograms).round(6),
-        "confusion": pd.DataFrame(
-            [(actual, predicted, found[key]) for actual, predicted, key in kinds],
-            columns=["actual", "predicted", "count"],
-        ),
-        "calibration": _calibration(targets, scores),
-    }
-
-
-def _calibration(targets: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
-    """Return mean score, share of fakes and number of images per equally wide bin of scores."""
-    bins = np.minimum((scores * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    rows = pd.DataFrame({"bin": bins, "mean_score": scores, "fake_share": targets, "count": 1})
-    kinds = {"mean_score": "mean", "fake_share": "mean", "count": "sum"}
-    return rows.groupby("bin").agg(kinds).reset_index(drop=True)
-
-
-def _thinned(curve: pd.DataFrame) -> pd.DataFrame:
-    """Keep at most CURVE_POINTS rows, the first and the last among them."""
-    if len(curve) <= CURVE_POINTS:
-        return curve
-    return curve.iloc[np.linspace(0, len(curve) - 1, CURVE_POINTS).round().astype(int)]
 
 
 def flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
@@ -169,15 +236,21 @@ def flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
     return flat
 
 
-def _say(metrics: dict[str, Any]) -> None:
-    print(f"threshold {metrics['threshold']:.4f}, from {metrics['num_calibration']} images")
-    for name, found in metrics.items():
-        if isinstance(found, dict):
-            print(
-                f"{name}: AUC {found['auc']:.4f}, TPR at FPR 1e-3 {found['tpr_at_fpr_1e-3']:.4f}, "
-                f"accuracy {found['accuracy']:.4f}, balanced {found['balanced_accuracy']:.4f} "
-                f"({found['num_real']} real, {found['num_fake']} fake)"
-            )
+def _say(report: dict[str, Any], intervals: pd.DataFrame, perturbed: pd.DataFrame) -> None:
+    print(f"threshold {report['threshold']:.4f}, temperature {report['temperature']:.3f}, "
+          f"from {report['num_calibration']} images")  # fmt: skip
+    shown = intervals[(intervals["family"] == "all") & intervals["metric"].isin(SHOWN)]
+    for row in shown.itertuples():
+        print(f"{row.set}: {row.metric} {row.value:.4f} [{row.low:.4f}, {row.high:.4f}], "
+              f"{row.num_real} real, {row.num_fake} fake")  # fmt: skip
+    for name in shown["set"].unique():
+        if "tpr_at_fpr_1e-4" not in report[name]:
+            print(f"{name}: too few reals for TPR at FPR 1e-4, which needs {REALS_FOR_1E_4:,}")
+    if len(perturbed):
+        found, worst = report["robustness"], perturbed.loc[perturbed["auc"].idxmin()]
+        print(f"perturbed: mean AUC {found['mean_auc']:.4f}, {found['plain_auc']:.4f} as they are, "
+              f"worst {worst.auc:.4f} at {worst.perturbation} {worst.level:g}, "
+              f"{worst.num_real} real, {worst.num_fake} fake")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -25,10 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
+from scipy import ndimage
 
 from stages.lib.competition import SETS, ImageSet, find_sets, read_list
 from stages.lib.errors import run_stage
 from stages.lib.files import fresh_folder
+from stages.lib.packed import IMAGE_CUES
 from stages.lib.params import StageParams, load_params
 from stages.lib.progress import progress_bar
 
@@ -50,6 +52,7 @@ FACTS_SCHEMA = pa.schema(
         ("phash", pa.uint64()),  # 64-bit perceptual hash (Zauner 2010, as in ImageHash)
         ("jpeg_tables", pa.string()),  # digest of the quantisation tables, null for other formats
         ("jpeg_quality", pa.int8()),  # 1 to 100 on libjpeg's scale, from the luminance table
+        *[(cue, pa.float32()) for cue in IMAGE_CUES],
     ]
 )
 
@@ -137,7 +140,28 @@ def image_facts(content: bytes) -> dict[str, Any]:
             "phash": int(str(imagehash.phash(image)), 16),
             "jpeg_tables": _tables_digest(tables) if tables else None,
             "jpeg_quality": _jpeg_quality(tables[0]) if tables else None,
+            **image_cues(image),
         }
+
+
+def image_cues(image: Image.Image) -> dict[str, float]:
+    """Return IMAGE_CUES of a decoded picture, each one number for the whole of it.
+
+    Brightness, contrast (standard deviation) and saturation on a scale of 0 to 255, sharpness as
+    the variance of the Laplacian (Pech-Pacheco et al. 2000), and the share of the spectrum's energy
+    beyond half the highest frequency.
+    """
+    luma = np.asarray(image.convert("L"), dtype=np.float32)
+    energy = np.abs(np.fft.rfft2(luma - luma.mean())) ** 2
+    vertical, horizontal = np.fft.fftfreq(luma.shape[0]), np.fft.rfftfreq(luma.shape[1])
+    is_high = np.maximum(np.abs(vertical)[:, None], horizontal[None]) > 0.25
+    return {
+        "brightness": float(luma.mean()),
+        "contrast": float(luma.std()),
+        "saturation": float(np.asarray(image.convert("RGB").convert("HSV"))[..., 1].mean()),
+        "sharpness": float(ndimage.laplace(luma).var()),
+        "high_frequency": float(energy[is_high].sum() / max(energy.sum(), 1e-9)),
+    }
 
 
 def _tables_digest(tables: dict[int, list[int]]) -> str:

@@ -1,16 +1,19 @@
 """Score images with the trained detector: P(fake) for every image of val, calibration and test.
 
 params.yaml: predict; data/model, data/labels, data/packed
-  ->  data/scores/{val,calibration,test}.csv
+  ->  data/scores/{val,calibration,test}.csv, data/scores/robustness.csv
 Run: python -m stages.predict
 
 A score file has one row per row of its label file, in the same order: img_name, logit
 (log(P(fake) / P(real)), which keeps the digits that a score near 1 loses) and score (P(fake)).
+robustness.csv has validation images, as they are (perturbation `none`) and perturbed in every way
+of stages/lib/perturbations.py: img_name, perturbation, level, logit, score.
 """
 
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
@@ -18,10 +21,11 @@ from pydantic import Field
 from stages.lib.errors import UserError, run_stage
 from stages.lib.files import fresh_folder
 from stages.lib.hardware import DeviceName, Hardware, Precision, set_up_hardware
-from stages.lib.images import LabelledImages, make_loader, sequential_batches
+from stages.lib.images import LabelledImages, decode, make_loader, sequential_batches, to_input
 from stages.lib.labels import read_labels, write_table
 from stages.lib.model import Detector, fake_logit, load_detector
 from stages.lib.params import StageParams, load_params
+from stages.lib.perturbations import VARIANTS, perturb_all
 from stages.lib.progress import progress_bar
 
 LABELS = Path("data/labels")
@@ -29,11 +33,13 @@ PACKED = Path("data/packed")
 MODEL = Path("data/model")
 SCORES = Path("data/scores")
 SPLITS = ("val", "calibration", "test")
+NUM_VARIANTS = 1 + len(VARIANTS)
 
 
 class PredictParams(StageParams):
     """Section `predict`."""
 
+    robustness_images: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1)]
     precision: Precision
     device: DeviceName
@@ -42,7 +48,7 @@ class PredictParams(StageParams):
 
 
 def main() -> None:
-    """Write the score files of all splits, or none."""
+    """Write the score files of all splits and of the perturbed images, or none."""
     params = load_params("predict", PredictParams)
     hardware = set_up_hardware(params.device, params.precision, params.num_threads)
     detector, config = load_detector(MODEL)
@@ -53,29 +59,82 @@ def main() -> None:
             labels = read_labels(LABELS / f"{split}.csv")
             images = LabelledImages(labels, PACKED, config.preprocessing)
             logits = predict_logits(detector, images, params, hardware, split)
-            table = pd.DataFrame({"img_name": labels["img_name"], "logit": logits})
-            if not torch.isfinite(logits).all():
-                worst = table["img_name"][int((~torch.isfinite(logits)).nonzero()[0])]
-                raise UserError(f"{split}: the score of {worst} is not finite; train a sound model")
-            write_table(table.assign(score=torch.sigmoid(logits)), scores / f"{split}.csv")
-            print(f"{split}: scored {len(table)} images", flush=True)
+            scores_of = {"img_name": labels["img_name"], "logit": logits}
+            _write_scores(pd.DataFrame(scores_of), scores / f"{split}.csv")
+            print(f"{split}: scored {len(labels)} images", flush=True)
+        chosen = choose_images(read_labels(LABELS / "val.csv"), params.robustness_images)
+        images = PerturbedImages(chosen, PACKED, config.preprocessing)
+        logits = predict_logits(detector, images, params, hardware, "perturbed")
+        table = robustness_table(chosen["img_name"], logits.reshape(-1, NUM_VARIANTS))
+        _write_scores(table, scores / "robustness.csv")
+        print(f"robustness: scored {len(table)} variants of {len(chosen)} images", flush=True)
+
+
+def _write_scores(table: pd.DataFrame, path: Path) -> None:
+    """Add the score to the logits and write; raises UserError where one is not finite."""
+    logits = torch.from_numpy(table["logit"].to_numpy())
+    if not torch.isfinite(logits).all():
+        worst = table["img_name"][int((~torch.isfinite(logits)).nonzero()[0])]
+        raise UserError(f"{path.stem}: the score of {worst} is not finite; train a sound model")
+    write_table(table.assign(score=torch.sigmoid(logits)), path)
 
 
 @torch.inference_mode()
 def predict_logits(
     detector: Detector, images: LabelledImages, params: PredictParams, hardware: Hardware, name: str
 ) -> torch.Tensor:
-    """Return float64 (N,): log(P(fake) / P(real)) of each image, in order."""
-    batches = sequential_batches(len(images), params.batch_size)
+    """Return float64 (N,): log(P(fake) / P(real)) of each image, in order.
+
+    Of PerturbedImages, (N * V,): all variants of the first image, then those of the second.
+    """
+    is_perturbed = isinstance(images, PerturbedImages)
+    batch_size = max(1, params.batch_size // NUM_VARIANTS) if is_perturbed else params.batch_size
+    batches = sequential_batches(len(images), batch_size)
     loader = make_loader(images, batches, params.num_workers, hardware.device.type == "cuda")
-    logits = []
+    logits = [torch.empty(0)]
     with progress_bar(f"predict {name}", len(images)) as bar:
         for batch, _, _ in loader:
+            inputs = batch.to(hardware.device, non_blocking=True).flatten(0, -4)
             with hardware.autocast():
-                outputs = detector(batch.to(hardware.device, non_blocking=True))
-            logits.append(fake_logit(outputs))
+                logits.append(fake_logit(detector(inputs)))
             bar.update(len(batch))
-    return torch.cat(logits).cpu().double() if logits else torch.empty(0, dtype=torch.float64)
+    return torch.cat([part.cpu() for part in logits]).double()
+
+
+# ---------------------------------------------------------------------------------------------
+# Robustness
+
+
+class PerturbedImages(LabelledImages):
+    """Images with all their perturbed variants, from one decoding."""
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
+        """Return (uint8 (V, 3, S, S), target, index)."""
+        _, index = key
+        image = decode(self.packs[self.sets[index]][self.rows[index]])
+        variants = perturb_all(image, np.random.default_rng([self.seed, index]))
+        inputs = [to_input(variant, self.preprocessing) for variant in variants]
+        return torch.stack(inputs), int(self.targets[index]), index
+
+
+def choose_images(labels: pd.DataFrame, num_images: int) -> pd.DataFrame:
+    """Draw so many labelled images, half of them real where there are enough, in their order."""
+    half = num_images // 2
+    drawn = [
+        part.sample(min(half, len(part)), random_state=0)
+        for _, part in labels.dropna(subset=["target"]).groupby("target")
+    ]
+    return pd.concat(drawn).sort_index().reset_index(drop=True)
+
+
+def robustness_table(names: pd.Series, logits: torch.Tensor) -> pd.DataFrame:
+    """Return one row per image and variant; logits: (N, V)."""
+    variants = [("none", 0.0), *((kind.__name__, float(level)) for kind, level in VARIANTS)]
+    tables = [
+        pd.DataFrame({"img_name": names, "perturbation": kind, "level": level, "logit": column})
+        for (kind, level), column in zip(variants, logits.T.numpy(), strict=True)
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 if __name__ == "__main__":

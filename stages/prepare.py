@@ -38,6 +38,7 @@ class PrepareParams(StageParams):
     near_duplicate_bits: Annotated[int, Field(ge=0, le=7)]
     val_share: Annotated[float, Field(gt=0, lt=0.5)]
     calibration_share: Annotated[float, Field(gt=0, lt=0.5)]
+    shortcuts: Literal["warn", "refuse"]
     shortcut_auc: Annotated[float, Field(ge=0.5, le=1)]
     seed: Annotated[int, Field(ge=0)]
 
@@ -56,11 +57,12 @@ def main() -> None:
         "splits": {name: audit_split(rows, params.seed) for name, rows in splits.items()},
         "duplicates": duplicates_report(splits),
     }
+    _say_what_was_found(report)
+    _judge_shortcuts(report["splits"], params)
     with fresh_folder(LABELS) as labels:
         for name, rows in splits.items():
             write_table(rows[list(LABEL_TYPES)], labels / f"{name}.csv")
     write_json(REPORT, report)
-    _say_what_was_found(report, params.shortcut_auc)
 
 
 def _read_set(name: str) -> pd.DataFrame:
@@ -115,18 +117,31 @@ def _split_groups(rows: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataF
     return rows.iloc[rest], rows.iloc[aside]
 
 
-def _say_what_was_found(report: dict[str, Any], shortcut_auc: float) -> None:
+def _judge_shortcuts(splits: dict[str, Any], params: PrepareParams) -> None:
+    """Warn of facts that tell the classes apart without a look at the faces, or refuse them."""
+    for name in ("train", "val"):
+        found = {k: auc for k, auc in splits[name]["shortcuts"].items() if k != "worst"}
+        above = {k: auc for k, auc in found.items() if auc > params.shortcut_auc}
+        if not above:
+            continue
+        listed = ", ".join(
+            f"{cue} ({auc:.3f})" for cue, auc in sorted(above.items(), key=lambda x: -x[1])
+        )
+        problem = (
+            f"facts that alone tell real from fake in the {name} split, with their AUC: {listed}; "
+            "a detector may learn these instead of the manipulation"
+        )
+        if params.shortcuts == "refuse":
+            raise UserError(
+                f"{problem}; mend the data, set train.reencode, or prepare.shortcuts: warn"
+            )
+        print(f"WARNING: {problem} (train.reencode helps against traces of compression)")
+
+
+def _say_what_was_found(report: dict[str, Any]) -> None:
     for name, found in report["splits"].items():
         counts = ", ".join(f"{found[kind]} {kind}" for kind in (*CLASS_NAMES, "unlabelled"))
         print(f"{name:12s}{counts}, {found['num_groups']} near-duplicate groups")
-    for name in ("train", "val"):
-        shortcuts = report["splits"][name]["shortcuts"]
-        worst = [f"{cue} ({auc:.3f})" for cue, auc in shortcuts.items() if auc > shortcut_auc]
-        if worst:
-            print(
-                f"WARNING: facts that alone tell real from fake in the {name} split, with their "
-                f"AUC: {', '.join(worst)}; a detector may learn these instead of the manipulation"
-            )
     across = report["duplicates"]["groups_across_splits"]
     for pair, count in across.items():
         if count:

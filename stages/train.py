@@ -64,6 +64,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Quality = Annotated[int, Field(ge=1, le=100)]
 
 
 class TrainParams(StageParams):
@@ -76,6 +77,7 @@ class TrainParams(StageParams):
     interpolation: Literal["bilinear", "bicubic"] | None
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] | None
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] | None
+    reencode: Annotated[list[Quality], Field(min_length=2, max_length=2)] | None
     augmentation: Augmentation
     mixup: NonNegative
     cutmix: NonNegative
@@ -127,6 +129,8 @@ def _check(params: TrainParams, num_images: int) -> None:
     if params.optimizer not in list_optimizers():
         hint = did_you_mean(params.optimizer, list_optimizers())
         raise UserError(f"train.optimizer = '{params.optimizer}' is not one of timm's{hint}")
+    if params.reencode and params.reencode[0] > params.reencode[1]:
+        raise UserError(f"train.reencode = {params.reencode}: give the lowest quality first")
     world_size = int(os.environ.get("WORLD_SIZE", params.num_processes))
     micro_batch, rest = divmod(params.batch_size, world_size * params.accumulate)
     if rest or not micro_batch:
@@ -173,7 +177,7 @@ def train(
     model = create_model(params.model, model_args, params.weights)
     preprocessing = resolve_preprocessing(
         model, image_size=params.image_size, interpolation=params.interpolation,
-        mean=params.mean, std=params.std,
+        mean=params.mean, std=params.std, reencode=params.reencode,
     )  # fmt: skip
     images = {
         "train": LabelledImages(

@@ -20,6 +20,7 @@ from stages.lib.images import (
     make_loader,
     resize,
     sequential_batches,
+    to_input,
 )
 
 PREPROCESSING = Preprocessing(
@@ -63,6 +64,38 @@ def test_resizing_agrees_with_pillow(interpolation: str, size: tuple[int, int]) 
     ours = resize(tv.pil_to_tensor(image), chosen)
     theirs = tv.pil_to_tensor(image.resize((24, 24), Image.Resampling[interpolation.upper()]))
     assert (ours.int() - theirs.int()).abs().max() <= 2
+
+
+def reencoding(low: int, high: int) -> Preprocessing:
+    return PREPROCESSING.model_copy(update={"reencode": [low, high]})
+
+
+def test_reencoding_is_one_more_jpeg_at_the_models_size() -> None:
+    image = tv.pil_to_tensor(photograph())
+    resized = resize(image, PREPROCESSING)
+    assert torch.equal(to_input(image, PREPROCESSING), resized)
+    content = encoded(tv.to_pil_image(resized), "JPEG", quality=50)
+    found = to_input(image, reencoding(30, 70))  # the middle one
+    assert (found.int() - decode(content).int()).abs().max() <= 2
+    assert not torch.equal(found, resized)
+
+
+def test_reencoding_hides_which_quality_an_image_came_with() -> None:
+    """A coarse and a fine JPEG differ less after both have passed the same coarse one."""
+    coarse, fine = (
+        decode(encoded(photograph((24, 24)), "JPEG", quality=quality)) for quality in (40, 95)
+    )
+    before = (coarse.float() - fine.float()).abs().mean()
+    inputs = [to_input(image, reencoding(40, 40)).float() for image in (coarse, fine)]
+    assert (inputs[0] - inputs[1]).abs().mean() < 0.75 * before
+
+
+def test_the_quality_is_jittered_in_training_alone_and_by_the_seed() -> None:
+    image = tv.pil_to_tensor(photograph())
+    draws = [to_input(image, reencoding(10, 95), np.random.default_rng(seed)) for seed in range(8)]
+    again = [to_input(image, reencoding(10, 95), np.random.default_rng(seed)) for seed in range(8)]
+    assert all(torch.equal(a, b) for a, b in zip(draws, again, strict=True))
+    assert len({draw.numpy().tobytes() for draw in draws}) > 4
 
 
 def test_normalising_is_torchvisions() -> None:

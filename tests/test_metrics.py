@@ -5,11 +5,11 @@ import pytest
 from sklearn import metrics as sk
 
 from stages.lib.metrics import (
+    METRICS,
     choose_threshold,
-    equal_error_rate,
-    ranking_metrics,
-    threshold_metrics,
-    tpr_at_fpr,
+    confusion,
+    fit_temperature,
+    plain_metrics,
 )
 
 # Reals at 0.1, 0.2, 0.3, 0.6; fakes at 0.4, 0.5, 0.7, 0.8.
@@ -18,19 +18,36 @@ SCORES = np.array([0.1, 0.2, 0.3, 0.6, 0.4, 0.5, 0.7, 0.8])
 
 
 def test_an_example_worked_by_hand() -> None:
-    found = ranking_metrics(TARGETS, SCORES)
+    found = plain_metrics(TARGETS, SCORES, list(METRICS), threshold=0.45)
     assert found["auc"] == 14 / 16  # two of sixteen pairs stand the wrong way round
     assert found["average_precision"] == pytest.approx((1 + 1 + 3 / 4 + 4 / 5) / 4)
     assert found["eer"] == pytest.approx(0.25)
     assert found["tpr_at_fpr_1e-2"] == 0.5
-    assert threshold_metrics(TARGETS, SCORES, 0.45) == {
-        "accuracy": 0.75, "balanced_accuracy": 0.75,
-        "true_real": 3, "false_fake": 1, "false_real": 1, "true_fake": 3,
-    }  # fmt: skip
+    assert found["accuracy"] == found["balanced_accuracy"] == 0.75
+    counts = {"true_real": 3, "false_fake": 1, "false_real": 1, "true_fake": 3}
+    assert confusion(TARGETS, SCORES, 0.45) == counts
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scikit_learn_agrees(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    targets = random.integers(0, 2, 500)
+    scores = np.round(1 / (1 + np.exp(-random.normal(targets))), 2)  # with ties
+    found = plain_metrics(targets, scores, list(METRICS), threshold=0.6)
+    assert found["auc"] == pytest.approx(sk.roc_auc_score(targets, scores))
+    assert found["average_precision"] == pytest.approx(sk.average_precision_score(targets, scores))
+    assert found["log_loss"] == pytest.approx(sk.log_loss(targets, scores))
+    assert found["brier"] == pytest.approx(sk.brier_score_loss(targets, scores))
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(targets, scores >= 0.6))
+    balanced = sk.balanced_accuracy_score(targets, scores >= 0.6)
+    assert found["balanced_accuracy"] == pytest.approx(balanced)
 
 
 def test_a_score_at_the_threshold_is_called_fake() -> None:
-    assert threshold_metrics(np.array([0, 1]), np.array([0.4, 0.5]), 0.5)["accuracy"] == 1.0
+    counts = confusion(np.array([0, 1]), np.array([0.4, 0.5]), 0.5)
+    assert (counts["true_real"], counts["true_fake"]) == (1, 1)
+    found = plain_metrics(np.array([0, 1]), np.array([0.4, 0.5]), ["accuracy"], threshold=0.5)
+    assert found["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -43,9 +60,8 @@ def test_a_score_at_the_threshold_is_called_fake() -> None:
     ids=["perfect", "inverted", "constant"],
 )
 def test_extreme_scores(scores: np.ndarray, auc: float, eer: float, tpr: float) -> None:
-    assert sk.roc_auc_score(TARGETS, scores) == auc
-    assert equal_error_rate(TARGETS, scores) == pytest.approx(eer)
-    assert tpr_at_fpr(TARGETS, scores, 1e-3) == tpr
+    found = plain_metrics(TARGETS, scores, ["auc", "eer", "tpr_at_fpr_1e-3"])
+    assert list(found.values()) == pytest.approx([auc, eer, tpr])
 
 
 def test_the_equal_error_rate_of_two_normal_distributions() -> None:
@@ -53,10 +69,10 @@ def test_the_equal_error_rate_of_two_normal_distributions() -> None:
     random = np.random.default_rng(0)
     targets = np.repeat([0, 1], 200_000)
     scores = random.normal(targets * 2.0)
-    assert equal_error_rate(targets, scores) == pytest.approx(0.158655, abs=0.002)
+    assert plain_metrics(targets, scores, ["eer"])["eer"] == pytest.approx(0.158655, abs=0.002)
 
 
-@pytest.mark.parametrize("max_fpr", [1e-3, 1e-2, 0.1])
+@pytest.mark.parametrize("max_fpr", [1e-4, 1e-3, 1e-2])
 def test_tpr_at_fpr_is_that_of_the_best_allowed_threshold(max_fpr: float) -> None:
     random = np.random.default_rng(1)
     targets = random.integers(0, 2, 3000)
@@ -66,7 +82,8 @@ def test_tpr_at_fpr_is_that_of_the_best_allowed_threshold(max_fpr: float) -> Non
         for t in np.append(np.unique(scores), np.inf)
         if np.mean(scores[targets == 0] >= t) <= max_fpr
     ]
-    assert tpr_at_fpr(targets, scores, max_fpr) == max(allowed)
+    name = f"tpr_at_fpr_1e-{round(-np.log10(max_fpr))}"
+    assert plain_metrics(targets, scores, [name])[name] == max(allowed)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
@@ -75,8 +92,8 @@ def test_no_threshold_is_better_than_the_chosen_one(metric: str, seed: int) -> N
     random = np.random.default_rng(seed)
     targets = (random.random(200) < 0.8).astype(int)
     scores = 1 / (1 + np.exp(-random.normal(targets)))
-    chosen = threshold_metrics(targets, scores, choose_threshold(targets, scores, metric))[metric]
-    every = [threshold_metrics(targets, scores, t)[metric] for t in scores]
+    thresholds = [choose_threshold(targets, scores, metric), *scores]
+    chosen, *every = (plain_metrics(targets, scores, [metric], t)[metric] for t in thresholds)
     assert chosen == max(every)
 
 
@@ -84,3 +101,19 @@ def test_no_threshold_is_better_than_the_chosen_one(metric: str, seed: int) -> N
 @pytest.mark.parametrize("scores", [1.0 - TARGETS, np.full(8, 0.5), TARGETS.astype(float)])
 def test_a_threshold_is_always_a_score_between_0_and_1(metric: str, scores: np.ndarray) -> None:
     assert 0 <= choose_threshold(TARGETS, scores, metric) <= 1
+
+
+def test_the_calibration_error_of_an_example_worked_by_hand() -> None:
+    """Two bins: scores 0.1 with a third of fakes, 0.9 with fakes alone (Guo et al. 2017, eq. 3)."""
+    targets, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.1, 0.1, 0.9])
+    found = plain_metrics(targets, scores, ["ece", "brier"])
+    assert found["ece"] == pytest.approx(3 / 4 * (1 / 3 - 0.1) + 1 / 4 * 0.1)
+    assert found["brier"] == pytest.approx((0.01 + 0.01 + 0.81 + 0.01) / 4)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_the_temperature_of_overconfident_logits_is_found(temperature: float) -> None:
+    random = np.random.default_rng(0)
+    honest = random.normal(0, 2, 50_000)
+    targets = (random.random(50_000) < 1 / (1 + np.exp(-honest))).astype(int)
+    assert fit_temperature(targets, honest * temperature) == pytest.approx(temperature, rel=0.05)

@@ -132,3 +132,18 @@ def test_a_wrong_list_leaves_what_was_there(workspace: Path) -> None:
         pack.main()
     assert (workspace / "data/packed/train/facts.parquet").read_bytes() == before
     assert [path.name for path in (workspace / "data").iterdir()] == ["packed"]
+
+
+def test_the_cues_are_right() -> None:
+    flat = pack.image_cues(Image.new("RGB", (32, 24), (200, 100, 100)))
+    assert flat["brightness"] == pytest.approx(0.299 * 200 + 0.701 * 100, abs=1)
+    assert flat["saturation"] == pytest.approx(255 / 2, abs=1)
+    assert flat["contrast"] == flat["sharpness"] == flat["high_frequency"] == 0
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256), dtype=np.uint8)
+    rough = pack.image_cues(Image.fromarray(noise))
+    assert rough["contrast"] == pytest.approx(255 / 12**0.5, rel=0.02)
+    assert rough["sharpness"] == pytest.approx(20 * rough["contrast"] ** 2, rel=0.05)
+    assert rough["high_frequency"] == pytest.approx(3 / 4, abs=0.02)  # white: 3/4 of the spectrum
+    wave = 128 + 100 * np.sin(np.arange(256) * 2 * np.pi / 32)
+    smooth = pack.image_cues(Image.fromarray(np.tile(wave, (64, 1)).astype(np.uint8)))
+    assert smooth["high_frequency"] < 0.001

@@ -39,7 +39,8 @@ def test_a_second_repro_does_nothing(pipeline: Path) -> None:
 def test_git_sees_only_what_it_owns(pipeline: Path) -> None:
     changed = run("git", "status", "--porcelain", "-uall", cwd=pipeline).stdout.split("\n")
     names = {line[3:] for line in changed if line} - {"repro.log"}
-    allowed = {"dvc.lock", "metrics/data.json", "metrics/evaluation.json"}
+    allowed = {"dvc.lock", "metrics/data.json", "metrics/evaluation.json",
+               "metrics/intervals.csv", "metrics/robustness.csv"}  # fmt: skip
     assert {name for name in names if not name.startswith("metrics/plots/")} <= allowed
 
 
@@ -50,6 +51,23 @@ def test_training_and_evaluation_agree(pipeline: Path) -> None:
     assert metrics["val"]["auc"] == history["val_auc"].max()
     best = history.loc[history["val_auc"].idxmax()]
     assert metrics["val"]["log_loss"] == pytest.approx(best["val_loss"], rel=1e-6)
+
+
+def test_every_figure_has_its_interval_and_n(pipeline: Path) -> None:
+    metrics = json.loads((pipeline / "metrics/evaluation.json").read_text())
+    intervals = pd.read_csv(pipeline / "metrics/intervals.csv")
+    for row in intervals[intervals["family"] == "all"].itertuples():
+        assert row.value == pytest.approx(metrics["val"][row.metric], abs=1e-6)
+        assert (row.num_real, row.num_fake) == (
+            metrics["val"]["num_real"],
+            metrics["val"]["num_fake"],
+        )
+    families = intervals[intervals["family"] != "all"].set_index("family")["value"]
+    assert dict(families) == pytest.approx(
+        {name: found["auc"] for name, found in metrics["val"]["families"].items()}, abs=1e-6
+    )
+    assert "tpr_at_fpr_1e-4" not in metrics["val"]  # too few reals for it
+    assert {"brier", "ece", "ece_scaled"} <= set(metrics["val"])
 
 
 def test_the_submission_is_the_list_with_its_scores(pipeline: Path) -> None:
@@ -116,10 +134,17 @@ def test_the_run_has_the_final_metrics(pipeline: Path, mlflow_run: Run) -> None:
 def test_the_run_has_figures_files_and_data_sets(client: MlflowClient, mlflow_run: Run) -> None:
     run_id = mlflow_run.info.run_id
     files = {file.path for file in client.list_artifacts(run_id)}
-    assert {"params.yaml", "evaluation.json", "submission.csv", "figures", "scores"} <= files
+    assert {
+        "params.yaml",
+        "evaluation.json",
+        "submission.csv",
+        "figures",
+        "scores",
+        "intervals.csv",
+    } <= files
     figures = {Path(file.path).stem for file in client.list_artifacts(run_id, "figures")}
     assert figures == {"roc", "precision_recall", "scores", "confusion", "calibration", "loss",
-                       "val_auc"}  # fmt: skip
+                       "val_auc", "robustness"}  # fmt: skip
     shown = {Path(file.path).name for file in client.list_artifacts(run_id, "explanations")}
     assert shown == {"most_wrong.png", "most_wrong.csv"}
     assert {one.dataset.name for one in mlflow_run.inputs.dataset_inputs} == {"train", "val"}

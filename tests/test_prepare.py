@@ -14,6 +14,7 @@ from stages import pack, prepare
 from stages.lib.audit import near_duplicate_groups
 from stages.lib.errors import UserError
 from stages.lib.labels import read_labels
+from stages.lib.packed import IMAGE_CUES
 from stages.pack import FACTS_SCHEMA
 from tests.conftest import ROOT, set_params
 
@@ -46,6 +47,7 @@ def facts(count: int, seed: int, **columns: Any) -> pd.DataFrame:
             "phash": random.integers(0, 2**63, count, dtype=np.uint64),
             "jpeg_tables": random.choice(["a", "b", "c"], count),
             "jpeg_quality": 80,
+            **{cue: random.normal(0, 1, count) for cue in IMAGE_CUES},
         }
     )
     return table.assign(**columns)
@@ -146,10 +148,49 @@ def test_a_planted_shortcut_is_shouted_at(
     found = report(workspace)["splits"]
     assert found["train"]["shortcuts"]["jpeg_tables"] == 1.0
     assert found["train"]["shortcuts"]["num_bytes"] > 0.9
-    assert max(found["val"]["shortcuts"].values()) < 0.6
+    assert found["train"]["shortcuts"]["metadata"] > 0.99
+    assert found["train"]["shortcuts"]["worst"] == "jpeg_tables"
+    assert found["val"]["shortcuts"][found["val"]["shortcuts"]["worst"]] < 0.6
     shouted = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
     assert len(shouted) == 1
     assert "jpeg_tables (1.000)" in shouted[0]
+
+
+def test_a_cue_that_only_a_middle_range_gives_away_is_found(workspace: Path) -> None:
+    """Fakes are neither dark nor bright: no single direction tells, the bins do."""
+    table = facts(600, 0)
+    brightness = np.random.default_rng(1).uniform(-1, 1, 600)
+    table["brightness"] = np.where(table["target"] == 1, brightness / 4, brightness)
+    write_facts(workspace, {"train": table, "val": facts(100, 1)})
+    prepare.main()
+    found = report(workspace)["splits"]["train"]["shortcuts"]
+    assert found["brightness"] < 0.6
+    assert found["image_cues"] > 0.75
+    assert found["worst"] == "image_cues"
+
+
+def test_shortcuts_can_be_refused(workspace: Path) -> None:
+    set_params(workspace, {"prepare.shortcuts": "refuse"})
+    table = facts(300, 0)
+    table["num_bytes"] -= 800 * table["target"]
+    write_facts(workspace, {"train": table, "val": facts(300, 1)})
+    with pytest.raises(UserError, match=r"in the train split, .*num_bytes \(.*shortcuts: warn"):
+        prepare.main()
+    assert not list(workspace.glob("data/*labels*"))
+    assert not (workspace / "metrics").exists()
+
+
+def test_each_class_is_described(workspace: Path) -> None:
+    table = facts(100, 0)
+    table["width"] = np.where(table["target"] == 1, 32, 64)
+    write_facts(workspace, {"train": table, "val": facts(100, 1)})
+    prepare.main()
+    fake = report(workspace)["splits"]["train"]["classes"]["fake"]
+    assert fake["sizes"] == {"32x64": 50}
+    assert fake["formats"] == {"JPEG": 50}
+    assert sum(fake["jpeg_tables"].values()) == 50
+    expected = table.loc[table["target"] == 1, "num_bytes"].median()
+    assert fake["quartiles"]["num_bytes"][1] == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.skipif(

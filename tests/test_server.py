@@ -175,9 +175,8 @@ def test_the_runs_are_listed_by_their_experiments_names(
     address: str, browser: webdriver.Chrome, pictures: Path
 ) -> None:
     experiment_id, runs = finished(address)
-    browser.get(f"{address}/#/experiments/{experiment_id}")
-    text_of(browser, "Training runs", *(run.info.run_name for run in runs[:6]))
-    assert "workflowType=machine_learning" in browser.current_url  # not the view for agents
+    browser.get(f"{address}/#/experiments/{experiment_id}?workflowType=machine_learning")
+    text_of(browser, "Run Name", *(run.info.run_name for run in runs[:6]))
     browser.save_screenshot(str(pictures / "runs.png"))
 
 

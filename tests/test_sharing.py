@@ -1,11 +1,13 @@
 """A remote: what one person has computed, another one gets without computing."""
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
+from stages.lib.params import read_yaml
 from tests.conftest import readme_commands, run, set_params
 
 
@@ -56,4 +58,9 @@ def test_an_experiment_is_handed_over(hub: Path, tmp_path: Path) -> None:
     run("dvc", "exp", "push", "origin", "aside", cwd=mine)
     run("dvc", "exp", "pull", "origin", "aside", cwd=theirs)
     run("dvc", "exp", "apply", "aside", cwd=theirs)
-    assert pd.read_csv(theirs / "data/model/history.csv")["lr"].max() == 1e-3
+    assert read_yaml(theirs / "params.yaml")["train"]["lr"] == 1e-3
+    given = json.loads(run("dvc", "exp", "show", "--json", cwd=mine).stdout)[1]["experiments"][0]
+    metrics = given["revs"][0]["data"]["metrics"]["metrics/evaluation.json"]["data"]
+    assert json.loads((theirs / "metrics/evaluation.json").read_text()) == metrics
+    weights = (theirs / "data/model/weights.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest().startswith(metrics["weights"])

@@ -9,12 +9,19 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from stages.lib.competition import FAKE, REAL
+from stages.lib.competition import CLASS_NAMES, FAKE
+from stages.lib.packed import IMAGE_CUES
 
+HEADER_NUMBERS = ("num_bytes", "width", "height", "jpeg_quality")
+MOST_FREQUENT = 10  # values that the report lists
+MOST_ROWS = 50_000  # enough for an AUC to two digits
+MOST_TABLES = 200  # different JPEG tables that are told apart
+NUM_FOLDS = 5
+NUM_BINS = 8
 HASH_BITS = 64
 PAIRS_AT_ONCE = 4_000_000  # hash pairs compared in one step, bounds the memory
 
@@ -76,43 +83,90 @@ def duplicates_report(splits: dict[str, pd.DataFrame]) -> dict[str, Any]:
 
 
 def audit_split(rows: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """Count a split's images and say how well metadata alone tells its classes apart."""
-    real, fake = rows[rows["target"] == REAL], rows[rows["target"] == FAKE]
-    labelled = pd.concat([real, fake])
-    families = fake["family"].value_counts().sort_index()
+    """Describe a split's classes and say how well they are told apart without looking at faces."""
+    parts = {name: rows[rows["target"] == target] for target, name in enumerate(CLASS_NAMES)}
+    labelled = pd.concat(list(parts.values()))
     return {
-        "real": len(real),
-        "fake": len(fake),
+        **{name: len(part) for name, part in parts.items()},
         "unlabelled": len(rows) - len(labelled),
         "num_groups": int(rows["group"].nunique()),
-        "families": {str(name): int(count) for name, count in families.items()},
-        "formats": {str(k): int(v) for k, v in rows["format"].value_counts().items()},
-        "median_num_bytes": {
-            name: float(part["num_bytes"].median())
-            for name, part in (("real", real), ("fake", fake))
-            if len(part)
-        },
-        "shortcuts": _shortcuts(labelled, seed) if len(real) and len(fake) else {},
+        "families": _counts(parts["fake"]["family"].dropna().sort_values()),
+        "classes": {name: _describe(part) for name, part in parts.items() if len(part)},
+        "shortcuts": shortcuts(labelled, seed) if all(map(len, parts.values())) else {},
     }
 
 
-def _shortcuts(rows: pd.DataFrame, seed: int) -> dict[str, float]:
-    """Return the AUC that single facts reach, in whichever direction they point."""
+def _describe(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return formats, most frequent sizes and JPEG tables, and quartiles of every number."""
+    sizes = rows["width"].astype(int).astype(str) + "x" + rows["height"].astype(int).astype(str)
+    numbers = rows[[*HEADER_NUMBERS, *IMAGE_CUES]].astype(float)
+    quartiles = numbers.quantile([0.25, 0.5, 0.75]).dropna(axis=1)
+    return {
+        "formats": _counts(rows["format"]),
+        "sizes": _counts(sizes),
+        "jpeg_tables": _counts(rows["jpeg_tables"].dropna()),
+        "quartiles": {name: [float(f"{x:.4g}") for x in quartiles[name]] for name in quartiles},
+    }
+
+
+def _counts(values: pd.Series) -> dict[str, int]:
+    """Count the most frequent values, and all others together."""
+    counts = values.value_counts(sort=True)
+    top = counts.sort_index().sort_values(ascending=False, kind="stable").head(MOST_FREQUENT)
+    rest = int(counts.sum() - top.sum())
+    return {str(k): int(v) for k, v in top.items()} | ({"others": rest} if rest else {})
+
+
+def shortcuts(rows: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """Return the AUC that facts reach which have nothing to do with manipulation.
+
+    Single numbers count in whichever direction they point; `jpeg_tables`, `metadata` (all of the
+    header with the file size) and `image_cues` (all of IMAGE_CUES) are what a classifier reaches on
+    near-duplicate groups that it has not seen (5-fold). `worst` names the largest.
+    """
+    if len(rows) > MOST_ROWS:
+        rows = rows.sample(MOST_ROWS, random_state=seed)
     target = rows["target"].astype(int).to_numpy()
     found = {}
-    for fact in ("num_bytes", "width", "height", "jpeg_quality"):
+    for fact in (*HEADER_NUMBERS, *IMAGE_CUES):
         auc = roc_auc_score(target, rows[fact].fillna(0).to_numpy(dtype=float))
-        found[fact] = round(float(max(auc, 1 - auc)), 4)
-    num_folds = min(5, *np.bincount(target))
-    if num_folds > 1:
-        found["jpeg_tables"] = round(_tables_auc(rows["jpeg_tables"], target, num_folds, seed), 4)
-    return found
+        found[fact] = max(auc, 1 - auc)
+    for name, facts in (
+        ("jpeg_tables", ["jpeg_tables"]),
+        ("metadata", [*HEADER_NUMBERS, "jpeg_tables"]),
+        ("image_cues", list(IMAGE_CUES)),
+    ):
+        auc = _cross_validated_auc(rows[facts], target, rows["group"].to_numpy(), seed)
+        if auc is not None:
+            found[name] = auc
+    rounded = {name: round(float(auc), 4) for name, auc in found.items()}
+    return rounded | {"worst": max(rounded, key=rounded.get)}
 
 
-def _tables_auc(tables: pd.Series, target: np.ndarray, num_folds: int, seed: int) -> float:
-    """Return the AUC of knowing which JPEG tables are fakes' tables, learnt on other folds."""
-    classifier = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression())
-    folds = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
-    names = tables.fillna("none").to_frame()
-    scores = cross_val_predict(classifier, names, target, cv=folds, method="predict_proba")
-    return float(roc_auc_score(target, scores[:, FAKE]))
+def _cross_validated_auc(
+    facts: pd.DataFrame, target: np.ndarray, groups: np.ndarray, seed: int
+) -> float | None:
+    """Return the AUC of logistic regression on unseen groups; None where there are too few.
+
+    Numbers are cut into NUM_BINS parts with equally many images, so that they may point anywhere.
+    """
+    if len(np.unique(groups)) < 2 * NUM_FOLDS:
+        return None
+    binned = pd.DataFrame({
+        name: column.fillna("none") if name == "jpeg_tables" else _binned(column)
+        for name, column in facts.items()
+    })  # fmt: skip
+    encoder = OneHotEncoder(handle_unknown="ignore", max_categories=MOST_TABLES)
+    classifier = make_pipeline(encoder, LogisticRegression(max_iter=1000))
+    scores = np.zeros(len(target))
+    folds = GroupKFold(NUM_FOLDS, shuffle=True, random_state=seed)
+    for train, held_out in folds.split(binned, target, groups):
+        if len(np.unique(target[train])) < len(CLASS_NAMES):
+            return None
+        classifier.fit(binned.iloc[train], target[train])
+        scores[held_out] = classifier.predict_proba(binned.iloc[held_out])[:, FAKE]
+    return float(roc_auc_score(target, scores))
+
+
+def _binned(numbers: pd.Series) -> pd.Series:
+    return pd.qcut(numbers.fillna(0).astype(float), NUM_BINS, labels=False, duplicates="drop")

@@ -21,6 +21,8 @@ def draw_all(curves: dict[str, pd.DataFrame]) -> dict[str, Figure]:
         "loss": lambda axes: _lines(axes, history, "epoch", ["train_loss", "val_loss"]),
         "val_auc": lambda axes: _lines(axes, history, "epoch", ["val_auc", "val_accuracy"]),
     }
+    if "robustness" in curves:
+        drawings["robustness"] = lambda axes: _robustness(axes, curves["robustness"])
     figures = {}
     for name, draw in drawings.items():
         figure = Figure(figsize=(5, 4.5), dpi=120, layout="constrained")
@@ -54,6 +56,12 @@ def _calibration(axes: Axes, table: pd.DataFrame) -> None:
     axes.set(xlim=(-0.02, 1.06), ylim=(-0.06, 1.02))
     axes.legend()
     axes.grid(alpha=0.3)
+
+
+def _robustness(axes: Axes, table: pd.DataFrame) -> None:
+    _lines(axes, table, "severity", [name for name in table if name != "severity"])
+    axes.axhline(0.5, color="grey", linestyle=":")
+    axes.set(xlabel="severity (0: as it is)", ylabel="AUC", ylim=(0.4, 1.01))
 
 
 def _confusion(axes: Axes, table: pd.DataFrame) -> None:

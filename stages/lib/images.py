@@ -14,7 +14,7 @@ import pydantic
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.packed import PackedImages
@@ -31,6 +31,7 @@ class Preprocessing(pydantic.BaseModel):
     interpolation: Literal["bilinear", "bicubic"]
     mean: list[float]  # per channel of RGB, on a scale from 0 to 1
     std: list[float]
+    reencode: list[int] | None = None  # lowest and highest JPEG quality
 
 
 class Augmentation(pydantic.BaseModel):
@@ -56,6 +57,23 @@ def resize(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     side = preprocessing.image_size
     mode = tv.InterpolationMode(preprocessing.interpolation)
     return tv.resize(image, [side, side], interpolation=mode, antialias=True)
+
+
+def to_input(
+    image: torch.Tensor, preprocessing: Preprocessing, random: np.random.Generator | None = None
+) -> torch.Tensor:
+    """Make a decoded image, uint8 (3, H, W), the model's input, uint8 (3, S, S).
+
+    With `reencode` every image passes through one more JPEG compression at the size that the model
+    sees, which covers the traces of earlier ones: of random quality where `random` is given, as in
+    training, else of the middle one.
+    """
+    resized = resize(image, preprocessing)
+    if preprocessing.reencode is None:
+        return resized
+    low, high = preprocessing.reencode
+    quality = int(random.integers(low, high + 1)) if random else (low + high) // 2
+    return decode_jpeg(encode_jpeg(resized, quality), mode=ImageReadMode.RGB)
 
 
 class Normalize(torch.nn.Module):
@@ -102,9 +120,12 @@ class LabelledImages(Dataset):
         """Return (uint8 (3, S, S), target, index); the target of an unlabelled image is -1."""
         epoch, index = key
         content = self.packs[self.sets[index]][self.rows[index]]
-        image = resize(decode(content), self.preprocessing)
-        if self.augmentation:
-            image = self._augment(image, np.random.default_rng([self.seed, epoch, index]))
+        if self.augmentation is None:
+            image = to_input(decode(content), self.preprocessing)
+        else:
+            random = np.random.default_rng([self.seed, epoch, index])
+            image = to_input(decode(content), self.preprocessing, random)
+            image = self._augment(image, random)
         return image, int(self.targets[index]), index
 
     def _augment(self, image: torch.Tensor, random: np.random.Generator) -> torch.Tensor:

@@ -11,6 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
+# Facts that need a decode and say nothing about manipulation: what a lazy detector would learn.
+IMAGE_CUES = ("brightness", "contrast", "saturation", "sharpness", "high_frequency")
+
 
 class PackedImages:
     """The encoded images of one packed set, by row.

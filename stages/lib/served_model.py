@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from stages.lib.images import decode, resize
+from stages.lib.images import decode, to_input
 from stages.lib.model import fake_logit, load_detector
 
 COLUMNS = ("image", "path", "pixels")
@@ -56,7 +56,7 @@ class ServedDetector(PythonModel):
     def _input(self, number: int, row: dict[str, Any]) -> torch.Tensor:
         """Return uint8 (3, S, S)."""
         try:
-            return resize(_read(row), self.config.preprocessing)
+            return to_input(_read(row), self.config.preprocessing)
         except (ValueError, RuntimeError, OSError) as error:  # what the decoders and files raise
             raise MlflowException.invalid_parameter_value(f"row {number}: {error}") from error
 

@@ -57,8 +57,7 @@ def connect() -> "MlflowClient":
             # A remote server knows where its artifacts go; a local store freezes the folder in.
             local = uri.startswith("sqlite")
             place = (root / "mlartifacts").as_uri() if local else None
-            kind = {"mlflow.experimentKind": "custom_model_development"}  # what the UI shows
-            client.create_experiment(_experiment_name(), artifact_location=place, tags=kind)
+            client.create_experiment(_experiment_name(), artifact_location=place)
         mlflow.set_experiment(_experiment_name())
     _end_runs_of_dead_processes(client)
     return client

@@ -1,0 +1,128 @@
+"""Perturbed pictures: what is done to them, and what becomes of the figures."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as tv
+
+from stages import predict
+from stages.evaluate import perturbed_scores, robustness_table, summarise
+from stages.lib.curves import severities
+from stages.lib.images import Preprocessing
+from stages.lib.perturbations import (
+    LEVELS,
+    VARIANTS,
+    Perturbation,
+    crop,
+    grey,
+    noise,
+    perturb_all,
+    shrink,
+)
+from stages.predict import NUM_VARIANTS, PerturbedImages, choose_images
+
+RANDOM = np.random.default_rng(0)
+IMAGE = torch.from_numpy(
+    np.random.default_rng(1).integers(0, 256, (3, 12, 10), dtype=np.uint8)
+).repeat_interleave(10, dim=1).repeat_interleave(10, dim=2)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LEVELS, ids=lambda kind: kind.__name__)
+def test_the_levels_go_from_mild_to_severe(kind: Perturbation) -> None:
+    """The picture, resized to one size, differs from what it was the more the higher the level."""
+    textured = noise(IMAGE, 12, np.random.default_rng(2))
+    size = list(textured.shape[1:])
+    differences = []
+    for level in LEVELS[kind]:
+        found = kind(textured, level, np.random.default_rng(3))
+        assert found.dtype == torch.uint8 and found.shape[0] == 3
+        same_size = tv.resize(found, size, antialias=True).float()
+        differences.append(float((same_size - textured.float()).abs().mean()))
+    assert differences == sorted(differences)
+    assert differences[-1] > 1
+
+
+def test_every_perturbation_takes_small_pictures() -> None:
+    tiny = IMAGE[:, :5, :7]
+    assert len(perturb_all(tiny, RANDOM)) == NUM_VARIANTS == 1 + len(VARIANTS)
+
+
+def test_what_the_perturbations_do() -> None:
+    assert crop(IMAGE, 0.7, RANDOM).shape == (3, 84, 70)
+    channels = grey(IMAGE, 1, RANDOM)
+    assert torch.equal(channels[0], channels[2])
+    assert torch.equal(shrink(IMAGE, 200, RANDOM), shrink(IMAGE, 100, RANDOM))  # never enlarged
+    flat = torch.full((3, 200, 200), 128, dtype=torch.uint8)
+    assert noise(flat, 10, RANDOM).float().std() == pytest.approx(10, rel=0.02)
+
+
+def test_both_classes_are_drawn_alike_and_repeatably() -> None:
+    targets = pd.array([0] * 30 + [1] * 70 + [None] * 5, dtype="Int8")
+    labels = pd.DataFrame({"img_name": [f"{n}.jpg" for n in range(105)], "target": targets})
+    chosen = choose_images(labels, 40)
+    assert chosen["target"].value_counts().to_dict() == {0: 20, 1: 20}
+    assert chosen.equals(choose_images(labels, 40))
+    assert choose_images(labels, 100)["target"].value_counts().to_dict() == {0: 30, 1: 50}
+    assert choose_images(labels, 0).empty
+
+
+def table(scores: dict[str, list[float]]) -> pd.DataFrame:
+    """Return perturbed scores of four images, two reals and two fakes."""
+    rows = [
+        {"img_name": str(image), "perturbation": kind, "level": 1.0, "score": score,
+         "target": image // 2, "group": image}
+        for kind, found in scores.items()
+        for image, score in enumerate(found)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_auc_and_flips_of_an_example_worked_by_hand() -> None:
+    scores = {
+        "none": [0.1, 0.4, 0.6, 0.9],
+        "jpeg": [0.1, 0.7, 0.6, 0.9],
+        "blur": [0.9, 0.8, 0.2, 0.1],
+    }
+    found = robustness_table(table(scores), threshold=0.5)
+    assert found["perturbation"].tolist() == ["none", "jpeg", "blur"]
+    assert found["auc"].tolist() == [1.0, 0.75, 0.0]
+    assert found["flip_rate"].tolist() == [0.0, 0.25, 1.0]
+    assert found[["num_real", "num_fake"]].to_numpy().tolist() == [[2, 2]] * 3
+    assert summarise(found) == {
+        "plain_auc": 1.0, "mean_auc": 0.375, "worst_auc": 0.0, "mean_flip_rate": 0.625,
+    }  # fmt: skip
+    assert severities(found).to_dict("list") == {
+        "severity": [0, 1], "jpeg": [1.0, 0.75], "blur": [1.0, 0.0],
+    }  # fmt: skip
+
+
+def test_the_unperturbed_variant_has_the_scores_of_the_validation_set(
+    pipeline, monkeypatch
+) -> None:
+    monkeypatch.chdir(pipeline)
+    labels = pd.read_csv("data/labels/val.csv")
+    found = perturbed_scores(labels)
+    plain = found[found["perturbation"] == "none"].set_index("img_name")["score"]
+    expected = pd.read_csv("data/scores/val.csv").set_index("img_name")["score"]
+    assert plain.to_numpy() == pytest.approx(expected[plain.index].to_numpy(), abs=1e-6)
+    assert len(found) == len(plain) * NUM_VARIANTS
+    rows = pd.read_csv("metrics/robustness.csv")
+    assert len(rows) == NUM_VARIANTS
+    assert (rows["low"] <= rows["auc"]).all() and (rows["auc"] <= rows["high"]).all()
+
+
+def test_variants_come_from_one_decoding(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pipeline)
+    decoded = []
+    real_decode = predict.decode
+    monkeypatch.setattr(predict, "decode", lambda c: decoded.append(1) or real_decode(c))
+    preprocessing = Preprocessing(
+        image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.2] * 3
+    )
+    labels = pd.read_csv("data/labels/val.csv").head(1)
+    images = PerturbedImages(labels, predict.PACKED, preprocessing)
+    assert images[0, 0][0].shape == (NUM_VARIANTS, 3, 32, 32)
+    assert len(decoded) == 1
