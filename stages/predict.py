@@ -72,7 +72,7 @@ def main() -> None:
 
 def _write_scores(table: pd.DataFrame, path: Path) -> None:
     """Add the score to the logits and write; raises UserError where one is not finite."""
-    logits = torch.from_numpy(table["logit"].to_numpy())
+    logits = torch.tensor(table["logit"].to_numpy())
     if not torch.isfinite(logits).all():
         worst = table["img_name"][int((~torch.isfinite(logits)).nonzero()[0])]
         raise UserError(f"{path.stem}: the score of {worst} is not finite; train a sound model")

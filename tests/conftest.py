@@ -30,6 +30,8 @@ TINY = {
     "train.batch_size": 20,
     "train.num_workers": 0,
     "predict.num_workers": 0,
+    "predict.robustness_images": 20,
+    "explain.num_images": 3,
 }
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -77,6 +77,7 @@ def test_an_artifact_store_that_cannot_be_written_stops_nothing(
     assert [one.info.status for one in runs(workspace)] == ["FINISHED"]
 
 
+@pytest.mark.slow
 def test_a_locked_store_stops_nothing_and_is_mirrored_later(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_locked_store_stops_nothing_and_is_mirrored_later(
     assert mirrored.data.metrics["val.auc"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_for_artifacts_stops_nothing(workspace: Path) -> None:
     (workspace / "mlartifacts").mkdir()
     mount = "mount -t tmpfs -o size=64k none mlartifacts && "
