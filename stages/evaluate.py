@@ -74,6 +74,11 @@ def main() -> None:
         if table["target"].nunique() == len(CLASS_NAMES):
             report[name] = evaluate(table, threshold, temperature)
             intervals += interval_rows(name, table, threshold)
+    if params.champion_metric not in report["val"]:
+        raise UserError(
+            f"evaluate.champion_metric = {params.champion_metric} needs {REALS_FOR_1E_4:,} "
+            f"validation reals, not {report['val']['num_real']}; choose another metric"
+        )
     curves = make_curves(splits["val"], threshold)
     perturbed = robustness_table(perturbed_scores(splits["val"]), threshold)
     if len(perturbed):

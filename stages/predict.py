@@ -65,7 +65,7 @@ def main() -> None:
         chosen = choose_images(read_labels(LABELS / "val.csv"), params.robustness_images)
         images = PerturbedImages(chosen, PACKED, config.preprocessing)
         logits = predict_logits(detector, images, params, hardware, "perturbed")
-        table = robustness_table(chosen["img_name"], logits.reshape(-1, NUM_VARIANTS))
+        table = robustness_table(chosen["img_name"], logits.reshape(len(chosen), NUM_VARIANTS))
         _write_scores(table, scores / "robustness.csv")
         print(f"robustness: scored {len(table)} variants of {len(chosen)} images", flush=True)
 

@@ -1,5 +1,6 @@
 """Perturbed pictures: what is done to them, and what becomes of the figures."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from stages import predict
+from stages import evaluate, predict, train
 from stages.evaluate import perturbed_scores, robustness_table, summarise
 from stages.lib.curves import severities
+from stages.lib.errors import UserError
 from stages.lib.images import Preprocessing
 from stages.lib.perturbations import (
     LEVELS,
@@ -23,6 +25,7 @@ from stages.lib.perturbations import (
     shrink,
 )
 from stages.predict import NUM_VARIANTS, PerturbedImages, choose_images
+from tests.conftest import set_params
 
 RANDOM = np.random.default_rng(0)
 IMAGE = torch.from_numpy(
@@ -126,3 +129,19 @@ def test_variants_come_from_one_decoding(pipeline: Path, monkeypatch: pytest.Mon
     images = PerturbedImages(labels, predict.PACKED, preprocessing)
     assert images[0, 0][0].shape == (NUM_VARIANTS, 3, 32, 32)
     assert len(decoded) == 1
+
+
+def test_it_can_be_left_out_and_a_metric_that_needs_more_reals_is_refused(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("TRACKING", "off")
+    set_params(workspace, {"predict.robustness_images": 0, "train.epochs": 1})
+    train.main()
+    predict.main()
+    evaluate.main()
+    assert pd.read_csv("metrics/robustness.csv").empty
+    assert "robustness" not in json.loads(Path("metrics/evaluation.json").read_text())
+    set_params(workspace, {"evaluate.champion_metric": "tpr_at_fpr_1e-4"})
+    with pytest.raises(UserError, match="evaluate.champion_metric = tpr_at_fpr_1e-4 needs 10,000"):
+        evaluate.main()

@@ -45,9 +45,10 @@ def test_the_same_seed_twice_is_one_result() -> None:
 
 
 def test_experiments_that_failed_are_counted_and_left_out() -> None:
-    rows = [row(0, 0.9), row(1, "!"), row(2, float("nan"))]
-    shown = summary(rows, SECTIONS, ["val.auc"])
-    assert "left out, as they lack a metric: 2" in shown
+    rows = [row(0, 0.9), row(1, "!"), row(2, float("nan")), row(3, 0.9, State="Failed")]
+    first, note = summary(rows, SECTIONS, ["val.auc"]).splitlines()[1:]
+    assert first.split()[1] == "1"
+    assert note == "left out, not finished or without these metrics: 3"
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones() -> None:

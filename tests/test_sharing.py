@@ -40,6 +40,7 @@ def test_a_colleague_pulls_and_computes_nothing(hub: Path, pipeline: Path, tmp_p
     assert run("git", "status", "--porcelain", cwd=theirs).stdout == ""
 
 
+@pytest.mark.slow
 def test_without_the_data_only_what_has_changed_runs(hub: Path, tmp_path: Path) -> None:
     theirs = clone_of(hub, tmp_path / "theirs")
     without_data = readme_commands("dvc pull")[-1]

@@ -38,7 +38,9 @@ def summary(rows: list[Row], sections: list[str], metrics: list[str]) -> str:
     and where no experiment has finished.
     """
     committed = [row for row in rows if row["rev"] != "workspace"]
-    finished = [row for row in committed if all(is_number(row.get(name)) for name in metrics)]
+    # DVC lists what failed or still runs with the metrics that the workspace had before it.
+    done = [row for row in committed if row["State"] in (None, "Success")]
+    finished = [row for row in done if all(_is_number(row.get(name)) for name in metrics)]
     if not finished:
         known = sorted({name for row in rows for name in row if name.startswith("val.")})
         raise UserError(
@@ -56,7 +58,7 @@ def summary(rows: list[Row], sections: list[str], metrics: list[str]) -> str:
         results = [_spread([row[name] for row in by_seed.values()]) for name in metrics]
         lines.append([label, str(len(by_seed)), *results])
     left_out = len(committed) - len(finished)
-    note = [f"left out, as they lack a metric: {left_out}"] if left_out else []
+    note = [f"left out, not finished or without these metrics: {left_out}"] if left_out else []
     return "\n".join([*_aligned([["configuration", "seeds", *metrics], *lines]), *note])
 
 
@@ -84,7 +86,7 @@ def _spread(values: list[float]) -> str:
     )
 
 
-def is_number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     """Say whether a cell of the table holds a number; of a failed experiment it may not."""
     return isinstance(value, (int, float)) and value == value
 
