@@ -200,6 +200,7 @@ def test_a_mistake_is_one_clear_line_and_leaves_nothing(
     assert not list((workspace / "data").glob("*model*"))
 
 
+@pytest.mark.slow
 def test_with_two_processes_only_one_says_what_was_wrong(workspace: Path) -> None:
     done = train_in_new_process(workspace, num_processes=2, weights="nowhere.pth")
     assert done.returncode
