@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 import yaml
@@ -171,12 +173,38 @@ def readme_commands(beginning: str) -> list[str]:
     return block.splitlines()
 
 
-def wait_for_queue(clone: Path, seconds: int = 900) -> str:
-    """Return `dvc queue status` once nothing is queued or running."""
+def wait_for(look: Callable[[], Any], seconds: int = 90) -> Any:
+    """Return what `look` returns once it is true and raises nothing."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while True:
+        try:
+            if found := look():
+                return found
+        except Exception:
+            if time.monotonic() > deadline:
+                raise
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.5)
+
+
+def wait_for_queue(clone: Path) -> str:
+    """Return `dvc queue status` once nothing is queued or running."""
+
+    def look() -> str:
         status = run("dvc", "queue", "status", cwd=clone).stdout
-        if "Running" not in status and "Queued" not in status:
-            return status
-        time.sleep(3)
-    pytest.fail(f"the queue is not done after {seconds} s:\n{status}")
+        assert "Running" not in status and "Queued" not in status, status
+        return status
+
+    return wait_for(look, seconds=900)
+
+
+@contextmanager
+def store_of(workspace: Path) -> Iterator[None]:
+    """Work in this folder, with MLflow's default store in it, as a stage under DVC does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        patch.setenv("DVC_ROOT", str(workspace))
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "TRACKING"):
+            patch.delenv(name, raising=False)
+        yield
+    mlflow.set_tracking_uri(None)

@@ -3,14 +3,13 @@
 import json
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.conftest import environment, readme_commands, run, wait_for_queue
+from tests.conftest import environment, readme_commands, run, wait_for, wait_for_queue
 
 pytestmark = pytest.mark.slow
 
@@ -124,9 +123,9 @@ def test_a_killed_experiment_stops_computing_and_shows_as_such(team: Path, how: 
     epochs = f"train.epochs={5000 + len(how)}"
     run("dvc", "exp", "run", "--queue", "-n", name, "-S", epochs, cwd=team)
     run("dvc", "queue", "start", cwd=team)
-    wait_until(lambda: name in runs(team))
+    wait_for(lambda: name in runs(team))
     run("dvc", "queue", "kill", *how, name, cwd=team)
-    wait_until(lambda: runs(team)[name].info.status != "RUNNING")
+    wait_for(lambda: runs(team)[name].info.status != "RUNNING")
     assert runs(team)[name].info.status == "FAILED"
     assert "Failed" in run("dvc", "queue", "status", cwd=team).stdout
 
@@ -134,10 +133,10 @@ def test_a_killed_experiment_stops_computing_and_shows_as_such(team: Path, how: 
 def test_a_dead_dvc_takes_its_training_along(team: Path, tmp_path: Path) -> None:
     command = ["dvc", "exp", "run", "--temp", "-n", "orphan", "-S", "train.epochs=7000"]
     started = subprocess.Popen(command, cwd=team, env=environment(), stdout=subprocess.DEVNULL)
-    wait_until(lambda: "orphan" in runs(team))
+    wait_for(lambda: "orphan" in runs(team))
     started.send_signal(signal.SIGKILL)
     started.wait()
-    wait_until(lambda: runs(team)["orphan"].info.status == "FAILED")
+    wait_for(lambda: runs(team)["orphan"].info.status == "FAILED")
 
 
 def test_what_is_restored_makes_no_second_run(team: Path) -> None:
@@ -176,10 +175,3 @@ def test_a_fresh_clone_without_a_cache_can_experiment(team: Path, tmp_path: Path
         experiments(clone)["first"]["metrics"]["weights"]
         == experiments(team)["aside"]["metrics"]["weights"]
     )
-
-
-def wait_until(condition, seconds: int = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(1)

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,14 +13,14 @@ from stages.lib.registry import register, registered_name
 from stages.lib.store import connect
 from stages.lib.tracking import tracker_of
 from stages.train import main as train
-from tests.conftest import set_params
+from tests.conftest import set_params, store_of
 
 NAME = "deepfake-detector"
 TARGETS = np.arange(200) % 2
 
 
 @pytest.fixture(scope="module")
-def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a model, and no store yet."""
     workspace = tmp_path_factory.mktemp("registry") / "workspace"
     shutil.copytree(prepared, workspace, symlinks=True)
@@ -34,16 +33,10 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture
-def client(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[MlflowClient]:
+def client(trained: Path, tmp_path: Path) -> Iterator[MlflowClient]:
     workspace = shutil.copytree(trained, tmp_path / "workspace", symlinks=True)
-    monkeypatch.chdir(workspace)
-    monkeypatch.setenv("DVC_ROOT", str(workspace))
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "TRACKING"):
-        monkeypatch.delenv(name, raising=False)
-    yield connect()
-    mlflow.set_tracking_uri(None)
+    with store_of(workspace):
+        yield connect()
 
 
 def scores(noise: float, seed: int = 0) -> pd.DataFrame:
@@ -57,7 +50,7 @@ def scores(noise: float, seed: int = 0) -> pd.DataFrame:
 
 
 def enter(client: MlflowClient, table: pd.DataFrame, folder: Path, number: int) -> str:
-    """Make a run with a model of its own and these scores, and register it; return what is said."""
+    """Make a run with a model of its own and these scores, and register it; return its id."""
     weights = folder / "data/model/weights.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] = number  # other weights, so another model

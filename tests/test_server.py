@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from tests.conftest import TINY, clone_project, environment, run
+from tests.conftest import TINY, clone_project, environment, run, wait_for
 
 pytestmark = pytest.mark.slow
 NAME = "deepfake-detector-generated-sample"
@@ -54,20 +54,6 @@ def serving(folder: Path, *command: str, **env: str) -> Iterator[str]:
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
-
-
-def wait_for(look: Callable[[], Any], seconds: int = 90) -> Any:
-    """Return what `look` returns once it is true and raises nothing."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if found := look():
-                return found
-        except Exception:
-            if time.monotonic() > deadline:
-                raise
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.5)
 
 
 def test_a_server_gets_runs_artifacts_and_versions(tmp_path: Path) -> None:

@@ -18,17 +18,13 @@ from stages.lib.signals import Stop
 from stages.lib.store import connect
 from stages.predict import main as predict
 from stages.train import main as train
-from tests.conftest import environment, run, set_params
+from tests.conftest import environment, run, set_params, store_of
 
 
 @pytest.fixture(autouse=True)
-def in_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(workspace)
-    monkeypatch.setenv("DVC_ROOT", str(workspace))  # as DVC does: the store is in there
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "TRACKING"):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    mlflow.set_tracking_uri(None)
+def in_workspace(workspace: Path) -> Iterator[None]:
+    with store_of(workspace):
+        yield
 
 
 def runs(workspace: Path) -> list[Run]:
