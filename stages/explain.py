@@ -1,15 +1,18 @@
-"""Show the validation images that the detector gets most wrong, and what its verdict hangs on.
+"""Show what the detector's verdict hangs on: in images it gets wrong and in those it is sure of.
 
-params.yaml: explain; data/model, data/scores/val.csv, data/labels/val.csv, data/packed/val
-  ->  data/explanations/{most_wrong.png, most_wrong.csv}, logged to the model's MLflow run
+params.yaml: explain; data/model, data/scores/val.csv, data/labels/val.csv, data/packed
+  ->  data/explanations/{wrong,confident}_{real,fake}.png, page.html (all of them with words),
+      images.csv, and the same in the model's MLflow run
 Run: python -m stages.explain
 
-The heatmaps are occlusion maps (Zeiler & Fergus 2014, by Captum): a window slides over the image,
-what it covers becomes the mean colour, and the map shows by how much log(P(fake) / P(real)) falls.
-They work for every architecture and measure the model itself: a red region, covered, makes the
-image look more real to the detector; a blue one, covered, makes it look more fake.
+The heatmap covers the input piece by piece and records by how much log(P(fake) / P(real)) falls
+(occlusion: Zeiler & Fergus 2014, by Captum): positive (red) where the piece speaks for fake,
+negative (blue) for real. It asks the detector itself and so fits every architecture. Covering a
+part of a real face may itself look like a manipulation. Whether the maps depend on what was learnt
+is checked against the same network with random weights (Adebayo et al. 2018).
 """
 
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated
 
@@ -20,14 +23,17 @@ from captum.attr import Occlusion
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import Field
+from scipy.stats import rankdata
 
 from stages.lib.competition import CLASS_NAMES, FAKE, REAL
 from stages.lib.errors import run_stage
-from stages.lib.files import fresh_folder
+from stages.lib.files import fresh_folder, write_text
+from stages.lib.forensics import VIEWS
 from stages.lib.hardware import DeviceName, set_up_hardware
-from stages.lib.images import LabelledImages
+from stages.lib.images import LabelledImages, decode
 from stages.lib.labels import read_labels, write_table
-from stages.lib.model import Detector, fake_logit, load_detector
+from stages.lib.model import Detector, create_model, fake_logit, load_detector
+from stages.lib.pages import html_image, html_page
 from stages.lib.params import StageParams, load_params
 from stages.lib.progress import progress_bar
 from stages.lib.tracking import tracker_of
@@ -37,6 +43,25 @@ SCORES = Path("data/scores/val.csv")
 PACKED = Path("data/packed")
 MODEL = Path("data/model")
 EXPLANATIONS = Path("data/explanations")
+SHEETS = {
+    "wrong_real": "Reals that score highest: false alarms",
+    "wrong_fake": "Fakes that score lowest: misses",
+    "confident_real": "Reals that score lowest: surely real",
+    "confident_fake": "Fakes that score highest: surely fake",
+}
+HOW_TO_READ = """
+<p>Each row is one validation image. <b>heatmap</b>: red speaks for fake, blue for real, by how much
+covering the place moves the log-odds; covering a part of a real face may itself look like a
+manipulation. The views to its right involve no detector:</p>
+<ul>
+<li><b>blend edges</b>: changes of colour. A closed line that follows nothing in the scene is a seam.
+<li><b>light</b>: brightness without detail. Face, neck and ears should be lit from one side.
+<li><b>noise residual</b>: what a median filter takes away. A smooth or rough patch came from elsewhere.
+<li><b>error level</b>: change by one more JPEG compression. Patches with another past stand out.
+<li><b>spectrum</b>: frequencies, low ones in the middle. Regular points or a bright rim tell of enlarging.
+</ul>
+<p>Each view has its own scale, written above it. None of them proves anything by itself.</p>
+"""  # noqa: E501
 
 
 class ExplainParams(StageParams):
@@ -51,37 +76,66 @@ class ExplainParams(StageParams):
 
 
 def main() -> None:
-    """Write the page of the most wrong images and its table, or nothing."""
+    """Write the sheets, the page and the table of the images, or nothing."""
     params = load_params("explain", ExplainParams)
     hardware = set_up_hardware(params.device, "fp32", params.num_threads)
     detector, config = load_detector(MODEL)
-    detector = detector.to(hardware.device)
-    chosen = most_wrong(read_labels(LABELS), pd.read_csv(SCORES), params.num_images)
+    torch.manual_seed(0)
+    untrained = create_model(config.model, config.model_args, "random")
+    detectors = [detector, Detector(untrained, config.preprocessing).eval()]
+    detectors = [one.to(hardware.device) for one in detectors]
+    chosen = choose(read_labels(LABELS), pd.read_csv(SCORES), params.num_images)
     images = LabelledImages(chosen, PACKED, config.preprocessing)
-    pictures, maps = [], []
+    inputs, maps, alike = [], [], []
     with progress_bar("explain", len(images)) as bar:
         for index in range(len(images)):
-            picture = images[0, index][0]
-            pictures.append(picture.permute(1, 2, 0).numpy())
-            maps.append(occlusion_map(detector, picture.to(hardware.device), params))
+            inputs.append(images[0, index][0])
+            on_device = inputs[-1].to(hardware.device)
+            trained, random = (occlusion_map(one, on_device, params) for one in detectors)
+            maps.append(trained)
+            alike.append(rank_correlation(trained, random))
             bar.update(1)
+    chosen["random_weights_correlation"] = np.round(alike, 4)
     with fresh_folder(EXPLANATIONS) as folder:
-        write_table(chosen[["img_name", "target", "family", "score"]], folder / "most_wrong.csv")
-        draw_page(chosen, pictures, maps, params.num_images).savefig(folder / "most_wrong.png")
-    print(f"{EXPLANATIONS / 'most_wrong.png'}: {len(chosen)} validation images", flush=True)
+        columns = ["sheet", "img_name", "target", "family", "score", "random_weights_correlation"]
+        write_table(chosen[columns], folder / "images.csv")
+        sheets = {}
+        for name, rows in chosen.groupby("sheet", sort=False):
+            parts = [
+                (chosen.loc[row], original(images, row), inputs[row], maps[row])
+                for row in rows.index
+            ]
+            sheets[name] = draw_sheet(SHEETS[name], parts)
+            (folder / f"{name}.png").write_bytes(sheets[name])
+        write_text(folder / "page.html", make_page(sheets, chosen))
+    print(f"{EXPLANATIONS / 'page.html'}: {len(chosen)} validation images; {sanity(chosen)}")
     tracker = tracker_of(MODEL)
     for path in sorted(EXPLANATIONS.iterdir()):
         tracker.log_file(path, "explanations")
 
 
-def most_wrong(labels: pd.DataFrame, scores: pd.DataFrame, num_images: int) -> pd.DataFrame:
-    """Return the labels and scores of the reals that score highest, then the fakes lowest."""
+def choose(labels: pd.DataFrame, scores: pd.DataFrame, num_images: int) -> pd.DataFrame:
+    """Return the labels, scores and sheet of num_images for each of SHEETS, the extreme first."""
     scored = labels.assign(score=scores["score"])
     reals, fakes = scored[scored["target"] == REAL], scored[scored["target"] == FAKE]
-    return pd.concat(
-        [reals.nlargest(num_images, "score"), fakes.nsmallest(num_images, "score")],
-        ignore_index=True,
-    )
+    sheets = {
+        "wrong_real": reals.nlargest(num_images, "score"),
+        "wrong_fake": fakes.nsmallest(num_images, "score"),
+        "confident_real": reals.nsmallest(num_images, "score"),
+        "confident_fake": fakes.nlargest(num_images, "score"),
+    }
+    tables = [table.assign(sheet=name) for name, table in sheets.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def original(images: LabelledImages, index: int) -> np.ndarray:
+    """Return an image as it was before it was made the model's input: uint8 (H, W, 3)."""
+    content = images.packs[images.sets[index]][images.rows[index]]
+    return decode(content).permute(1, 2, 0).numpy()
+
+
+# ---------------------------------------------------------------------------------------------
+# Heatmaps
 
 
 @torch.inference_mode()
@@ -104,35 +158,74 @@ def occlusion_map(detector: Detector, image: torch.Tensor, params: ExplainParams
     return effect[0, 0].cpu().numpy()
 
 
-def draw_page(
-    chosen: pd.DataFrame, pictures: list[np.ndarray], maps: list[np.ndarray], num_columns: int
-) -> Figure:
-    """Draw each image above its heatmap, a pair of rows for each class."""
-    figure = Figure(figsize=(2.1 * num_columns + 1.2, 10), dpi=100, layout="constrained")
-    axes = figure.subplots(2 * len(CLASS_NAMES), num_columns, squeeze=False)
-    for cell in axes.flat:
-        cell.set_axis_off()
-    places = chosen.groupby("target").cumcount()
-    for picture, heat, column, row in zip(pictures, maps, places, chosen.itertuples(), strict=True):
-        above, below = axes[2 * row.target : 2 * row.target + 2, column]
-        above.imshow(picture)
-        above.set_title(
-            f"{CLASS_NAMES[row.target]}, score {row.score:.3f}\n{row.img_name[:16]}", fontsize=8
-        )
-        _overlay(below, picture, heat)
-    figure.suptitle(
-        "Most wrong: reals that score highest, fakes that score lowest.\n"
-        "Below each: red speaks for fake, blue for real (by how much covering it moves the logit)",
-        fontsize=10,
+def rank_correlation(trained: np.ndarray, random: np.ndarray) -> float:
+    """Return Spearman's correlation of two maps' pixels, -1 to 1; 0 where one map is flat."""
+    ranks = [rankdata(values) for values in (trained, random)]
+    if 0 in (np.ptp(ranks[0]), np.ptp(ranks[1])):
+        return 0.0
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def sanity(chosen: pd.DataFrame) -> str:
+    """Say how much the maps have in common with those of random weights."""
+    found = chosen["random_weights_correlation"]
+    return (
+        f"heatmaps' rank correlation with those of random weights: mean {found.mean():.2f}, "
+        f"{found.min():.2f} to {found.max():.2f}"
     )
-    return figure
+
+
+# ---------------------------------------------------------------------------------------------
+# Pages
+
+
+def make_page(sheets: dict[str, bytes], chosen: pd.DataFrame) -> str:
+    """Return the page with all sheets."""
+    parts = [f"<h2>{SHEETS[name]}</h2>\n{html_image(png, name)}" for name, png in sheets.items()]
+    check = (
+        f"<p>Do the maps show what was learnt? {sanity(chosen)} ({len(chosen)} images). Near 1 "
+        "they would show the picture and the architecture, not the training.</p>"
+    )
+    title = "What the verdict hangs on"
+    return html_page(title, "\n".join([f"<h1>{title}</h1>", HOW_TO_READ, check, *parts]))
+
+
+def draw_sheet(
+    title: str, parts: list[tuple[pd.Series, np.ndarray, torch.Tensor, np.ndarray]]
+) -> bytes:
+    """Draw a row for each (label, original, input, heatmap): picture, heatmap, views; as a PNG."""
+    columns = 2 + len(VIEWS)
+    figure = Figure(figsize=(1.75 * columns, 2.05 * len(parts) + 0.5), dpi=90, layout="constrained")
+    axes = figure.subplots(len(parts), columns, squeeze=False)
+    for row, (label, picture, seen, heat) in zip(axes, parts, strict=True):
+        for cell in row:
+            cell.set_axis_off()
+        row[0].imshow(picture)
+        family = f" ({label.family})" if isinstance(label.family, str) else ""
+        row[0].set_title(
+            f"{label.img_name[:18]}\n{CLASS_NAMES[label.target]}{family}, {label.score:.3f}",
+            fontsize=7,
+        )
+        _overlay(row[1], seen.permute(1, 2, 0).numpy(), heat)
+        for cell, (name, view) in zip(row[2:], VIEWS.items(), strict=True):
+            _show(cell, name, view(picture))
+    figure.suptitle(title, fontsize=10)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def _overlay(axes: Axes, picture: np.ndarray, heat: np.ndarray) -> None:
     largest = float(np.abs(heat).max()) or 1.0
     axes.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
     axes.imshow(heat, cmap="RdBu_r", vmin=-largest, vmax=largest, alpha=0.55)
-    axes.set_title(f"up to ±{largest:.2f}", fontsize=7)
+    axes.set_title(f"heatmap\nup to ±{largest:.2f}", fontsize=7)
+
+
+def _show(axes: Axes, name: str, view: np.ndarray) -> None:
+    top = float(np.quantile(view, 0.995)) or 1.0  # a few bright pixels would hide the rest
+    axes.imshow(view, cmap="magma", vmin=0, vmax=top)
+    axes.set_title(f"{name}\n0 to {top:.3g}", fontsize=7)
 
 
 if __name__ == "__main__":

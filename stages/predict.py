@@ -1,7 +1,7 @@
-"""Score images with the trained detector: P(fake) for every image of val, calibration and test.
+"""Score images with the trained detector: P(fake) for every image that is not trained on.
 
 params.yaml: predict; data/model, data/labels, data/packed
-  ->  data/scores/{val,calibration,test}.csv, data/scores/robustness.csv
+  ->  data/scores/{val,calibration,test,evaluation}.csv, data/scores/robustness.csv
 Run: python -m stages.predict
 
 A score file has one row per row of its label file, in the same order: img_name, logit
@@ -32,7 +32,7 @@ LABELS = Path("data/labels")
 PACKED = Path("data/packed")
 MODEL = Path("data/model")
 SCORES = Path("data/scores")
-SPLITS = ("val", "calibration", "test")
+SPLITS = ("val", "calibration", "test", "evaluation")
 NUM_VARIANTS = 1 + len(VARIANTS)
 
 

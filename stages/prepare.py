@@ -1,15 +1,18 @@
 """Prepare the labels: decide on bad images, group near-duplicates, split, audit.
 
-params.yaml: prepare; data/packed/*/facts.parquet
-  ->  data/labels/{train,val,calibration,test}.csv, metrics/data.json
+params.yaml: data.evaluation_sets, prepare; data/packed/**/facts.parquet
+  ->  data/labels/{train,val,calibration,test,evaluation}.csv, metrics/data.json
 Run: python -m stages.prepare
 
-A label file has one row per image: img_name, target (0 real, 1 fake, empty if unknown), family,
-set and row (where the image lies in data/packed) and group (near-duplicates share one). The
-calibration part comes out of the validation set; without a validation set, that and the
-calibration part come out of the training set. Groups are never divided by a split.
+A label file has one row per image: img_name, target (0 real, 1 fake, empty if unknown), family and
+source (where known), width, height and jpeg_quality, set and row (where the image lies in
+data/packed) and group (near-duplicates share one). The calibration part comes out of the validation
+set; without a validation set, that and the calibration part come out of the training set. Groups
+are never divided by a split. evaluation.csv has all sets of data.evaluation_sets; adding one
+changes no other file.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +27,7 @@ from stages.lib.errors import UserError, run_stage
 from stages.lib.files import fresh_folder, write_json
 from stages.lib.labels import LABEL_TYPES, write_table
 from stages.lib.packed import read_facts
-from stages.lib.params import StageParams, load_params
+from stages.lib.params import DataParams, StageParams, load_params
 
 PACKED = Path("data/packed")
 LABELS = Path("data/labels")
@@ -46,28 +49,54 @@ class PrepareParams(StageParams):
 def main() -> None:
     """Write the label files and the report on the data."""
     params = load_params("prepare", PrepareParams)
-    facts = pd.concat([_read_set(name) for name in SETS], ignore_index=True)
-    bad = facts[facts["error"].notna()]
+    names = load_params("data", DataParams).evaluation_sets
+    facts = _read_facts(SETS)
+    more_facts = _read_facts([f"sets/{name}" for name in names])
+    bad = pd.concat([facts[facts["error"].notna()], more_facts[more_facts["error"].notna()]])
     _decide_on_bad_images(bad, params.bad_images)
     good = facts[facts["error"].isna()].copy()
     good["group"] = near_duplicate_groups(good["phash"].to_numpy(), params.near_duplicate_bits)
+    more = more_facts[more_facts["error"].isna()].copy()
+    more["group"] = _groups_of_more(good, more, params.near_duplicate_bits)
     splits = split(good, params)
+    for name in names:
+        splits[name] = _checked(name, more[more["set"] == f"sets/{name}"])
     report = {
         "bad_images": _bad_images_report(bad),
         "splits": {name: audit_split(rows, params.seed) for name, rows in splits.items()},
         "duplicates": duplicates_report(splits),
+        "shortcut_auc": params.shortcut_auc,
     }
     _say_what_was_found(report)
     _judge_shortcuts(report["splits"], params)
     with fresh_folder(LABELS) as labels:
-        for name, rows in splits.items():
-            write_table(rows[list(LABEL_TYPES)], labels / f"{name}.csv")
+        for name in ("train", "val", "calibration", "test"):
+            write_table(splits[name][list(LABEL_TYPES)], labels / f"{name}.csv")
+        write_table(more[list(LABEL_TYPES)], labels / "evaluation.csv")
     write_json(REPORT, report)
 
 
-def _read_set(name: str) -> pd.DataFrame:
-    facts = read_facts(PACKED / name)
-    return facts.astype({"target": "Int8"}).assign(set=name, row=np.arange(len(facts)))
+def _read_facts(sets: Sequence[str]) -> pd.DataFrame:
+    """Return the facts of these folders of data/packed, with columns set and row."""
+    tables = [read_facts(PACKED / name).assign(set=name) for name in sets]
+    if not tables:
+        return _read_facts(SETS).head(0)
+    rows = np.concatenate([np.arange(len(table)) for table in tables])
+    return pd.concat(tables, ignore_index=True).astype({"target": "Int8"}).assign(row=rows)
+
+
+def _groups_of_more(good: pd.DataFrame, more: pd.DataFrame, max_bits: int) -> np.ndarray:
+    """Return the groups of further images: those of their near-duplicates in `good`, or new ones.
+
+    The groups of `good` stay as they are, so that a set to be judged on changes no split.
+    """
+    hashes = np.concatenate([good["phash"].to_numpy(), more["phash"].to_numpy()])
+    together = near_duplicate_groups(hashes, max_bits) if len(more) else np.zeros(len(good), int)
+    of_good, of_more = together[: len(good)], together[len(good) :]
+    known = good.groupby(of_good)["group"].first()
+    new = pd.Series(of_more).where(~np.isin(of_more, known.index))
+    numbers = int(good["group"].max()) + 1 + pd.factorize(new)[0]
+    return np.where(new.isna(), known.reindex(of_more).fillna(-1).astype(int), numbers)
 
 
 def _decide_on_bad_images(bad: pd.DataFrame, decision: str) -> None:
@@ -94,15 +123,19 @@ def split(good: pd.DataFrame, params: PrepareParams) -> dict[str, pd.DataFrame]:
     if val.empty:
         train, val = _split_groups(train, params.val_share, params.seed)
     val, calibration = _split_groups(val, params.calibration_share, params.seed)
-    splits = {"train": train, "val": val, "calibration": calibration, "test": test}
-    for name in ("train", "val", "calibration"):
-        for target in (REAL, FAKE):
-            if not (splits[name]["target"] == target).any():
-                raise UserError(
-                    f"the {name} split ({len(splits[name])} images) has no {CLASS_NAMES[target]} "
-                    f"image (target {target}); both classes are needed"
-                )
-    return splits
+    labelled = {"train": train, "val": val, "calibration": calibration}
+    return {name: _checked(name, rows) for name, rows in labelled.items()} | {"test": test}
+
+
+def _checked(name: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows; raises UserError where they lack one of the classes."""
+    for target in (REAL, FAKE):
+        if not (rows["target"] == target).any():
+            raise UserError(
+                f"the {name} split ({len(rows)} images) has no {CLASS_NAMES[target]} image "
+                f"(target {target}); both classes are needed"
+            )
+    return rows
 
 
 def _split_groups(rows: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -119,8 +152,10 @@ def _split_groups(rows: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataF
 
 def _judge_shortcuts(splits: dict[str, Any], params: PrepareParams) -> None:
     """Warn of facts that tell the classes apart without a look at the faces, or refuse them."""
-    for name in ("train", "val"):
-        found = {k: auc for k, auc in splits[name]["shortcuts"].items() if k != "worst"}
+    for name, audit in splits.items():
+        if name == "calibration":  # a part of val, and too small to tell
+            continue
+        found = {k: auc for k, auc in audit["shortcuts"].items() if k != "worst"}
         above = {k: auc for k, auc in found.items() if auc > params.shortcut_auc}
         if not above:
             continue

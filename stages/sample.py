@@ -25,10 +25,9 @@ from scipy import ndimage
 from stages.lib.competition import FAKE, REAL, SETS
 from stages.lib.errors import run_stage
 from stages.lib.files import fresh_folder, write_text
-from stages.lib.params import StageParams, load_params
+from stages.lib.params import SAMPLE_ROOT, StageParams, load_params
 from stages.lib.progress import progress_bar
 
-SAMPLE = Path("data/raw/sample")
 FOLDERS = {"train": "phase1/trainset", "val": "phase1/valset", "test": "phase2/testset1_seen"}
 SUPERSAMPLING = 4
 SKINS = [(236, 200, 178), (222, 178, 148), (196, 146, 112), (150, 104, 76), (104, 70, 52)]
@@ -54,10 +53,10 @@ def main() -> None:
     """Write all three sets, or none."""
     params = load_params("sample", SampleParams)
     counts = {"train": params.num_train, "val": params.num_val, "test": params.num_test}
-    with fresh_folder(SAMPLE) as root, progress_bar("sample", sum(counts.values())) as bar:
+    with fresh_folder(SAMPLE_ROOT) as root, progress_bar("sample", sum(counts.values())) as bar:
         for number, name in enumerate(SETS):
             write_set(root / FOLDERS[name], counts[name], number, params, bar.update)
-    print(f"{SAMPLE}: {sum(counts.values())} drawn pictures")
+    print(f"{SAMPLE_ROOT}: {sum(counts.values())} drawn pictures")
 
 
 def write_set(

@@ -128,8 +128,10 @@ def draw_dataset(root: Path, counts: dict[str, int], size: int = 48) -> Path:
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in which `dvc repro` has run on a tiny sample; tests only look at it."""
-    clone = clone_project(tmp_path_factory.mktemp("pipeline"), TINY)
+    """A clone in which `dvc repro` has run on a tiny sample and a further set; only look at it."""
+    drawn = draw_dataset(tmp_path_factory.mktemp("drawn"), {"val": 40})
+    more = {"data.evaluation_sets": {"drawn": str(drawn)}}
+    clone = clone_project(tmp_path_factory.mktemp("pipeline"), TINY | more)
     # MLflow looks at the machine every 10 s by default; this training takes one second.
     done = run("dvc", "repro", cwd=clone, MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="0.05")
     (clone / "repro.log").write_text(done.stdout + done.stderr)

@@ -74,16 +74,18 @@ def test_a_missing_root_is_named() -> None:
     ids=["plain", "bom-crlf", "spaces-blank-lines", "quotes"],
 )
 def test_a_list_is_read_in_its_order(tmp_path: Path, text: str) -> None:
-    assert read(tmp_path, text) == [("a.jpg", 1, None), ("b.jpg", 0, None)]
+    assert read(tmp_path, text) == [("a.jpg", 1, None, None), ("b.jpg", 0, None, None)]
 
 
-def test_a_family_is_optional_for_each_fake(tmp_path: Path) -> None:
-    text = "img_name,target,family\na.jpg,1,swap\nb.jpg,0,\nc.jpg,1,\n"
-    assert read(tmp_path, text) == [("a.jpg", 1, "swap"), ("b.jpg", 0, None), ("c.jpg", 1, None)]
+def test_family_and_source_are_optional_in_any_order(tmp_path: Path) -> None:
+    text = "img_name,target,family\na.jpg,1,swap\nb.jpg,0,\n"
+    assert read(tmp_path, text) == [("a.jpg", 1, "swap", None), ("b.jpg", 0, None, None)]
+    text = "img_name,target,source,family\na.jpg,1,web,swap\nb.jpg,0,film,\n"
+    assert read(tmp_path, text) == [("a.jpg", 1, "swap", "web"), ("b.jpg", 0, None, "film")]
 
 
 def test_only_the_test_list_may_lack_labels(tmp_path: Path) -> None:
-    assert read(tmp_path, "img_name\na.jpg\n", "test") == [("a.jpg", None, None)]
+    assert read(tmp_path, "img_name\na.jpg\n", "test") == [("a.jpg", None, None, None)]
     with pytest.raises(UserError, match="labels.txt:1: header 'img_name', expected"):
         read(tmp_path, "img_name\na.jpg\n")
 
@@ -100,7 +102,8 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     [
         ("", "labels.txt:1: header ''"),
         ("img_name,target\n", "lists no image"),
-        ("name,label\na.jpg,1\n", "header 'name,label', expected 'img_name,target'"),
+        ("name,label\na.jpg,1\n", "header 'name,label', expected 'img_name,target[,"),
+        ("img_name,target,family,family\na.jpg,1,x,y\n", "header 'img_name,target,family,family'"),
         ("a.jpg,1\n", "header 'a.jpg,1'"),
         ("img_name,target\na.jpg,2\n", "labels.txt:2: target '2', expected 0"),
         ("img_name,target\na.jpg,\n", "labels.txt:2: target ''"),

@@ -14,7 +14,7 @@ from tests.closure import import_closure
 from tests.conftest import ROOT, environment, run
 
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-STAGES = DVC["stages"]
+STAGES = {name: stage.get("do", stage) for name, stage in DVC["stages"].items()}
 MODULES = sorted(path for path in (ROOT / "stages").rglob("*.py"))
 TOP_LEVEL = {"dvc.yaml", "params.yaml", "stages", "data", "metrics", "tests", "requirements.txt",
              "README.md", "LICENSE", "Makefile", "pyproject.toml", "dvc.lock"}  # fmt: skip
@@ -43,7 +43,7 @@ def test_every_stage_is_a_module_of_its_name_and_the_other_way_round() -> None:
     modules = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
     assert modules == set(STAGES)
     for name, stage in STAGES.items():
-        assert stage["cmd"] == f"python -m stages.{name}"
+        assert stage["cmd"].removesuffix(" ${key}") == f"python -m stages.{name}"
         assert stage["desc"]
 
 
@@ -51,7 +51,10 @@ def test_every_parameter_is_declared_by_the_stage_that_dvc_reruns_for_it() -> No
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     declared = {}
     for stage, sections in stage_params().items():
-        assert set(STAGES[stage]["params"]) == set(sections), stage
+        watched = {name.split(".")[0] for name in STAGES[stage]["params"]}
+        if stage == "pack_set":  # DVC knows its folder as a dependency and its name by the command
+            watched.add("data")
+        assert watched == set(sections), stage
         declared |= {section: set(model.model_fields) for section, model in sections.items()}
     assert {section: set(content) for section, content in params.items()} == declared
 

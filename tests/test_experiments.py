@@ -99,7 +99,7 @@ def test_the_readme_shows_useful_tables(team: Path, tmp_path: Path) -> None:
     assert "train.lr" in params and "0.003" in params
     assert "val.accuracy" in metrics and "weights" in metrics
     page = Path(plots.strip().splitlines()[-1].removeprefix("file://")).read_text()
-    assert "here" in page and "aside" in page and "most_wrong.png" in page
+    assert "here" in page and "aside" in page and "wrong_real.png" in page
     line = next(x for x in seeds.splitlines() if "smoothing=0.0, train.lr=0.001" in x)
     assert line.split()[2] == "4" and "±" in line
 

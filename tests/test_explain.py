@@ -1,5 +1,8 @@
 """Which images are shown, and that a heatmap tells what the verdict hangs on."""
 
+from base64 import b64encode
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +10,17 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
-from stages.explain import ExplainParams, draw_page, most_wrong, occlusion_map
+from stages.explain import (
+    SHEETS,
+    ExplainParams,
+    choose,
+    draw_sheet,
+    occlusion_map,
+    rank_correlation,
+)
+from stages.lib.forensics import VIEWS
 from stages.lib.images import Preprocessing
 from stages.lib.model import Detector
 
@@ -51,30 +63,108 @@ def test_the_map_adds_up_the_effect_of_one_window() -> None:
     assert heat == pytest.approx(np.full((32, 32), 0.5 / 0.2), rel=1e-5)
 
 
-def test_the_most_wrong_are_high_reals_and_low_fakes() -> None:
+def test_the_most_wrong_and_the_surest_of_each_class_are_shown() -> None:
     targets = pd.array([0, 0, 0, 1, 1, 1], dtype="Int8")
     labels = pd.DataFrame({"img_name": list("abcdef"), "target": targets})
     scores = pd.DataFrame({"score": [0.9, 0.1, 0.95, 0.5, 0.05, 0.99]})
-    assert most_wrong(labels, scores, 2)["img_name"].tolist() == ["c", "a", "e", "d"]
-    assert len(most_wrong(labels, scores, 20)) == 6
+    chosen = choose(labels, scores, 2).groupby("sheet")["img_name"].agg(list).to_dict()
+    assert chosen == {
+        "wrong_real": ["c", "a"],
+        "wrong_fake": ["e", "d"],
+        "confident_real": ["b", "a"],
+        "confident_fake": ["f", "d"],
+    }
+    assert len(choose(labels, scores, 20)) == 12
 
 
-def test_the_page_has_a_picture_and_a_map_for_each_image() -> None:
-    chosen = pd.DataFrame(
-        {"img_name": ["a", "b", "c"], "target": [0, 0, 1], "score": [0.9, 0.8, 0]}
-    )
-    pictures = [np.zeros((8, 8, 3), np.uint8)] * 3
-    figure = draw_page(chosen, pictures, [np.zeros((8, 8))] * 3, 2)
-    shown = [axes for axes in figure.axes if axes.images]
-    assert len(shown) == 6
-    assert "real, score 0.900" in shown[0].get_title()
+def test_a_map_is_compared_by_the_order_of_its_pixels() -> None:
+    values = np.arange(16.0).reshape(4, 4)
+    assert rank_correlation(values, values**3) == pytest.approx(1)
+    assert rank_correlation(values, -values) == pytest.approx(-1)
+    assert rank_correlation(values, np.ones((4, 4))) == 0
 
 
-def test_the_stage_writes_its_page_and_table(pipeline: Path) -> None:
+def test_a_sheet_has_picture_map_and_every_view_for_each_image() -> None:
+    label = pd.Series({"img_name": "a.jpg", "target": 1, "family": "swap", "score": 0.25})
+    picture = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    seen = torch.zeros((3, 32, 32), dtype=torch.uint8)
+    png = draw_sheet("title", [(label, picture, seen, np.zeros((32, 32)))] * 2)
+    with Image.open(BytesIO(png)) as sheet:
+        assert sheet.width > 500 and sheet.height > 300
+    assert png == draw_sheet("title", [(label, picture, seen, np.zeros((32, 32)))] * 2)
+
+
+def test_the_stage_writes_its_sheets_page_and_table(pipeline: Path) -> None:
     folder = pipeline / "data/explanations"
-    table = pd.read_csv(folder / "most_wrong.csv")
-    assert table["target"].tolist() == [0] * 3 + [1] * 3
-    assert table["score"][:3].is_monotonic_decreasing
-    assert table["score"][3:].is_monotonic_increasing
-    with Image.open(folder / "most_wrong.png") as page:
-        assert page.width > 500
+    table = pd.read_csv(folder / "images.csv")
+    assert table["sheet"].unique().tolist() == list(SHEETS)
+    for name, rows in table.groupby("sheet"):
+        assert rows["target"].tolist() == [int(name.endswith("fake"))] * 3
+        falls = name in ("wrong_real", "confident_fake")
+        assert rows["score"].is_monotonic_decreasing == falls
+    page = (folder / "page.html").read_text()
+    for name, title in SHEETS.items():
+        assert title in page
+        assert b64encode((folder / f"{name}.png").read_bytes()).decode() in page
+    correlation = table["random_weights_correlation"]
+    assert f"mean {correlation.mean():.2f}" in page
+    assert correlation.mean() < 0.9  # the maps of these weights are not those of any
+
+
+def patched(make: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, tuple[slice, slice]]:
+    """Return a noisy picture whose middle is replaced by make(middle), and where that is."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:96, :96]
+    smooth = 90 + 40 * np.sin(rows / 15)[..., None] + columns[..., None] / 4
+    picture = np.clip(smooth + random.normal(0, 6, (96, 96, 3)), 0, 255).astype(np.uint8)
+    where = (slice(32, 64), slice(32, 64))
+    picture[where] = make(picture[where])
+    return picture, where
+
+
+def shifted(middle: np.ndarray) -> np.ndarray:
+    return np.clip(middle + np.array([25, -10, -10]), 0, 255).astype(np.uint8)
+
+
+def smoothed(middle: np.ndarray) -> np.ndarray:
+    return ndimage.gaussian_filter(middle, (2, 2, 0))
+
+
+def compressed(middle: np.ndarray) -> np.ndarray:
+    buffer = BytesIO()
+    Image.fromarray(middle).save(buffer, "JPEG", quality=40)
+    return np.asarray(Image.open(buffer))
+
+
+def test_each_view_shows_what_it_is_for() -> None:
+    picture, where = patched(shifted)
+    edges = VIEWS["blend edges"](picture)
+    seam = np.zeros_like(edges, dtype=bool)
+    seam[where] = True
+    seam[34:62, 34:62] = False
+    assert edges[seam].mean() > 2 * edges[~seam].mean()
+    picture, where = patched(smoothed)
+    noise = VIEWS["noise residual"](picture)
+    assert noise[where].mean() < 0.3 * noise[:24].mean()
+    picture, where = patched(compressed)
+    level = VIEWS["error level"](picture)
+    assert level[where].mean() < 0.7 * level[:24].mean()
+    picture, where = patched(lambda middle: middle // 3)
+    assert VIEWS["light"](picture)[48, 48] < 0.75 * VIEWS["light"](picture)[12, 12]
+
+
+def test_the_spectrum_shows_the_grid_that_enlarging_leaves() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    enlarged = noise.repeat(4, axis=0).repeat(4, axis=1)
+    plain = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    at_a_zero = (48 + 24, slice(0, 96))  # repeating 4 times removes a quarter of the frequencies
+    assert VIEWS["spectrum"](enlarged)[at_a_zero].mean() < 0.8 * VIEWS["spectrum"](plain).mean()
+
+
+@pytest.mark.parametrize("size", [(5, 7), (64, 64), (40, 90)])
+def test_every_view_has_the_pictures_size(size: tuple[int, int]) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    for name, view in VIEWS.items():
+        found = view(picture)
+        assert found.shape == size, name
+        assert found.min() >= 0 and np.isfinite(found).all(), name

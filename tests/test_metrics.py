@@ -10,6 +10,7 @@ from stages.lib.metrics import (
     confusion,
     fit_temperature,
     plain_metrics,
+    threshold_at_fpr,
 )
 
 # Reals at 0.1, 0.2, 0.3, 0.6; fakes at 0.4, 0.5, 0.7, 0.8.
@@ -117,3 +118,17 @@ def test_the_temperature_of_overconfident_logits_is_found(temperature: float) ->
     honest = random.normal(0, 2, 50_000)
     targets = (random.random(50_000) < 1 / (1 + np.exp(-honest))).astype(int)
     assert fit_temperature(targets, honest * temperature) == pytest.approx(temperature, rel=0.05)
+
+
+@pytest.mark.parametrize("max_fpr", [0.0, 0.1, 0.25, 0.5])
+def test_a_threshold_keeps_to_its_rate_of_false_alarms(max_fpr: float) -> None:
+    random = np.random.default_rng(3)
+    targets = np.arange(80) % 2
+    for decimals in (1, 8):  # with ties and without
+        scores = np.round(random.random(80), decimals)
+        threshold = threshold_at_fpr(targets, scores, max_fpr)
+        reals = np.sort(scores[targets == 0])
+        assert (reals >= threshold).mean() <= max_fpr
+        lower = reals[reals < threshold].max()
+        assert (reals >= lower).mean() > max_fpr  # the next lower one would not
+    assert threshold_at_fpr(np.array([0, 1]), np.array([1.0, 1.0]), 0.5) > 1

@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages import pack
+from stages import pack, pack_set
+from stages.lib import packing
 from stages.lib.errors import UserError
 from stages.lib.packed import PackedImages, read_facts
+from stages.lib.params import load_params
 from tests.conftest import ROOT, set_params
 
 TRAIN = "raw/phase1/trainset"
@@ -47,12 +49,12 @@ def write_train(workspace: Path, contents: dict[str, bytes | None]) -> None:
 def test_bytes_come_back_unchanged_and_in_order_from_many_files(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pack, "ROWS_PER_BATCH", 7)
+    monkeypatch.setattr(packing, "ROWS_PER_BATCH", 7)
     contents = {f"{i}.jpg": encoded(i) for i in range(50)}
     write_train(workspace, contents)
-    params = pack.PackParams.model_construct(shard_mb=0.02, num_threads=3)
+    params = packing.PackParams.model_construct(shard_mb=0.02, num_threads=3)
     monkeypatch.setattr(pack, "load_params", lambda section, model: (
-        pack.DataParams(root="raw") if section == "data" else params))  # fmt: skip
+        load_params(section, model) if section == "data" else params))  # fmt: skip
     pack.main()
     images = PackedImages(workspace / "data/packed/train")
     assert len(list((workspace / "data/packed/train").glob("*.arrow"))) > 2
@@ -81,12 +83,12 @@ def test_the_facts_are_right(workspace: Path) -> None:
 
 def test_the_quality_of_a_jpeg_is_read_off_its_tables() -> None:
     for quality in range(5, 101, 5):
-        found = pack.image_facts(encoded(0, quality=quality))["jpeg_quality"]
+        found = packing.image_facts(encoded(0, quality=quality))["jpeg_quality"]
         assert abs(found - quality) <= 1
 
 
 def test_equal_tables_have_equal_digests() -> None:
-    digests = [pack.image_facts(encoded(i, quality=q))["jpeg_tables"] for i, q in
+    digests = [packing.image_facts(encoded(i, quality=q))["jpeg_tables"] for i, q in
                [(0, 80), (1, 80), (0, 81)]]  # fmt: skip
     assert digests[0] == digests[1] != digests[2]
 
@@ -123,6 +125,36 @@ def test_an_absent_set_is_packed_as_an_empty_one(workspace: Path) -> None:
         assert len(PackedImages(workspace / "data/packed" / name)) == 0
 
 
+def test_a_further_set_is_packed_beside_the_others(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = encoded(7)
+    folder = workspace / "celebrities/phase1/valset"
+    folder.mkdir(parents=True)
+    (folder / "x.jpg").write_bytes(content)
+    text = "img_name,target,source\nx.jpg,0,museum\n"
+    folder.with_name("valset_label.txt").write_text(text)
+    set_params(workspace, {"data.evaluation_sets": {"celeb": "celebrities", "gone": "nowhere"}})
+    monkeypatch.setattr("sys.argv", ["pack_set", "celeb"])
+    pack_set.main()
+    write_train(workspace, {"a.jpg": encoded(0)})
+    pack.main()
+    packed = workspace / "data/packed/sets/celeb"
+    assert bytes(PackedImages(packed)[0]) == content
+    assert read_facts(packed)["source"].tolist() == ["museum"]
+    for name, words in (
+        ("other", r"a name of data.evaluation_sets \(celeb, gone\), not 'other'"),
+        ("gone", "data.evaluation_sets.gone = 'nowhere' is not a folder"),
+    ):
+        monkeypatch.setattr("sys.argv", ["pack_set", name])
+        with pytest.raises(UserError, match=words):
+            pack_set.main()
+    folder.with_name("valset_label.txt").unlink()
+    monkeypatch.setattr("sys.argv", ["pack_set", "celeb"])
+    with pytest.raises(UserError, match="the val set has no list"):
+        pack_set.main()
+
+
 def test_a_wrong_list_leaves_what_was_there(workspace: Path) -> None:
     write_train(workspace, {"a.jpg": encoded(0), "b.jpg": encoded(1)})
     pack.main()
@@ -135,15 +167,15 @@ def test_a_wrong_list_leaves_what_was_there(workspace: Path) -> None:
 
 
 def test_the_cues_are_right() -> None:
-    flat = pack.image_cues(Image.new("RGB", (32, 24), (200, 100, 100)))
+    flat = packing.image_cues(Image.new("RGB", (32, 24), (200, 100, 100)))
     assert flat["brightness"] == pytest.approx(0.299 * 200 + 0.701 * 100, abs=1)
     assert flat["saturation"] == pytest.approx(255 / 2, abs=1)
     assert flat["contrast"] == flat["sharpness"] == flat["high_frequency"] == 0
     noise = np.random.default_rng(0).integers(0, 256, (256, 256), dtype=np.uint8)
-    rough = pack.image_cues(Image.fromarray(noise))
+    rough = packing.image_cues(Image.fromarray(noise))
     assert rough["contrast"] == pytest.approx(255 / 12**0.5, rel=0.02)
     assert rough["sharpness"] == pytest.approx(20 * rough["contrast"] ** 2, rel=0.05)
     assert rough["high_frequency"] == pytest.approx(3 / 4, abs=0.02)  # white: 3/4 of the spectrum
     wave = 128 + 100 * np.sin(np.arange(256) * 2 * np.pi / 32)
-    smooth = pack.image_cues(Image.fromarray(np.tile(wave, (64, 1)).astype(np.uint8)))
+    smooth = packing.image_cues(Image.fromarray(np.tile(wave, (64, 1)).astype(np.uint8)))
     assert smooth["high_frequency"] < 0.001

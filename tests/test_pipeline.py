@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from stages.evaluate import flatten
-from tests.conftest import TINY, clone_project, draw_dataset, run, set_params
+from stages.explain import SHEETS
+from tests.conftest import TINY, clone_project, draw_dataset, run
 
 SPLITS = ("val", "calibration", "test")
 
@@ -40,7 +41,8 @@ def test_git_sees_only_what_it_owns(pipeline: Path) -> None:
     changed = run("git", "status", "--porcelain", "-uall", cwd=pipeline).stdout.split("\n")
     names = {line[3:] for line in changed if line} - {"repro.log"}
     allowed = {"dvc.lock", "metrics/data.json", "metrics/evaluation.json",
-               "metrics/intervals.csv", "metrics/robustness.csv"}  # fmt: skip
+               "metrics/intervals.csv", "metrics/operating_points.csv", "metrics/cross_auc.csv",
+               "metrics/robustness.csv", "metrics/model_card.md"}  # fmt: skip
     assert {name for name in names if not name.startswith("metrics/plots/")} <= allowed
 
 
@@ -56,18 +58,36 @@ def test_training_and_evaluation_agree(pipeline: Path) -> None:
 def test_every_figure_has_its_interval_and_n(pipeline: Path) -> None:
     metrics = json.loads((pipeline / "metrics/evaluation.json").read_text())
     intervals = pd.read_csv(pipeline / "metrics/intervals.csv")
-    for row in intervals[intervals["family"] == "all"].itertuples():
-        assert row.value == pytest.approx(metrics["val"][row.metric], abs=1e-6)
-        assert (row.num_real, row.num_fake) == (
-            metrics["val"]["num_real"],
-            metrics["val"]["num_fake"],
-        )
-    families = intervals[intervals["family"] != "all"].set_index("family")["value"]
+    for row in intervals[intervals["slice"] == "all"].itertuples():
+        found = metrics[row.set]
+        assert row.value == pytest.approx(found[row.metric], abs=1e-6)
+        if row.metric not in ("tpr", "fpr"):
+            assert (row.num_real, row.num_fake) == (found["num_real"], found["num_fake"])
+    aucs = intervals[(intervals["set"] == "val") & (intervals["metric"] == "auc")]
+    families = aucs[aucs["slice"].str.startswith("family=")].set_index("slice")["value"]
     assert dict(families) == pytest.approx(
-        {name: found["auc"] for name, found in metrics["val"]["families"].items()}, abs=1e-6
+        {f"family={name}": one["auc"] for name, one in metrics["val"]["families"].items()}, abs=1e-6
     )
     assert "tpr_at_fpr_1e-4" not in metrics["val"]  # too few reals for it
     assert {"brier", "ece", "ece_scaled"} <= set(metrics["val"])
+
+
+def test_a_further_set_has_its_own_row_and_is_pooled_and_crossed(pipeline: Path) -> None:
+    metrics = json.loads((pipeline / "metrics/evaluation.json").read_text())
+    assert (metrics["drawn"]["num_real"], metrics["drawn"]["num_fake"]) == (20, 20)
+    for count in ("num_real", "true_real", "num_fake", "true_fake"):
+        assert metrics["pooled"][count] == metrics["val"][count] + metrics["drawn"][count]
+    cross = pd.read_csv(pipeline / "metrics/cross_auc.csv").set_index(["reals_of", "fakes_of"])
+    assert len(cross) == 4
+    for name in ("val", "drawn"):
+        assert cross["auc"][name, name] == pytest.approx(metrics[name]["auc"], abs=1e-6)
+    across = [cross["auc"]["val", "drawn"], cross["auc"]["drawn", "val"]]
+    assert metrics["cross"]["worst_auc"] == pytest.approx(min(across), abs=1e-6)
+    points = pd.read_csv(pipeline / "metrics/operating_points.csv")
+    assert set(points["set"]) == {"val", "drawn", "pooled"}
+    assert points.groupby("wanted_fpr")["threshold"].nunique().eq(1).all()
+    audit = json.loads((pipeline / "metrics/data.json").read_text())
+    assert audit["splits"]["drawn"]["real"] == 20
 
 
 def test_the_submission_is_the_list_with_its_scores(pipeline: Path) -> None:
@@ -141,12 +161,15 @@ def test_the_run_has_figures_files_and_data_sets(client: MlflowClient, mlflow_ru
         "figures",
         "scores",
         "intervals.csv",
+        "operating_points.csv",
+        "cross_auc.csv",
+        "robustness.csv",
     } <= files
     figures = {Path(file.path).stem for file in client.list_artifacts(run_id, "figures")}
     assert figures == {"roc", "precision_recall", "scores", "confusion", "calibration", "loss",
                        "val_auc", "robustness"}  # fmt: skip
     shown = {Path(file.path).name for file in client.list_artifacts(run_id, "explanations")}
-    assert shown == {"most_wrong.png", "most_wrong.csv"}
+    assert shown == {"images.csv", "page.html", *(f"{name}.png" for name in SHEETS)}
     assert {one.dataset.name for one in mlflow_run.inputs.dataset_inputs} == {"train", "val"}
 
 
@@ -162,7 +185,7 @@ def test_dvc_shows_plots_and_metrics(pipeline: Path, tmp_path: Path) -> None:
     run("dvc", "plots", "show", "-o", str(tmp_path), cwd=pipeline)
     page = (tmp_path / "index.html").read_text()
     for title in ("ROC", "Precision", "Scores", "Confusion", "Calibration", "Loss per epoch",
-                  "Validation AUC", "most_wrong.png"):  # fmt: skip
+                  "Validation AUC", "wrong_real.png"):  # fmt: skip
         assert title in page
 
 
@@ -188,11 +211,11 @@ def test_weights_restored_from_dvcs_cache_get_a_run_where_none_has_them(
 
 
 def test_other_data_is_read_with_nothing_else_to_edit(tmp_path: Path) -> None:
-    """No test labels, no family, no validation set, a relative path: `dvc repro submit`."""
+    """No test labels, no family, no validation set, a relative path, as the README says."""
     clone = clone_project(tmp_path / "clone", TINY)
     draw_dataset(tmp_path / "own", {"train": 120, "test": 10})
-    set_params(clone, {"data.root": "../own"})
-    done = run("dvc", "repro", "submit", cwd=clone, TRACKING="off")
+    command = ["dvc", "exp", "run", "submit", "-S", "data.root=../own"]
+    done = run(*command, cwd=clone, TRACKING="off")
     assert "Running stage 'sample'" not in done.stdout
     assert len((clone / "data/submission/submission.csv").read_text().splitlines()) == 11
     groups = [set(pd.read_csv(clone / f"data/labels/{name}.csv")["group"])
@@ -207,4 +230,4 @@ def test_a_mistake_ends_a_stage_with_one_line_and_exit_code_1(tmp_path: Path) ->
     assert done.stderr.splitlines() == [
         "error: data.root = 'nowhere' is not a folder; give the folder with the data set"
     ]
-    assert not (clone / "data/packed").exists()
+    assert not list((clone / "data/packed").glob("*"))

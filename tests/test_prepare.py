@@ -15,7 +15,7 @@ from stages.lib.audit import near_duplicate_groups
 from stages.lib.errors import UserError
 from stages.lib.labels import read_labels
 from stages.lib.packed import IMAGE_CUES
-from stages.pack import FACTS_SCHEMA
+from stages.lib.packing import FACTS_SCHEMA
 from tests.conftest import ROOT, set_params
 
 FACE_SWAPS = ROOT.parent / "shared/data/lfw_faceswap"
@@ -37,6 +37,7 @@ def facts(count: int, seed: int, **columns: Any) -> pd.DataFrame:
             "img_name": [f"{seed}-{i}.jpg" for i in range(count)],
             "target": np.arange(count) % 2,
             "family": None,
+            "source": None,
             "error": None,
             "num_bytes": random.integers(1000, 2000, count),
             "sha256": [f"{seed}-{i}" for i in range(count)],
@@ -57,7 +58,7 @@ def write_facts(folder: Path, sets: dict[str, pd.DataFrame]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for name in ("train", "val", "test"):
+    for name in ("train", "val", "test", *(name for name in sets if "/" in name)):
         (folder / "data/packed" / name).mkdir(parents=True, exist_ok=True)
         rows = sets.get(name, facts(0, 9)).to_dict("records")
         table = pa.Table.from_pylist(
@@ -205,6 +206,40 @@ def test_the_shortcuts_of_a_real_data_set_are_found(workspace: Path) -> None:
         found = report(workspace)["splits"][split]["shortcuts"]
         assert found["jpeg_tables"] == 1.0
         assert found["num_bytes"] > 0.9
+
+
+def test_a_further_set_changes_no_other_split(workspace: Path) -> None:
+    sets = {"train": facts(60, 0), "val": facts(60, 1)}
+    write_facts(workspace, sets)
+    prepare.main()
+    before = {path: path.read_bytes() for path in Path("data/labels").iterdir()}
+    more = facts(20, 2)
+    near = sets["train"]["phash"].to_numpy()[:2] ^ np.uint64(1)
+    more.loc[:2, "phash"] = [near[0], near[1], near[0]]
+    sets["sets/celeb"] = more
+    write_facts(workspace, sets)
+    set_params(workspace, {"data.evaluation_sets": {"celeb": "x"}})
+    prepare.main()
+    for path, content in before.items():
+        assert (path.read_bytes() == content) == (path.name != "evaluation.csv")
+    found = read_labels(Path("data/labels/evaluation.csv"))
+    train = labels(workspace)["train"]["group"]
+    assert found["group"].tolist()[:3] == [train[0], train[1], train[0]]
+    assert found["group"].nunique() == 2 + 17
+    assert not set(found["group"][3:]) & set(range(120))
+    assert report(workspace)["duplicates"]["groups_across_splits"]["train/celeb"] == 2
+
+
+def test_a_further_set_needs_both_classes_and_a_free_name(workspace: Path) -> None:
+    sets = {"train": facts(60, 0), "val": facts(60, 1), "sets/one": facts(9, 2, target=1)}
+    write_facts(workspace, sets)
+    set_params(workspace, {"data.evaluation_sets": {"one": "x"}})
+    with pytest.raises(UserError, match=r"the one split \(9 images\) has no real image"):
+        prepare.main()
+    for name in ("val", "pooled", "a/b", "2nd"):
+        set_params(workspace, {"data.evaluation_sets": {name: "x"}})
+        with pytest.raises(UserError, match="data.evaluation_sets.*name the set by letters"):
+            prepare.main()
 
 
 def test_copies_and_leaks_between_splits_are_counted(workspace: Path) -> None:

@@ -74,11 +74,11 @@ def test_the_champion_is_beaten_only_by_what_is_surely_better(
     here = Path.cwd()
     first = enter(client, scores(0.3), here, 1)
     assert champion(client) == "1"
-    assert f"{NAME} version 1 is now @champion: there was none" in capsys.readouterr().out
+    assert f"{NAME} version 1 is @champion: there was none" in capsys.readouterr().out
 
     register(client, first, scores(0.3), "auc", 0.9)
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 1
-    assert "version 1 stays @champion" in capsys.readouterr().out
+    assert "version 1 is @champion: it was already" in capsys.readouterr().out
 
     enter(client, scores(0.3, seed=1), here, 2)  # as good, by other chance
     assert champion(client) == "1"
@@ -88,7 +88,7 @@ def test_the_champion_is_beaten_only_by_what_is_surely_better(
 
     enter(client, scores(0.1), here, 3)
     assert champion(client) == "3"
-    assert "version 3 is now @champion: auc against version 1 +0.09" in capsys.readouterr().out
+    assert "version 3 is @champion: auc against version 1 +0.09" in capsys.readouterr().out
     tags = client.get_model_version(NAME, "3").tags
     assert tags["against_champion"].startswith("auc against version 1 +0.09")
     assert tags["val.auc"] == "0.900000"

@@ -5,7 +5,12 @@ import pytest
 from sklearn import metrics as sk
 
 from stages.lib.metrics import METRICS, RankedScores, plain_metrics
-from stages.lib.resampling import cluster_weights, metric_intervals, paired_improvement
+from stages.lib.resampling import (
+    cluster_weights,
+    metric_intervals,
+    paired_improvement,
+    share_interval,
+)
 
 
 def draw(num: int, seed: int, distance: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
@@ -96,3 +101,28 @@ def test_improvement_is_positive_where_less_is_better() -> None:
         assert found.low <= found.value <= found.high, metric
     same = paired_improvement("auc", targets, good, good, np.arange(400))
     assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_a_published_worked_example() -> None:
+    """Hanley & McNeil 1982 (Radiology 143:29), CT ratings: area 0.893, standard error 0.032."""
+    normal, abnormal = [33, 6, 6, 11, 2], [3, 2, 2, 11, 33]  # rated 1 to 5
+    targets = np.repeat([0, 1], [sum(normal), sum(abnormal)])
+    ratings = np.concatenate([np.repeat(np.arange(1, 6), counts) for counts in (normal, abnormal)])
+    ranked = RankedScores(targets, ratings / 5)
+    found = metric_intervals(ranked, np.arange(len(targets)), ["auc"])["auc"]
+    assert found.value == pytest.approx(0.893, abs=0.0005)
+    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(0.032, abs=0.004)
+
+
+def test_a_share_has_an_interval_also_where_all_are_alike() -> None:
+    hits = np.arange(500) < 100
+    found = share_interval(hits, np.arange(500))
+    width = 1.96 * np.sqrt(0.2 * 0.8 / 500)
+    assert (found.low, found.high) == pytest.approx((0.2 - width, 0.2 + width), abs=0.01)
+    pairs = share_interval(np.repeat(hits, 2), np.repeat(np.arange(500), 2))
+    assert pairs.high - pairs.low == pytest.approx(2 * width, rel=0.15)  # twice as many say no more
+    none = share_interval(np.zeros(300, dtype=bool), np.arange(300))
+    assert (none.value, none.low) == (0, 0)
+    assert none.high == pytest.approx(3.69 / 300, rel=0.01)  # -ln 0.025 = 3.69
+    everyone = share_interval(np.ones(300, dtype=bool), np.arange(300))
+    assert (everyone.low, everyone.high) == pytest.approx((1 - none.high, 1))

@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms.v2 import functional as tv
 
 from stages import evaluate, predict, train
-from stages.evaluate import perturbed_scores, robustness_table, summarise
+from stages.evaluate import perturbed_scores
 from stages.lib.curves import severities
 from stages.lib.errors import UserError
 from stages.lib.images import Preprocessing
@@ -24,6 +24,7 @@ from stages.lib.perturbations import (
     perturb_all,
     shrink,
 )
+from stages.lib.robustness import robustness_table, summarise
 from stages.predict import NUM_VARIANTS, PerturbedImages, choose_images
 from tests.conftest import set_params
 

@@ -63,7 +63,7 @@ def test_a_server_gets_runs_artifacts_and_versions(tmp_path: Path) -> None:
     with serving(folder, "server", "--artifacts-destination", str(folder / "artifacts")) as address:
         done = run("dvc", "repro", cwd=clone, MLFLOW_TRACKING_URI=address)
         assert "WARNING: MLflow" not in done.stdout
-        assert "version 1 is now @champion" in done.stdout
+        assert "version 1 is @champion" in done.stdout
         run("dvc", "exp", "run", "--temp", "-n", "remote", "-S", "train.lr=1e-3", cwd=clone,
             MLFLOW_TRACKING_URI=address)  # fmt: skip
         client = MlflowClient(address)
@@ -190,7 +190,7 @@ def test_a_run_shows_its_curves(address: str, browser: webdriver.Chrome, picture
 @pytest.mark.parametrize(
     "name",
     ["figures/roc", "figures/precision_recall", "figures/confusion", "figures/calibration",
-     "explanations/most_wrong"],
+     "explanations/wrong_real"],
 )  # fmt: skip
 def test_a_run_shows_its_figures(
     address: str, browser: webdriver.Chrome, pictures: Path, name: str
@@ -231,7 +231,7 @@ def test_dvcs_page_of_plots_is_worth_reading(
     """Its charts come from a library on the internet; the pictures and headings do not."""
     run("dvc", "plots", "show", "-o", str(tmp_path), cwd=team)
     page = tmp_path / "index.html"
-    assert re.findall(r"most_wrong\.png", page.read_text())
+    assert re.findall(r"wrong_real\.png", page.read_text())
     browser.get(page.as_uri())
     wait_for(lambda: browser.execute_script("return document.images.length") > 0)
     browser.save_screenshot(str(pictures / "plots.png"))

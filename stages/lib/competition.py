@@ -1,11 +1,12 @@
 """The competition's layout on disk: where each image set and its list lie, and what a list says.
 
-    phase1/trainset/*.jpg        phase1/trainset_label.txt           img_name,target[,family]
-    phase1/valset/*.jpg          phase1/valset_label.txt             img_name,target[,family]
+    phase1/trainset/*.jpg        phase1/trainset_label.txt           img_name,target
+    phase1/valset/*.jpg          phase1/valset_label.txt             img_name,target
     phase2/testset1_seen/*.jpg   phase2/testset1_seen_nolabel.txt    img_name
 
 The phase folders may be left out, `train_label.txt` and `val_label.txt` are read as well, and only
-the training set must be there.
+the training set must be there. A list may have the further columns `family` (the manipulation of a
+fake) and `source` (the collection that an image is from).
 """
 
 import csv
@@ -20,6 +21,7 @@ from stages.lib.errors import UserError
 REAL, FAKE = 0, 1  # a score is P(fake)
 CLASS_NAMES = ("real", "fake")
 SETS = ("train", "val", "test")
+OPTIONAL_COLUMNS = ("family", "source")
 
 _PHASES = {"train": "phase1", "val": "phase1", "test": "phase2"}
 _FOLDERS = {"train": ["trainset"], "val": ["valset"], "test": ["testset1_seen", "testset"]}
@@ -41,14 +43,18 @@ class ImageSet:
     list_file: Path
 
 
-def find_sets(root: Path) -> dict[str, ImageSet]:
-    """Find the sets under root; only "train" must be there.
+def find_sets(
+    root: Path, required: str = "train", parameter: str = "data.root"
+) -> dict[str, ImageSet]:
+    """Find the sets under root; only the required one must be there.
 
-    Raises UserError where root, the training set or the list of a set is missing, or where one
-    set is there twice.
+    Raises UserError where root (named by `parameter`), the required set or the list of a set is
+    missing, or where one set is there twice.
     """
     if not root.is_dir():
-        raise UserError(f"data.root = '{root}' is not a folder; give the folder with the data set")
+        raise UserError(
+            f"{parameter} = '{root}' is not a folder; give the folder with the data set"
+        )
     sets = {}
     for name in SETS:
         places = [root, root / _PHASES[name]]
@@ -58,7 +64,7 @@ def find_sets(root: Path) -> dict[str, ImageSet]:
         list_file = _only_one([path for path in lists if path.is_file()], name, "list")
         if folder and list_file:
             sets[name] = ImageSet(name, folder, list_file)
-        elif folder or list_file or name == "train":
+        elif folder or list_file or name == required:
             wanted = folders if list_file else lists if folder else [*folders, *lists]
             raise UserError(
                 f"{root}: the {name} set has no {'image folder' if list_file else 'list'}; "
@@ -74,7 +80,7 @@ def _only_one(found: list[Path], name: str, what: str) -> Path | None:
 
 
 def read_list(image_set: ImageSet) -> pd.DataFrame:
-    """Read a set's list, checked: columns img_name, target (0, 1 or <NA>), family (or <NA>).
+    """Read a set's list, checked: img_name, target (0, 1 or <NA>), family and source (or <NA>).
 
     Raises UserError naming file and line for a wrong header, a target that is neither 0 nor 1, a
     name that is no plain file name, or a name that is there twice.
@@ -90,26 +96,30 @@ def read_list(image_set: ImageSet) -> pd.DataFrame:
             raise UserError(f"{path}: not a CSV text file in UTF-8: {error}") from None
     if not rows:
         raise UserError(f"{path}: lists no image")
-    columns = {"img_name": "str", "target": "Int8", "family": "str"}
+    columns = {"img_name": "str", "target": "Int8"} | dict.fromkeys(OPTIONAL_COLUMNS, "str")
     table = pd.DataFrame(rows, columns=list(columns))
     return table.astype(columns)
 
 
 def _check_header(header: list[str], image_set: ImageSet) -> None:
-    allowed = [["img_name", "target"], ["img_name", "target", "family"]]
-    if image_set.name == "test":
-        allowed.append(["img_name"])
-    if header not in allowed:
-        expected = " or ".join(f"'{','.join(columns)}'" for columns in allowed)
+    required = ["img_name"] if image_set.name == "test" else ["img_name", "target"]
+    allowed = {"img_name", "target", *OPTIONAL_COLUMNS}
+    if (
+        header[: len(required)] != required
+        or not allowed.issuperset(header)
+        or len(set(header)) < len(header)
+    ):
+        more = "[,target][,family][,source]" if image_set.name == "test" else "[,family][,source]"
         raise UserError(
-            f"{image_set.list_file}:1: header '{','.join(header)}', expected {expected}"
+            f"{image_set.list_file}:1: header '{','.join(header)}', expected "
+            f"'{','.join(required)}{more}'"
         )
 
 
 def _checked_rows(
     reader: Iterator[list[str]], header: list[str], path: Path
-) -> Iterator[tuple[str, int | None, str | None]]:
-    """Yield (img_name, target, family) of each row."""
+) -> Iterator[tuple[str, int | None, str | None, str | None]]:
+    """Yield (img_name, target, family, source) of each row."""
     first_seen: dict[str, tuple[int, str | None]] = {}
     for row in reader:
         if not row:
@@ -128,4 +138,5 @@ def _checked_rows(
             how = "the same" if target == other else "another"
             raise UserError(f"{where}: '{name}' is listed before, line {line}, with {how} target")
         first_seen[name] = (reader.line_num, target)
-        yield name, None if target is None else int(target), cells.get("family") or None
+        more = (cells.get(column) or None for column in OPTIONAL_COLUMNS)
+        yield name, None if target is None else int(target), *more

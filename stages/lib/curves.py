@@ -5,7 +5,7 @@ import pandas as pd
 from sklearn import metrics as sk
 
 from stages.lib.competition import CLASS_NAMES
-from stages.lib.metrics import confusion
+from stages.lib.metrics import confusion, equal_bins
 
 CURVE_POINTS = 500  # enough for the eye
 HISTOGRAM_BINS = 40
@@ -40,7 +40,7 @@ def make_curves(table: pd.DataFrame, threshold: float) -> dict[str, pd.DataFrame
 
 def _calibration(targets: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
     """Return mean score, share of fakes and number of images per equally wide bin of scores."""
-    bins = np.minimum((scores * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    bins = equal_bins(scores, CALIBRATION_BINS)
     rows = pd.DataFrame({"bin": bins, "mean_score": scores, "fake_share": targets, "count": 1})
     kinds = {"mean_score": "mean", "fake_share": "mean", "count": "sum"}
     return rows.groupby("bin").agg(kinds).reset_index(drop=True)

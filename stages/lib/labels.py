@@ -8,6 +8,10 @@ LABEL_TYPES = {
     "img_name": "str",
     "target": "Int8",  # 0 real, 1 fake, empty unknown
     "family": "str",
+    "source": "str",
+    "width": "int64",  # pixels
+    "height": "int64",
+    "jpeg_quality": "Int8",  # 1 to 100, empty for other formats
     "set": "str",  # where the image lies: data/packed/SET, row ROW
     "row": "int64",
     "group": "int64",  # near-duplicates share one

@@ -18,6 +18,11 @@ from stages.lib.competition import FAKE, REAL
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
 
 
+def equal_bins(scores: np.ndarray, count: int) -> np.ndarray:
+    """Return which of `count` equally wide bins each score in [0, 1] falls into, int (N,)."""
+    return np.minimum((scores * count).astype(int), count - 1)
+
+
 class RankedScores:
     """Targets and scores in the order of falling scores, ready for any weighting of the images."""
 
@@ -31,8 +36,7 @@ class RankedScores:
         certainty = np.where(self.is_fake, self.scores, 1 - self.scores)
         self.losses = -np.log(np.clip(certainty, tiny, 1 - tiny))
         self.squared_errors = (self.scores - self.is_fake) ** 2
-        bins = (self.scores * CALIBRATION_BINS).astype(int)
-        self.bins = np.minimum(bins, CALIBRATION_BINS - 1)
+        self.bins = equal_bins(self.scores, CALIBRATION_BINS)
         self.ends = np.concatenate(([0], last_of_tie + 1))
         self.num_called = int((self.scores >= threshold).sum())
 
@@ -148,6 +152,18 @@ def choose_threshold(targets: np.ndarray, scores: np.ndarray, metric: str) -> fl
     best = 1 + int(np.argmax(correct[1:]))  # the first point is "call nothing fake"
     below = scores[scores < thresholds[best]]
     return float((thresholds[best] + below.max()) / 2) if len(below) else 0.0
+
+
+def threshold_at_fpr(targets: np.ndarray, scores: np.ndarray, max_fpr: float) -> float:
+    """Return the lowest threshold at which at most max_fpr of the reals are called fake.
+
+    It lies half-way between the scores of two reals, or between the highest one and 1.
+    """
+    reals = np.append(1.0, np.sort(scores[targets == REAL])[::-1])
+    allowed = int(max_fpr * (len(reals) - 1) * (1 + 1e-12))  # against rounding, as in _tpr_at
+    below = reals[allowed + 1]
+    higher = reals[reals > below]  # tied scores go together
+    return float((higher.min() + below) / 2) if len(higher) else float(np.nextafter(below, 2))
 
 
 def fit_temperature(targets: np.ndarray, logits: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """Reading packed images: encoded bytes in memory-mapped Arrow files, one row of facts per image.
 
 A packed set is a folder with `images-00000.arrow`, ... (one column, `image`: the file's bytes as
-they were) and `facts.parquet` (see stages/pack.py). Row i of the facts is image i.
+they were) and `facts.parquet` (see stages/lib/packing.py). Row i of the facts is image i.
 """
 
 from bisect import bisect_right

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 import yaml
@@ -10,12 +10,34 @@ import yaml
 from stages.lib.errors import UserError, did_you_mean
 
 PARAMS_FILE = Path("params.yaml")
+SAMPLE_ROOT = Path("data/raw/sample")  # where the embedded, generated data set lies
+
+
+def _check_set_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][\w-]*", name) or name in RESERVED_NAMES:
+        raise ValueError(
+            f"name the set by letters, digits, - and _, and not {', '.join(RESERVED_NAMES)}"
+        )
+    return name
+
+
+# What metrics/evaluation.json and metrics/data.json hold beside the sets.
+RESERVED_NAMES = ("train", "val", "calibration", "test", "pooled", "cross", "robustness",
+                  "weights", "threshold", "temperature", "num_calibration")  # fmt: skip
+SetName = Annotated[str, pydantic.AfterValidator(_check_set_name)]
 
 
 class StageParams(pydantic.BaseModel):
     """Base of every stage's parameters: frozen, no unknown keys, no silent conversions."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataParams(StageParams):
+    """Section `data`: where the images lie."""
+
+    root: str
+    evaluation_sets: dict[SetName, str]
 
 
 ParamsT = TypeVar("ParamsT", bound=StageParams)

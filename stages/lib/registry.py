@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from stages.lib.competition import CLASS_NAMES
-from stages.lib.params import PARAMS_FILE, read_yaml
+from stages.lib.params import SAMPLE_ROOT, DataParams, load_params
 from stages.lib.resampling import paired_improvement
 from stages.lib.store import store_lock
 from stages.lib.tracking import WEIGHTS_TAG
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 MODEL_NAME = "deepfake-detector"
-SAMPLE_ROOT = "data/raw/sample"
 ALIAS = "champion"
 KEPT_TAGS = (WEIGHTS_TAG, "dvc_experiment", "git_commit")
 SCORES_FILE = "scores/val.csv"  # among the artifacts of each run
@@ -25,7 +24,7 @@ SCORES_FILE = "scores/val.csv"  # among the artifacts of each run
 
 def registered_name() -> str:
     """Return the model's name in the registry; what learnt from drawn faces has one of its own."""
-    drawn = read_yaml(PARAMS_FILE)["data"]["root"] == SAMPLE_ROOT
+    drawn = load_params("data", DataParams).root == str(SAMPLE_ROOT)
     return f"{MODEL_NAME}-generated-sample" if drawn else MODEL_NAME
 
 
@@ -42,17 +41,17 @@ def register(
         version = _version_of(client, run_id, name)
         champion = _champion(client, name)
         if champion is None:
-            verdict, reason = f"is now @{ALIAS}", "there was none"
+            wins, reason = True, "there was none"
         elif champion.version == version.version:
-            verdict, reason = f"stays @{ALIAS}", "it is the one"
+            wins, reason = True, "it was already"
         else:
-            better, reason = _compare(client, champion, scores, metric)
-            verdict = f"is now @{ALIAS}" if better else f"does not become @{ALIAS}"
+            wins, reason = _compare(client, champion, scores, metric)
             client.set_model_version_tag(name, version.version, "against_champion", reason)
         client.set_model_version_tag(name, version.version, f"val.{metric}", f"{value:.6f}")
-        if verdict.startswith("is now"):
+        if wins:
             client.set_registered_model_alias(name, ALIAS, version.version)
-    print(f"registry: {name} version {version.version} {verdict}: {reason}", flush=True)
+    verdict = "is" if wins else "does not become"
+    print(f"registry: {name} version {version.version} {verdict} @{ALIAS}: {reason}", flush=True)
 
 
 def _version_of(client: "MlflowClient", run_id: str, name: str) -> "ModelVersion":

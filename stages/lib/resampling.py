@@ -54,6 +54,20 @@ def metric_intervals(
     return {name: _interval(values[name], [one[name] for one in resampled]) for name in names}
 
 
+def share_interval(hits: np.ndarray, groups: np.ndarray) -> Interval:
+    """Return the share of hits with its interval; hits: bool (N,), N > 0; groups: int (N,).
+
+    Where all images are alike, so that no resample differs, the other end is what n groups cannot
+    rule out: 1 - 0.025 ** (1 / n), the exact binomial bound (Clopper & Pearson 1934).
+    """
+    share = float(hits.mean())
+    if share in (0, 1):
+        unseen = 1 - ((1 - COVERAGE) / 2) ** (1 / len(np.unique(groups)))
+        return Interval(share, max(0.0, share - unseen), min(1.0, share + unseen))
+    resampled = [float(weights @ hits / weights.sum()) for weights in cluster_weights(groups)]
+    return _interval(share, resampled)
+
+
 def paired_improvement(
     metric: str, targets: np.ndarray, new: np.ndarray, old: np.ndarray, groups: np.ndarray
 ) -> Interval:

@@ -28,8 +28,8 @@ from stages.lib.competition import ImageSet
 from stages.lib.hardware import set_up_hardware
 from stages.lib.images import LabelledImages
 from stages.lib.model import Detector, create_model, resolve_preprocessing
+from stages.lib.packing import PackParams, pack_images
 from stages.lib.params import load_params
-from stages.pack import PackParams, pack_set
 from stages.train import TrainingLoop, TrainParams
 
 IMAGE_SIZE, PHOTO_SIZE, BATCH_SIZE = 256, 512, 40
@@ -104,7 +104,7 @@ def ours(folder: Path, table: pd.DataFrame) -> Callable[[], None]:
     packed = folder.with_name("packed") / "train"
     packed.mkdir(parents=True)
     image_set = ImageSet("train", folder, folder)
-    pack_set(image_set, table, packed, PackParams(shard_mb=512, num_threads=2))
+    pack_images(image_set, table, packed, PackParams(shard_mb=512, num_threads=2))
     labels = table.assign(row=np.arange(len(table)), set="train")
     model = create_model("resnet18", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=IMAGE_SIZE)

@@ -1,0 +1,123 @@
+"""The model card says what the files say, and nothing else."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from stages.card import (
+    cross_section,
+    limits_section,
+    markdown_table,
+    operating_section,
+    pretraining,
+    robustness_section,
+    rules_section,
+)
+from stages.lib.images import Preprocessing
+from stages.lib.model import DetectorConfig
+
+SEEN = Preprocessing(image_size=64, interpolation="bilinear", mean=[0.5] * 3, std=[0.5] * 3)
+
+
+def config(model: str = "resnet18", weights: str = "hub") -> DetectorConfig:
+    return DetectorConfig(
+        model=model, model_args={}, preprocessing=SEEN, initial_weights=weights, best_epoch=1
+    )
+
+
+def test_the_card_has_the_figures_of_the_pipeline(pipeline: Path) -> None:
+    card = (pipeline / "metrics/model_card.md").read_text()
+    metrics = json.loads((pipeline / "metrics/evaluation.json").read_text())
+    intervals = pd.read_csv(pipeline / "metrics/intervals.csv")
+    for row in intervals[
+        (intervals["slice"] == "all") & (intervals["metric"] == "auc")
+    ].itertuples():
+        assert f"{row.value:.4f} [{row.low:.4f}, {row.high:.4f}]" in card
+    for name in ("val", "drawn", "pooled"):
+        found = metrics[name]
+        assert f"{name} ({found['num_real']} real, {found['num_fake']} fake)" in card
+    assert metrics["weights"] in card and f"{metrics['threshold']:.4f}" in card
+    points = pd.read_csv(pipeline / "metrics/operating_points.csv")
+    for row in points.itertuples():
+        assert f"| {row.wanted_fpr:g} | {row.threshold:.4f} | {row.set} |" in card
+    assert "Learnt from the embedded generated sample" in card
+    assert "for 0.01 those are too few" in card.lower()  # a dozen calibration reals
+    for heading in ("Data", "Results", "Slices", "Points of operation", "Across sets",
+                    "Robustness", "Limits", "The competition's rules"):  # fmt: skip
+        assert f"\n## {heading}\n" in card
+
+
+def test_the_html_card_is_whole_in_one_file(pipeline: Path) -> None:
+    page = (pipeline / "data/card/model_card.html").read_text()
+    card = (pipeline / "metrics/model_card.md").read_text()
+    assert page.count("<table>") == card.count("\n| ---") == 8
+    assert page.count('src="data:image/png;base64,') == 4
+    assert "http" not in page
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "verdict"),
+    [
+        ("resnet18", "random", "yes"),
+        ("resnet18", "hub", "yes"),  # a1_in1k
+        ("efficientnet_b0.ra_in1k", "hub", "yes"),
+        ("convnext_base.fb_in22k_ft_in1k", "hub", "**no**"),
+        ("tf_efficientnetv2_s", "hub", "**no**"),  # by default in21k_ft_in1k
+        ("vit_base_patch16_clip_224.openai", "hub", "**no**"),
+        ("vit_base_patch16_224.mae", "hub", "not known"),
+        ("resnet18", "0123abcd", "not known"),
+    ],
+)
+def test_pretraining_is_judged_by_the_weights_tag(model: str, weights: str, verdict: str) -> None:
+    assert pretraining(config(model, weights))[0] == verdict
+
+
+@pytest.mark.parametrize(("count", "verdict"), [(200_000_000, "yes"), (200_000_001, "**no**")])
+def test_parameters_are_counted_against_the_rule(count: int, verdict: str) -> None:
+    assert f"| at most 200 M parameters | {verdict} | {count:,} |" in rules_section(config(), count)
+
+
+def test_what_was_not_measured_is_said() -> None:
+    assert "One labelled set only" in cross_section(pd.DataFrame())
+    assert "Not measured" in robustness_section(pd.DataFrame())
+
+
+def test_limits_name_the_shortcut_and_the_weakest_spots() -> None:
+    found = {"val": {"num_bytes": 0.92, "worst": "num_bytes"}, "test": {"width": 0.55,
+             "worst": "width"}}  # fmt: skip
+    data = {"shortcut_auc": 0.6, "splits": {k: {"shortcuts": v} for k, v in found.items()}}
+    intervals = pd.DataFrame(
+        [("val", "family=swap", "auc", 0.7, 0.6, 0.8), ("val", "family=lips", "auc", 0.9, 0.8, 1)],
+        columns=["set", "slice", "metric", "value", "low", "high"],
+    )
+    perturbed = pd.DataFrame(
+        [("jpeg", 10, 0.6, 0.5, 0.7), ("blur", 3, 0.55, 0.5, 0.6)],
+        columns=["perturbation", "level", "auc", "low", "high"],
+    )
+    report = {"val": {}, "pooled": {"auc": 0.9}, "cross": {"worst_auc": 0.4}}
+    text = limits_section(
+        config(), report, data, {"intervals": intervals, "robustness": perturbed}, drawn=False
+    )
+    assert "In val, num_bytes alone tells real from fake with AUC 0.920" in text
+    assert "width" not in text
+    assert "`train.reencode` is off" in text
+    assert "family=swap of val, AUC 0.7000 [0.6000, 0.8000]" in text
+    assert "Weakest against blur at level 3" in text
+    assert "worst Cross-AUC 0.4000, 0.9000 pooled" in text
+    assert "Drawn faces" not in text
+
+
+def test_false_alarms_are_counted_per_million() -> None:
+    point = {"set": "val", "wanted_fpr": 0.01, "threshold": 0.8, "calibration_reals": 5000,
+             "enough_reals": True, "tpr": 0.5, "tpr_low": 0.4, "tpr_high": 0.6, "fpr": 0.012,
+             "fpr_low": 0.01, "fpr_high": 0.014, "false_alarms_per_million": 12000,
+             "num_real": 9000, "num_fake": 100}  # fmt: skip
+    text = operating_section(pd.DataFrame([point]))
+    assert "| 12,000 [10,000, 14,000] |" in text
+    assert "too few" not in text
+
+
+def test_a_table_in_markdown() -> None:
+    assert markdown_table(["a", "b"], [[1, 2]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
