@@ -36,7 +36,8 @@ FIGURES = ("robustness", "roc", "calibration", "scores")
 MOST_PARAMETERS = 200e6  # the competition's rule
 RESULTS = {"auc": "AUC", "tpr_at_fpr_1e-2": "TPR at FPR 1e-2", "tpr_at_fpr_1e-3": "TPR at FPR 1e-3",
            "eer": "EER", "balanced_accuracy": "balanced accuracy", "log_loss": "log loss",
-           "brier": "Brier score", "ece": "ECE"}  # fmt: skip
+           "brier": "Brier score", "ece": "ECE",
+           "ece_scaled": "ECE after temperature scaling"}  # fmt: skip
 OTHER_DATA = r"in12k|in21k|in22k|inw21k|_ft_|laion|clip|jft|ig1b|yfcc|openai|webli|lvd|swag|seer"
 
 
@@ -57,7 +58,7 @@ def main() -> None:
             slices_section(tables["intervals"]),
             operating_section(tables["operating_points"]),
             cross_section(tables["cross_auc"]),
-            robustness_section(tables["robustness"]),
+            robustness_section(tables["robustness"], report),
             limits_section(config, report, data, tables, drawn),
             rules_section(config, num_parameters),
         ]
@@ -202,7 +203,7 @@ def cross_section(cross: pd.DataFrame) -> str:
     return "\n\n".join(["## Across sets", markdown_table(header, rows)])
 
 
-def robustness_section(table: pd.DataFrame) -> str:
+def robustness_section(table: pd.DataFrame, report: dict[str, Any]) -> str:
     """List what is left where the pictures are perturbed."""
     if table.empty:
         return "## Robustness\n\nNot measured (`predict.robustness_images` is 0)."
@@ -212,7 +213,12 @@ def robustness_section(table: pd.DataFrame) -> str:
     ]
     first = table.iloc[0]
     header = ["perturbation", "level", "AUC", "verdicts that flip"]
-    about = f"{first.num_real} real and {first.num_fake} fake validation images, all perturbed."
+    found = report["robustness"]
+    about = (
+        f"{first.num_real} real and {first.num_fake} fake validation images, perturbed alike. Mean "
+        f"AUC over the perturbations: {found['mean_auc']:.4f} [{found['mean_auc_low']:.4f}, "
+        f"{found['mean_auc_high']:.4f}]."
+    )
     return "\n\n".join(["## Robustness", about, markdown_table(header, rows)])
 
 

@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 
 import pandas as pd
 from pydantic import AfterValidator, Field
-from scipy.special import expit
 
 from stages.lib.breakdown import (
     REALS_FOR_1E_4,
@@ -40,7 +39,6 @@ from stages.lib.metrics import (
     choose_threshold,
     confusion,
     fit_temperature,
-    plain_metrics,
 )
 from stages.lib.params import StageParams, load_params
 from stages.lib.registry import register
@@ -55,7 +53,6 @@ REPORT = METRICS_FOLDER / "evaluation.json"
 PLOTS = METRICS_FOLDER / "plots"
 INTERVAL_COLUMNS = ["set", "slice", "metric", "value", "low", "high", "num_real", "num_fake"]
 CROSS_COLUMNS = ["reals_of", "fakes_of", "auc", "low", "high", "num_real", "num_fake"]
-CALIBRATED = ("ece", "log_loss", "brier")  # reported before and after temperature scaling
 SHOWN = ("auc", "tpr_at_fpr_1e-2", "tpr_at_fpr_1e-3", "ece", "balanced_accuracy")
 WEIGHTS_DIGITS = 12  # of the weights' SHA-256; they lead from DVC's tables to the MLflow run
 
@@ -94,26 +91,27 @@ def main() -> None:
     pool = {"pooled": pd.concat(sets.values(), ignore_index=True)} if len(sets) > 1 else {}
     rows = []
     for name, table in (sets | pool).items():
-        found = set_rows(table, threshold)
+        found = set_rows(table, threshold, temperature)
         found += slice_rows(table, threshold, params.size_bands, params.quality_bands)
-        report[name] = evaluate(table, found, threshold, temperature)
+        report[name] = evaluate(table, found, threshold)
         rows += [{"set": name} | row for row in found]
     if params.champion_metric not in report["val"]:
         raise UserError(
             f"evaluate.champion_metric = {params.champion_metric} needs {REALS_FOR_1E_4:,} "
             f"validation reals, not {report['val']['num_real']}; choose another metric"
         )
+    perturbed = perturbed_scores(sets["val"])
     tables = {
         "intervals": pd.DataFrame(rows, columns=INTERVAL_COLUMNS),
         "operating_points": pd.DataFrame(operating_rows(calibration, sets | pool)),
         "cross_auc": pd.DataFrame(cross_rows(sets) if pool else [], columns=CROSS_COLUMNS),
-        "robustness": robustness_table(perturbed_scores(sets["val"]), threshold),
+        "robustness": robustness_table(perturbed, threshold),
     }
     curves = make_curves(sets["val"], threshold)
     if pool:
         report["cross"] = summarise_cross(tables["cross_auc"])
     if len(tables["robustness"]):
-        report["robustness"] = summarise(tables["robustness"])
+        report["robustness"] = summarise(perturbed, tables["robustness"])
         curves["robustness"] = severities(tables["robustness"])
     with fresh_folder(PLOTS) as folder:
         for name, curve in curves.items():
@@ -176,12 +174,8 @@ def perturbed_scores(val: pd.DataFrame) -> pd.DataFrame:
     return scores.merge(val[["img_name", "target", "group"]], on="img_name", validate="many_to_one")
 
 
-def evaluate(
-    table: pd.DataFrame, rows: list[dict[str, Any]], threshold: float, temperature: float
-) -> dict[str, Any]:
-    """Return a set's figures, from its rows of the intervals and what has no interval."""
-    targets, scores = arrays(table)
-    scaled = expit(table["logit"].to_numpy() / temperature)
+def evaluate(table: pd.DataFrame, rows: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
+    """Return a set's figures: those of its rows of the intervals, and counts."""
     families = {
         row["slice"].removeprefix("family="): {"auc": row["value"]}
         for row in rows
@@ -190,8 +184,7 @@ def evaluate(
     return (
         counts(table)
         | {row["metric"]: row["value"] for row in rows if row["slice"] == "all"}
-        | {f"{k}_scaled": v for k, v in plain_metrics(targets, scaled, CALIBRATED).items()}
-        | confusion(targets, scores, threshold)
+        | confusion(*arrays(table), threshold)
         | ({"families": families} if families else {})
     )
 
@@ -225,7 +218,8 @@ def _say(report: dict[str, Any], intervals: pd.DataFrame, perturbed: pd.DataFram
             print(f"{name}: too few reals for TPR at FPR 1e-4, which needs {REALS_FOR_1E_4:,}")
     if len(perturbed):
         found, worst = report["robustness"], perturbed.loc[perturbed["auc"].idxmin()]
-        print(f"perturbed: mean AUC {found['mean_auc']:.4f}, {found['plain_auc']:.4f} as they are, "
+        print(f"perturbed: mean AUC {found['mean_auc']:.4f} [{found['mean_auc_low']:.4f}, "
+              f"{found['mean_auc_high']:.4f}], {found['plain_auc']:.4f} as they are, "
               f"worst {worst.auc:.4f} at {worst.perturbation} {worst.level:g}, "
               f"{worst.num_real} real, {worst.num_fake} fake")  # fmt: skip
 

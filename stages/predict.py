@@ -2,25 +2,37 @@
 
 params.yaml: predict; data/model, data/labels, data/packed
   ->  data/scores/{val,calibration,test,evaluation}.csv, data/scores/robustness.csv
-Run: python -m stages.predict
+Run: python -m stages.predict          (starts torchrun itself where predict.num_processes > 1)
+     torchrun ... -m stages.predict    (several machines)
 
 A score file has one row per row of its label file, in the same order: img_name, logit
 (log(P(fake) / P(real)), which keeps the digits that a score near 1 loses) and score (P(fake)).
 robustness.csv has validation images, as they are (perturbation `none`) and perturbed in every way
-of stages/lib/perturbations.py: img_name, perturbation, level, logit, score.
+of stages/lib/perturbations.py: img_name, perturbation, level, logit, score. With more than one of
+predict.views, each image's logit is the mean over its views, all made from one decoding.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 from pydantic import Field
+from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.errors import UserError, run_stage
 from stages.lib.files import fresh_folder
-from stages.lib.hardware import DeviceName, Hardware, Precision, set_up_hardware
+from stages.lib.hardware import (
+    DeviceName,
+    Hardware,
+    Precision,
+    process_group_closed,
+    relaunch_with_torchrun,
+    set_up_hardware,
+)
 from stages.lib.images import LabelledImages, decode, make_loader, sequential_batches, to_input
 from stages.lib.labels import read_labels, write_table
 from stages.lib.model import Detector, fake_logit, load_detector
@@ -36,13 +48,29 @@ SPLITS = ("val", "calibration", "test", "evaluation")
 NUM_VARIANTS = 1 + len(VARIANTS)
 
 
+def _zoomed(images: torch.Tensor) -> torch.Tensor:
+    side = images.shape[-1]
+    middle = tv.center_crop(images, [side * 7 // 8] * 2)
+    return tv.resize(middle, [side, side], antialias=True)
+
+
+# Test-time augmentation: uint8 (N, 3, S, S) to the same, on the device.
+VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "plain": lambda images: images,
+    "mirrored": tv.horizontal_flip,
+    "zoomed": _zoomed,  # the middle seven eighths
+}
+
+
 class PredictParams(StageParams):
     """Section `predict`."""
 
+    views: Annotated[list[Literal[tuple(VIEWS)]], Field(min_length=1)]
     robustness_images: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1)]
     precision: Precision
     device: DeviceName
+    num_processes: Annotated[int, Field(ge=1)]
     num_workers: Annotated[int, Field(ge=0)]
     num_threads: Annotated[int, Field(ge=1)]
 
@@ -50,24 +78,33 @@ class PredictParams(StageParams):
 def main() -> None:
     """Write the score files of all splits and of the perturbed images, or none."""
     params = load_params("predict", PredictParams)
-    hardware = set_up_hardware(params.device, params.precision, params.num_threads)
+    relaunch_with_torchrun("predict", params.num_processes)
+    with process_group_closed():
+        predict(params, set_up_hardware(params.device, params.precision, params.num_threads))
+
+
+def predict(params: PredictParams, hardware: Hardware) -> None:
+    """Score all images, this process its share of them; the first process writes."""
     detector, config = load_detector(MODEL)
     detector = detector.to(hardware.device, memory_format=torch.channels_last)
-    print(f"device: {hardware}; model: {config.model}, epoch {config.best_epoch}", flush=True)
-    with fresh_folder(SCORES) as scores:
-        for split in SPLITS:
-            labels = read_labels(LABELS / f"{split}.csv")
-            images = LabelledImages(labels, PACKED, config.preprocessing)
-            logits = predict_logits(detector, images, params, hardware, split)
-            scores_of = {"img_name": labels["img_name"], "logit": logits}
-            _write_scores(pd.DataFrame(scores_of), scores / f"{split}.csv")
-            print(f"{split}: scored {len(labels)} images", flush=True)
-        chosen = choose_images(read_labels(LABELS / "val.csv"), params.robustness_images)
-        images = PerturbedImages(chosen, PACKED, config.preprocessing)
-        logits = predict_logits(detector, images, params, hardware, "perturbed")
-        table = robustness_table(chosen["img_name"], logits.reshape(len(chosen), NUM_VARIANTS))
-        _write_scores(table, scores / "robustness.csv")
-        print(f"robustness: scored {len(table)} variants of {len(chosen)} images", flush=True)
+    is_first = hardware.rank == 0
+    if is_first:
+        print(f"device: {hardware}; model: {config.model}, epoch {config.best_epoch}", flush=True)
+    tables = {}
+    for split in SPLITS:
+        labels = read_labels(LABELS / f"{split}.csv")
+        images = LabelledImages(labels, PACKED, config.preprocessing)
+        logits = predict_logits(detector, images, params, hardware, split)[:, 0]
+        tables[split] = pd.DataFrame({"img_name": labels["img_name"], "logit": logits})
+    chosen = choose_images(read_labels(LABELS / "val.csv"), params.robustness_images)
+    images = PerturbedImages(chosen, PACKED, config.preprocessing)
+    logits = predict_logits(detector, images, params, hardware, "perturbed")
+    tables["robustness"] = robustness_table(chosen["img_name"], logits)
+    if is_first:
+        with fresh_folder(SCORES) as folder:
+            for name, table in tables.items():
+                _write_scores(table, folder / f"{name}.csv")
+                print(f"{name}: {len(table)} scores", flush=True)
 
 
 def _write_scores(table: pd.DataFrame, path: Path) -> None:
@@ -83,22 +120,26 @@ def _write_scores(table: pd.DataFrame, path: Path) -> None:
 def predict_logits(
     detector: Detector, images: LabelledImages, params: PredictParams, hardware: Hardware, name: str
 ) -> torch.Tensor:
-    """Return float64 (N,): log(P(fake) / P(real)) of each image, in order.
+    """Return float64 (N, V): log(P(fake) / P(real)) of each image and variant, in every process.
 
-    Of PerturbedImages, (N * V,): all variants of the first image, then those of the second.
+    V is NUM_VARIANTS for PerturbedImages, else 1. Each image is scored by exactly one process.
     """
-    is_perturbed = isinstance(images, PerturbedImages)
-    batch_size = max(1, params.batch_size // NUM_VARIANTS) if is_perturbed else params.batch_size
-    batches = sequential_batches(len(images), batch_size)
+    num_variants = NUM_VARIANTS if isinstance(images, PerturbedImages) else 1
+    batch_size = max(1, params.batch_size // num_variants)
+    batches = sequential_batches(len(images), batch_size, hardware.rank, hardware.world_size)
     loader = make_loader(images, batches, params.num_workers, hardware.device.type == "cuda")
-    logits = [torch.empty(0)]
-    with progress_bar(f"predict {name}", len(images)) as bar:
-        for batch, _, _ in loader:
+    logits = torch.zeros((len(images), num_variants), device=hardware.device)
+    with progress_bar(f"predict {name}", sum(map(len, batches))) as bar:
+        for batch, _, indices in loader:
             inputs = batch.to(hardware.device, non_blocking=True).flatten(0, -4)
             with hardware.autocast():
-                logits.append(fake_logit(detector(inputs)))
+                views = [fake_logit(detector(VIEWS[view](inputs))) for view in params.views]
+            found = torch.stack(views).mean(dim=0).view(len(batch), num_variants)
+            logits[indices.to(hardware.device)] = found
             bar.update(len(batch))
-    return torch.cat([part.cpu() for part in logits]).double()
+    if hardware.world_size > 1:  # each process filled in its own images and left 0 elsewhere
+        dist.all_reduce(logits)
+    return logits.cpu().double()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -111,7 +152,8 @@ class PerturbedImages(LabelledImages):
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
         """Return (uint8 (V, 3, S, S), target, index)."""
         _, index = key
-        image = decode(self.packs[self.sets[index]][self.rows[index]])
+        content = self.packs[self.sets[index]][self.rows[index]]
+        image = decode(content, self.preprocessing)
         variants = perturb_all(image, np.random.default_rng([self.seed, index]))
         inputs = [to_input(variant, self.preprocessing) for variant in variants]
         return torch.stack(inputs), int(self.targets[index]), index

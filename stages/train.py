@@ -37,7 +37,14 @@ from torch.utils.data import DataLoader
 from stages.lib.competition import CLASS_NAMES, FAKE
 from stages.lib.errors import UserError, did_you_mean, run_stage
 from stages.lib.files import fresh_folder, sha256_of
-from stages.lib.hardware import DeviceName, Hardware, Precision, set_up_hardware
+from stages.lib.hardware import (
+    DeviceName,
+    Hardware,
+    Precision,
+    process_group_closed,
+    relaunch_with_torchrun,
+    set_up_hardware,
+)
 from stages.lib.images import Augmentation, LabelledImages, make_loader, sequential_batches
 from stages.lib.labels import read_labels, write_table
 from stages.lib.model import (
@@ -78,6 +85,7 @@ class TrainParams(StageParams):
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] | None
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] | None
     reencode: Annotated[list[Quality], Field(min_length=2, max_length=2)] | None
+    scaled_decoding: bool
     augmentation: Augmentation
     mixup: NonNegative
     cutmix: NonNegative
@@ -113,15 +121,11 @@ def main() -> None:
     params = load_params("train", TrainParams)
     labels = {name: read_labels(LABELS / f"{name}.csv") for name in ("train", "val")}
     _check(params, len(labels["train"]))
-    if params.num_processes > 1 and "RANK" not in os.environ:
-        _relaunch_with_torchrun(params.num_processes)
-    hardware = set_up_hardware(params.device, params.precision, params.num_threads)
-    try:
+    relaunch_with_torchrun("train", params.num_processes)
+    with process_group_closed():
+        hardware = set_up_hardware(params.device, params.precision, params.num_threads)
         with training_run(sha256_of(*INPUTS), hardware.rank == 0) as tracker:
             train(params, labels, hardware, tracker)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _check(params: TrainParams, num_images: int) -> None:
@@ -147,14 +151,6 @@ def _check(params: TrainParams, num_images: int) -> None:
         )
 
 
-def _relaunch_with_torchrun(num_processes: int) -> None:
-    """Become torchrun with as many processes of this stage."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    arguments = [f"--nproc-per-node={num_processes}", "-m", "stages.train"]
-    sys.stdout.flush()
-    os.execv(sys.executable, [*launcher, *arguments])
-
-
 # ---------------------------------------------------------------------------------------------
 # The training run
 
@@ -178,6 +174,7 @@ def train(
     preprocessing = resolve_preprocessing(
         model, image_size=params.image_size, interpolation=params.interpolation,
         mean=params.mean, std=params.std, reencode=params.reencode,
+        scaled_decoding=params.scaled_decoding,
     )  # fmt: skip
     images = {
         "train": LabelledImages(

@@ -95,6 +95,8 @@ def test_points_of_operation_are_set_on_calibration_and_judged_elsewhere() -> No
 
 def test_the_figure_that_needs_ten_thousand_reals_comes_with_them() -> None:
     for count, expected in ((1000, False), (20_000, True)):
-        metrics = {row["metric"] for row in set_rows(table(count, 7), 0.5)}
+        rows = table(count, 7)
+        rows["logit"] = np.log(rows["score"] / (1 - rows["score"]))
+        metrics = {row["metric"] for row in set_rows(rows, 0.5, temperature=1.0)}
         assert ("tpr_at_fpr_1e-4" in metrics) == expected
-        assert {"auc", "tpr", "fpr"} <= metrics
+        assert {"auc", "ece_scaled", "tpr", "fpr"} <= metrics

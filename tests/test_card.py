@@ -81,7 +81,7 @@ def test_parameters_are_counted_against_the_rule(count: int, verdict: str) -> No
 
 def test_what_was_not_measured_is_said() -> None:
     assert "One labelled set only" in cross_section(pd.DataFrame())
-    assert "Not measured" in robustness_section(pd.DataFrame())
+    assert "Not measured" in robustness_section(pd.DataFrame(), {})
 
 
 def test_limits_name_the_shortcut_and_the_weakest_spots() -> None:

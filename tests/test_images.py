@@ -48,12 +48,42 @@ def encoded(image: Image.Image, format: str, **options: object) -> bytes:
 )  # fmt: skip
 def test_decoding_agrees_with_pillow(format: str, mode: str, tolerance: int) -> None:
     content = encoded(photograph().convert(mode), format)
-    ours = decode(memoryview(content))
+    ours = decode(memoryview(content), PREPROCESSING)
     with Image.open(BytesIO(content)) as image:
         theirs = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     assert ours.shape == theirs.shape == (3, 50, 60)
     assert ours.dtype == torch.uint8
     assert (ours.int() - theirs.int()).abs().max() <= tolerance
+
+
+def same_picture(whole: torch.Tensor, scaled: torch.Tensor) -> bool:
+    """Say whether the model would see about the same, which is rough for tiny, stark pictures."""
+    seen = [resize(image, PREPROCESSING).float().flatten().numpy() for image in (whole, scaled)]
+    return np.corrcoef(*seen)[0, 1] > 0.99 and np.abs(seen[0] - seen[1]).mean() < 8
+
+
+SCALED = PREPROCESSING.model_copy(update={"scaled_decoding": True})
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [((47, 60), (60, 47)), ((48, 60), (30, 24)), ((97, 131), (33, 25)), ((500, 400), (50, 63))],
+)
+def test_a_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(
+    size: tuple[int, int], shape: tuple[int, int]
+) -> None:
+    content = encoded(photograph(size), "JPEG", quality=95)
+    whole, scaled = decode(content, PREPROCESSING), decode(memoryview(content), SCALED)
+    assert tuple(scaled.shape[1:]) == shape
+    assert same_picture(whole, scaled)
+
+
+@pytest.mark.parametrize(("format", "mode"), [("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGB")])
+def test_scaled_decoding_takes_every_kind_of_image(format: str, mode: str) -> None:
+    content = encoded(photograph((96, 96)).convert(mode), format)
+    scaled, whole = decode(content, SCALED), decode(content, PREPROCESSING)
+    assert scaled.shape[0] == 3
+    assert same_picture(whole, scaled)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -76,14 +106,15 @@ def test_reencoding_is_one_more_jpeg_at_the_models_size() -> None:
     assert torch.equal(to_input(image, PREPROCESSING), resized)
     content = encoded(tv.to_pil_image(resized), "JPEG", quality=50)
     found = to_input(image, reencoding(30, 70))  # the middle one
-    assert (found.int() - decode(content).int()).abs().max() <= 2
+    assert (found.int() - decode(content, PREPROCESSING).int()).abs().max() <= 2
     assert not torch.equal(found, resized)
 
 
 def test_reencoding_hides_which_quality_an_image_came_with() -> None:
     """A coarse and a fine JPEG differ less after both have passed the same coarse one."""
     coarse, fine = (
-        decode(encoded(photograph((24, 24)), "JPEG", quality=quality)) for quality in (40, 95)
+        decode(encoded(photograph((24, 24)), "JPEG", quality=quality), PREPROCESSING)
+        for quality in (40, 95)
     )
     before = (coarse.float() - fine.float()).abs().mean()
     inputs = [to_input(image, reencoding(40, 40)).float() for image in (coarse, fine)]
@@ -143,7 +174,9 @@ def test_an_image_is_the_one_that_its_label_names(labels: pd.DataFrame, tmp_path
     images = LabelledImages(labels, tmp_path, PREPROCESSING)
     for index, (target, row) in enumerate(zip(labels["target"], labels["row"], strict=True)):
         image, found, same = images[(0, index)]
-        expected = resize(decode(encoded(photograph(seed=row), "JPEG")), PREPROCESSING)
+        expected = resize(
+            decode(encoded(photograph(seed=row), "JPEG"), PREPROCESSING), PREPROCESSING
+        )
         assert torch.equal(image, expected)
         assert (found, same) == (target, index)
 

@@ -1,6 +1,9 @@
 """Packing keeps every byte, knows every image, and says what is wrong with a bad one."""
 
+import os
 import pickle
+import shutil
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -24,6 +27,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     set_params(tmp_path, {"data.root": "raw"})
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     return tmp_path
 
 
@@ -35,12 +39,13 @@ def encoded(seed: int, format: str = "JPEG", mode: str = "RGB", **options: objec
 
 
 def write_train(workspace: Path, contents: dict[str, bytes | None]) -> None:
-    """Write the training set's files (None: listed only) and its list."""
+    """Write the training set's files (None: listed only), all as old as 1970, and its list."""
     folder = workspace / TRAIN
     folder.mkdir(parents=True)
     for name, content in contents.items():
         if content is not None:
             (folder / name).write_bytes(content)
+            os.utime(folder / name, (0, 0))
     rows = [f"{name},{number % 2}" for number, name in enumerate(contents)]
     text = "\n".join(["img_name,target", *rows]) + "\n"
     folder.with_name("trainset_label.txt").write_text(text)
@@ -164,6 +169,80 @@ def test_a_wrong_list_leaves_what_was_there(workspace: Path) -> None:
         pack.main()
     assert (workspace / "data/packed/train/facts.parquet").read_bytes() == before
     assert [path.name for path in (workspace / "data").iterdir()] == ["packed"]
+
+
+def packed_files() -> dict[str, bytes]:
+    paths = sorted(path for path in Path("data/packed").rglob("*") if path.is_file())
+    return {str(path): path.read_bytes() for path in paths}
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch, limit: int = 10**9) -> list[str]:
+    """Return the list that fills with the names of the files that are read; stop at the limit."""
+    names: list[str] = []
+    real_read = packing.read_image
+
+    def read(folder: Path, row: dict) -> packing.Packed:
+        if len(names) == limit:
+            raise KeyboardInterrupt
+        names.append(row["img_name"])
+        return real_read(folder, row)
+
+    monkeypatch.setattr(packing, "read_image", read)
+    return names
+
+
+def test_packing_again_reads_only_what_is_new_or_changed(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = {f"{i:03d}.jpg": encoded(i) for i in range(0, 100, 2)}
+    write_train(workspace, contents | {"bad.jpg": b"x"})
+    pack.main()
+    shutil.rmtree("data/packed")  # as DVC does before it runs the stage
+    contents |= {f"{i:03d}.jpg": encoded(i) for i in (1, 51)} | {"010.jpg": encoded(999)}
+    del contents["020.jpg"]
+    shutil.rmtree(workspace / "raw")
+    write_train(workspace, dict(sorted(contents.items())) | {"bad.jpg": b"x"})
+    os.utime(workspace / TRAIN / "010.jpg", (9, 9))
+    names = count_reads(monkeypatch)
+    pack.main()
+    assert names == ["001.jpg", "010.jpg", "051.jpg", "bad.jpg"]
+    again = packed_files()
+    shutil.rmtree(workspace / ".dvc")
+    pack.main()
+    assert packed_files() == again  # the bytes do not tell what was known
+    images = PackedImages(Path("data/packed/train"))
+    assert [bytes(images[row]) for row in range(51)] == list(
+        dict(sorted(contents.items())).values()
+    )
+
+
+def test_interrupted_packing_goes_on_where_it_stopped(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "ROWS_PER_BATCH", 5)
+    monkeypatch.setattr(packing.PieceWriter, "write", small_pieces(packing.PieceWriter.write))
+    write_train(workspace, {f"{i:03d}.jpg": encoded(i) for i in range(60)})
+    with monkeypatch.context() as patch:
+        first = count_reads(patch, limit=42)
+        with pytest.raises(KeyboardInterrupt):
+            pack.main()
+    assert not list(Path("data/packed").glob("*"))
+    second = count_reads(monkeypatch)
+    pack.main()
+    assert len(first) == 42
+    assert 60 - 42 <= len(second) <= 60 - 42 + 10  # a piece that was not finished is read again
+    again = packed_files()
+    shutil.rmtree(workspace / ".dvc")
+    pack.main()
+    assert packed_files() == again
+
+
+def small_pieces(write: Callable[..., None]) -> Callable[..., None]:
+    def write_small(self: packing.PieceWriter, batch: list[packing.Packed]) -> None:
+        self.max_bytes = 8000
+        write(self, batch)
+
+    return write_small
 
 
 def test_the_cues_are_right() -> None:

@@ -108,7 +108,7 @@ def test_what_learnt_from_drawn_faces_has_a_name_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text("data:\n  root: data/raw/sample\n")
+    (tmp_path / "params.yaml").write_text("data:\n  root: data/raw/sample\n  evaluation_sets: {}\n")
     assert registered_name() == f"{NAME}-generated-sample"
-    (tmp_path / "params.yaml").write_text("data:\n  root: /data/ffdi\n")
+    (tmp_path / "params.yaml").write_text("data:\n  root: /data/ffdi\n  evaluation_sets: {}\n")
     assert registered_name() == NAME

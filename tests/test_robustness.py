@@ -24,7 +24,7 @@ from stages.lib.perturbations import (
     perturb_all,
     shrink,
 )
-from stages.lib.robustness import robustness_table, summarise
+from stages.lib.robustness import mean_auc_interval, robustness_table, summarise
 from stages.predict import NUM_VARIANTS, PerturbedImages, choose_images
 from tests.conftest import set_params
 
@@ -90,17 +90,38 @@ def test_auc_and_flips_of_an_example_worked_by_hand() -> None:
         "jpeg": [0.1, 0.7, 0.6, 0.9],
         "blur": [0.9, 0.8, 0.2, 0.1],
     }
-    found = robustness_table(table(scores), threshold=0.5)
+    perturbed = table(scores)
+    found = robustness_table(perturbed, threshold=0.5)
     assert found["perturbation"].tolist() == ["none", "jpeg", "blur"]
     assert found["auc"].tolist() == [1.0, 0.75, 0.0]
     assert found["flip_rate"].tolist() == [0.0, 0.25, 1.0]
     assert found[["num_real", "num_fake"]].to_numpy().tolist() == [[2, 2]] * 3
-    assert summarise(found) == {
+    summary = summarise(perturbed, found)
+    assert summary.pop("mean_auc_low") <= 0.375 <= summary.pop("mean_auc_high")
+    assert summary == {
         "plain_auc": 1.0, "mean_auc": 0.375, "worst_auc": 0.0, "mean_flip_rate": 0.625,
     }  # fmt: skip
     assert severities(found).to_dict("list") == {
         "severity": [0, 1], "jpeg": [1.0, 0.75], "blur": [1.0, 0.0],
     }  # fmt: skip
+
+
+def test_the_mean_auc_counts_every_kind_once_and_its_interval_takes_images_whole() -> None:
+    random = np.random.default_rng(4)
+    targets, plain = np.arange(300) % 2, random.normal(size=300)
+    levels = [("jpeg", 90, 2.0), ("jpeg", 50, 1.0), ("blur", 1, 0.5)]
+    perturbed = pd.concat(
+        pd.DataFrame({"img_name": range(300), "perturbation": kind, "level": level,
+                      "score": 1 / (1 + np.exp(-plain - shift * targets)), "target": targets,
+                      "group": range(300)})
+        for kind, level, shift in levels
+    )  # fmt: skip
+    found = robustness_table(perturbed, threshold=0.5).set_index(["perturbation", "level"])
+    mean = mean_auc_interval(perturbed)
+    expected = (found["auc"][:2].mean() + found["auc"]["blur", 1]) / 2
+    assert mean.value == pytest.approx(expected)
+    widths = found["high"] - found["low"]
+    assert widths.min() < mean.high - mean.low < widths.max()  # no averaging out
 
 
 def test_the_unperturbed_variant_has_the_scores_of_the_validation_set(
@@ -122,7 +143,7 @@ def test_variants_come_from_one_decoding(pipeline: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(pipeline)
     decoded = []
     real_decode = predict.decode
-    monkeypatch.setattr(predict, "decode", lambda c: decoded.append(1) or real_decode(c))
+    monkeypatch.setattr(predict, "decode", lambda c, p: decoded.append(1) or real_decode(c, p))
     preprocessing = Preprocessing(
         image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.2] * 3
     )

@@ -11,8 +11,10 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
-from stages.lib.images import decode
+from stages.lib.images import Preprocessing, decode
 from stages.lib.packed import PackedImages
+
+SEEN = Preprocessing(image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.5] * 3)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def test_bytes_paths_and_arrays_get_the_scores_of_the_predict_stage(
 ) -> None:
     images = PackedImages(pipeline / "data/packed/test")
     contents = [bytes(images[row]) for row in range(len(images))]
-    pixels = [decode(content).permute(1, 2, 0).numpy() for content in contents]
+    pixels = [decode(content, SEEN).permute(1, 2, 0).numpy() for content in contents]
     for name, values in (
         ("image", contents),
         ("path", files),
@@ -56,7 +58,7 @@ def test_rows_may_differ_in_what_they_give(
     model: PyFuncModel, files: list[str], expected: Any
 ) -> None:
     content = Path(files[0]).read_bytes()
-    array = decode(Path(files[2]).read_bytes()).permute(1, 2, 0).numpy()
+    array = decode(Path(files[2]).read_bytes(), SEEN).permute(1, 2, 0).numpy()
     table = pd.DataFrame({
         "image": [content, None, None], "path": [None, files[1], None],
         "pixels": [None, None, array],

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from stages.lib.competition import FAKE, REAL
 from stages.lib.metrics import METRICS, RankedScores, threshold_at_fpr
 from stages.lib.resampling import Interval, metric_intervals, share_interval
 
 REALS_FOR_1E_4 = 10_000  # fewer reals cannot show a false alarm in ten thousand
+CALIBRATED = ("ece", "log_loss", "brier")  # reported before and after temperature scaling
 OPERATING_FPRS = (1e-2, 1e-3)
 Row = dict[str, Any]
 
@@ -28,11 +30,17 @@ def counts(table: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def set_rows(table: pd.DataFrame, threshold: float) -> list[Row]:
-    """Return a row per metric that the set is large enough for: METRICS, and tpr and fpr."""
+def set_rows(table: pd.DataFrame, threshold: float, temperature: float) -> list[Row]:
+    """Return a row per metric that the set is large enough for (further column: logit).
+
+    These are METRICS, CALIBRATED again as `*_scaled` after temperature scaling, and tpr and fpr.
+    """
     enough = (table["target"] == REAL).sum() >= REALS_FOR_1E_4
     names = [name for name in METRICS if enough or name != "tpr_at_fpr_1e-4"]
-    found = _metrics(table, names, threshold) | _shares(table, threshold)
+    found = _metrics(table, names, threshold)
+    scaled = table.assign(score=expit(table["logit"] / temperature))
+    found |= {f"{name}_scaled": one for name, one in _metrics(scaled, CALIBRATED).items()}
+    found |= _shares(table, threshold)
     return [_row("all", metric, interval, table) for metric, interval in found.items()]
 
 

@@ -45,3 +45,8 @@ def sha256_of(*paths: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def main_workspace() -> Path:
+    """Return the repository's root, the main workspace's also in DVC's temporary ones."""
+    return Path(os.environ.get("DVC_ROOT", Path(__file__).parents[2])).resolve()

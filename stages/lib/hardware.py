@@ -1,10 +1,14 @@
 """Which device, in which precision, in how many processes."""
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from timm.utils.distributed import init_distributed_device_so
 
 from stages.lib.errors import UserError
@@ -51,6 +55,26 @@ def set_up_hardware(device: DeviceName, precision: Precision, num_threads: int) 
         rank=place["global_rank"],
         world_size=place["world_size"],
     )
+
+
+def relaunch_with_torchrun(stage: str, num_processes: int) -> None:
+    """Become torchrun with as many processes of this stage; does nothing in one of them."""
+    if num_processes == 1 or "RANK" in os.environ:
+        return
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    arguments = [f"--nproc-per-node={num_processes}", "-m", f"stages.{stage}"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*launcher, *arguments])
+
+
+@contextmanager
+def process_group_closed() -> Iterator[None]:
+    """Leave the process group, where there is one, whatever happens."""
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _find_device(wanted: DeviceName) -> str:

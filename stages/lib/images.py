@@ -32,6 +32,7 @@ class Preprocessing(pydantic.BaseModel):
     mean: list[float]  # per channel of RGB, on a scale from 0 to 1
     std: list[float]
     reencode: list[int] | None = None  # lowest and highest JPEG quality
+    scaled_decoding: bool = False
 
 
 class Augmentation(pydantic.BaseModel):
@@ -43,13 +44,27 @@ class Augmentation(pydantic.BaseModel):
     vertical_flip: Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
-def decode(content: bytes | memoryview) -> torch.Tensor:
-    """Decode an image file: uint8 (3, H, W), RGB; raises what the decoder raises on bad files."""
-    if content[:2] == JPEG_MAGIC:
-        encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        return decode_jpeg(encoded, mode=ImageReadMode.RGB)
-    with Image.open(BytesIO(content)) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+def decode(content: bytes | memoryview, preprocessing: Preprocessing) -> torch.Tensor:
+    """Decode an image file: uint8 (3, H, W), RGB; raises what the decoder raises on bad files.
+
+    With `scaled_decoding` a JPEG that is at least twice as large as the model's input is decoded at
+    a half, a quarter or an eighth of its size, which libjpeg does several times faster.
+    """
+    if content[:2] != JPEG_MAGIC:
+        with Image.open(BytesIO(content)) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    if preprocessing.scaled_decoding:
+        import simplejpeg  # here, so that a machine without it can train as well
+
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content, strict=False)
+        factor = min(height, width) // preprocessing.image_size
+        if factor >= 2 and colours in ("YCbCr", "Gray"):
+            divisor = 2 ** min(3, factor.bit_length() - 1)
+            smallest = {"min_height": -(-height // divisor), "min_width": -(-width // divisor)}
+            pixels = simplejpeg.decode_jpeg(content, strict=False, **smallest)
+            return torch.from_numpy(pixels).permute(2, 0, 1)
+    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return decode_jpeg(encoded, mode=ImageReadMode.RGB)
 
 
 def resize(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
@@ -121,10 +136,10 @@ class LabelledImages(Dataset):
         epoch, index = key
         content = self.packs[self.sets[index]][self.rows[index]]
         if self.augmentation is None:
-            image = to_input(decode(content), self.preprocessing)
+            image = to_input(decode(content, self.preprocessing), self.preprocessing)
         else:
             random = np.random.default_rng([self.seed, epoch, index])
-            image = to_input(decode(content), self.preprocessing, random)
+            image = to_input(decode(content, self.preprocessing), self.preprocessing, random)
             image = self._augment(image, random)
         return image, int(self.targets[index]), index
 

@@ -1,6 +1,7 @@
 """Packing an image set: the files' bytes into few large ones, and what a look at each one tells."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -14,11 +15,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from scipy import ndimage
 
 from stages.lib.competition import ImageSet
+from stages.lib.files import main_workspace, sha256_of
 from stages.lib.packed import IMAGE_CUES
 from stages.lib.params import StageParams
 from stages.lib.progress import progress_bar
@@ -46,6 +49,10 @@ FACTS_SCHEMA = pa.schema(
 )
 
 
+PIECE_SCHEMA = FACTS_SCHEMA.append(pa.field("mtime_ns", pa.int64()))
+Packed = tuple[bytes, dict[str, Any]]  # an image's bytes and facts
+
+
 class PackParams(StageParams):
     """Section `pack`."""
 
@@ -56,37 +63,51 @@ class PackParams(StageParams):
 def pack_images(
     image_set: ImageSet | None, rows: pd.DataFrame | None, folder: Path, params: PackParams
 ) -> None:
-    """Write one set's images and facts into folder; image_set None writes an empty set."""
-    with pq.ParquetWriter(folder / "facts.parquet", FACTS_SCHEMA) as facts_writer:
-        if image_set is None or rows is None:
-            return
-        shards = ShardWriter(folder, params.shard_mb * 2**20)
+    """Write one set's images and facts into folder; image_set None writes an empty set.
+
+    What an earlier or interrupted run packed of the same images is taken from there; the bytes
+    written are the same as without.
+    """
+    if image_set is None or rows is None:
+        pq.write_table(FACTS_SCHEMA.empty_table(), folder / "facts.parquet")
+        return
+    with Memory(image_set.folder) as memory:
+        pieces = PieceWriter(memory.new, params.shard_mb * 2**20)
         with progress_bar(f"pack {image_set.name}", len(rows)) as bar:
-            for batch in _read_in_batches(image_set, rows, params.num_threads):
-                images, facts = zip(*batch, strict=True)
-                shards.write(list(images))
-                facts_writer.write_batch(pa.RecordBatch.from_pylist(list(facts), FACTS_SCHEMA))
+            num_known = 0
+            for batch, known in _read_in_batches(
+                image_set.folder, rows, memory, params.num_threads
+            ):
+                pieces.write(batch)
+                num_known += known
                 bar.update(len(batch))
-        shards.close()
-    print(f"packed {len(rows)} images of {image_set.folder}", flush=True)
+        pieces.close()
+        memory.deliver(folder)
+    known = f", {num_known} of them known from an earlier run" if num_known else ""
+    print(f"packed {len(rows)} images of {image_set.folder}{known}", flush=True)
 
 
 def _read_in_batches(
-    image_set: ImageSet, rows: pd.DataFrame, num_threads: int
-) -> Iterator[list[tuple[bytes, dict[str, Any]]]]:
-    """Yield lists of (bytes, facts), in order, reading with several threads."""
+    folder: Path, rows: pd.DataFrame, memory: "Memory", num_threads: int
+) -> Iterator[tuple[list[Packed], int]]:
+    """Yield packed images, in order, and how many were known; reads with several threads."""
     plain = rows.astype(object).where(rows.notna(), None)
     records = (row._asdict() for row in plain.itertuples(index=False))
     with ThreadPoolExecutor(num_threads) as pool:
         while batch := list(islice(records, ROWS_PER_BATCH)):
-            yield list(pool.map(lambda row: read_image(image_set.folder, row), batch))
+            recalled = list(pool.map(memory.recall, batch))
+            unknown = [row for row, found in zip(batch, recalled, strict=True) if not found]
+            read = pool.map(lambda row: read_image(folder, row), unknown)
+            yield [found or next(read) for found in recalled], len(batch) - len(unknown)
 
 
-def read_image(folder: Path, row: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+def read_image(folder: Path, row: dict[str, Any]) -> Packed:
     """Return an image file's bytes and facts; a bad file gives b"" and a reason in `error`."""
+    path = folder / row["img_name"]
     try:
-        content = (folder / row["img_name"]).read_bytes()
-        return content, row | image_facts(content)
+        changed = path.stat().st_mtime_ns
+        content = path.read_bytes()
+        return content, row | image_facts(content) | {"mtime_ns": changed}
     except FileNotFoundError:
         return b"", row | {"error": "no such file"}
     except UnidentifiedImageError:
@@ -158,31 +179,115 @@ def _jpeg_quality(luminance: list[int]) -> int:
     return 1 + int(np.abs(_libjpeg_tables() - luminance).sum(axis=1).argmin())
 
 
-class ShardWriter:
-    """Writes images into Arrow files of about `max_bytes` each."""
+class PieceWriter:
+    """Writes `images-*.arrow` of about max_bytes each, and `facts-*.parquet` of each whole one."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
-        self.num_shards = 0
-        self.shard_bytes = 0
+        self.num_pieces = 0
+        self.num_bytes = 0
         self.writer: pa.ipc.RecordBatchFileWriter | None = None
+        self.facts: list[pa.RecordBatch] = []
 
-    def write(self, images: list[bytes]) -> None:
-        """Append one record batch; starts a new file where the last one is full."""
+    def write(self, batch: list[Packed]) -> None:
+        """Append one record batch; starts a new piece where the last one is full."""
+        images, facts = zip(*batch, strict=True)
         if self.writer is None:
-            path = self.folder / f"images-{self.num_shards:05d}.arrow"
+            path = self.folder / f"images-{self.num_pieces:05d}.arrow"
             self.writer = pa.ipc.new_file(str(path), IMAGE_SCHEMA)
-            self.num_shards += 1
         self.writer.write_batch(
             pa.RecordBatch.from_arrays([pa.array(images, pa.binary())], ["image"])
         )
-        self.shard_bytes += sum(map(len, images))
-        if self.shard_bytes >= self.max_bytes:
+        self.facts.append(pa.RecordBatch.from_pylist(list(facts), PIECE_SCHEMA))
+        self.num_bytes += sum(map(len, images))
+        if self.num_bytes >= self.max_bytes:
             self.close()
 
     def close(self) -> None:
-        """Finish the current file."""
-        if self.writer is not None:
-            self.writer.close()
-        self.writer, self.shard_bytes = None, 0
+        """Finish the current piece."""
+        if self.writer is None:
+            return
+        self.writer.close()
+        path = self.folder / f"facts-{self.num_pieces:05d}.parquet"
+        pq.write_table(pa.Table.from_batches(self.facts), path.with_suffix(".partial"))
+        path.with_suffix(".partial").rename(path)
+        self.writer, self.facts, self.num_bytes = None, [], 0
+        self.num_pieces += 1
+
+
+class Memory:
+    """What earlier runs packed of an image folder, so that only new and changed files are read.
+
+    It lies in `.dvc/tmp/pack` of the main workspace, for DVC removes a stage's outputs before it
+    runs; its images are hard links to those of data/packed. A file is taken to be the same where
+    its name, size and time of change are. Other code in this module begins a new memory.
+    """
+
+    def __init__(self, image_folder: Path) -> None:
+        """Find the memory of an image folder; entering it waits for other runs that use it."""
+        self.image_folder = image_folder
+        key = f"{image_folder.resolve()} {sha256_of(Path(__file__))}"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        self.folder = main_workspace() / ".dvc/tmp/pack" / digest
+        self.new = self.folder / "new"
+        self.facts: list[pa.Table] = []
+        self.images: list[pa.ipc.RecordBatchFileReader] = []
+        self.places: dict[str, tuple[int, int]] = {}
+
+    def __enter__(self) -> "Memory":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.folder.with_suffix(".lock"))
+        self.lock.acquire()
+        olds = sorted(self.folder.glob("old-*"))
+        if self.new.exists():  # of an interrupted run
+            olds.append(self.new.rename(self.folder / f"old-{len(olds):05d}"))
+        for path in [path for old in olds for path in sorted(old.glob("facts-*.parquet"))]:
+            self._remember(path)
+        self.new.mkdir()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+    def _remember(self, path: Path) -> None:
+        facts = pq.read_table(path, schema=PIECE_SCHEMA)
+        images = path.with_name(path.name.replace("facts", "images")).with_suffix(".arrow")
+        names, errors = facts["img_name"].to_pylist(), facts["error"].to_pylist()
+        piece = len(self.facts)
+        self.places |= {
+            name: (piece, row)
+            for row, (name, error) in enumerate(zip(names, errors, strict=True))
+            if error is None
+        }
+        self.facts.append(facts)
+        self.images.append(pa.ipc.open_file(pa.memory_map(str(images))).read_all()["image"])
+
+    def recall(self, row: dict[str, Any]) -> Packed | None:
+        """Return an image's bytes and facts where its file has not changed since."""
+        piece, place = self.places.get(row["img_name"], (None, None))
+        if piece is None:
+            return None
+        (facts,) = self.facts[piece].slice(place, 1).to_pylist()
+        try:
+            found = (self.image_folder / row["img_name"]).stat()
+        except OSError:
+            return None
+        if (found.st_size, found.st_mtime_ns) != (facts["num_bytes"], facts["mtime_ns"]):
+            return None
+        return self.images[piece][place].as_py(), facts | row
+
+    def deliver(self, folder: Path) -> None:
+        """Put the new pieces into folder, with one facts.parquet, and forget older ones."""
+        with pq.ParquetWriter(folder / "facts.parquet", FACTS_SCHEMA) as writer:
+            for path in sorted(self.new.glob("facts-*.parquet")):
+                writer.write_table(pq.read_table(path, columns=FACTS_SCHEMA.names))
+        for path in sorted(self.new.glob("images-*.arrow")):
+            try:
+                (folder / path.name).hardlink_to(path)
+            except OSError:  # another file system
+                shutil.copy2(path, folder / path.name)
+        self.images.clear()
+        for old in self.folder.glob("old-*"):
+            shutil.rmtree(old)
+        self.new.rename(self.folder / "old-00000")

@@ -39,7 +39,8 @@ class Interval:
         return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
-def _interval(value: float, resampled: list[float]) -> Interval:
+def interval(value: float, resampled: list[float]) -> Interval:
+    """Return the value with the percentile interval of its resamples; NaN ones are left out."""
     low, high = np.nanquantile(resampled, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return Interval(value, float(low), float(high))
 
@@ -51,7 +52,7 @@ def metric_intervals(
     values = ranked.metrics(np.ones(len(groups)), names)
     resamples = cluster_weights(groups[ranked.order])
     resampled = [ranked.metrics(weights, names) for weights in resamples]
-    return {name: _interval(values[name], [one[name] for one in resampled]) for name in names}
+    return {name: interval(values[name], [one[name] for one in resampled]) for name in names}
 
 
 def share_interval(hits: np.ndarray, groups: np.ndarray) -> Interval:
@@ -65,7 +66,7 @@ def share_interval(hits: np.ndarray, groups: np.ndarray) -> Interval:
         unseen = 1 - ((1 - COVERAGE) / 2) ** (1 / len(np.unique(groups)))
         return Interval(share, max(0.0, share - unseen), min(1.0, share + unseen))
     resampled = [float(weights @ hits / weights.sum()) for weights in cluster_weights(groups)]
-    return _interval(share, resampled)
+    return interval(share, resampled)
 
 
 def paired_improvement(
@@ -85,4 +86,4 @@ def paired_improvement(
         return sign * (ours[metric] - theirs[metric])
 
     resampled = [improvement(weights) for weights in cluster_weights(groups)]
-    return _interval(improvement(np.ones(len(targets))), resampled)
+    return interval(improvement(np.ones(len(targets))), resampled)

@@ -1,10 +1,11 @@
 """What is left of a detector's figures where pictures are perturbed."""
 
+import numpy as np
 import pandas as pd
 
 from stages.lib.breakdown import arrays, counts
 from stages.lib.metrics import RankedScores
-from stages.lib.resampling import metric_intervals
+from stages.lib.resampling import Interval, cluster_weights, interval, metric_intervals
 
 
 def robustness_table(perturbed: pd.DataFrame, threshold: float) -> pd.DataFrame:
@@ -26,13 +27,35 @@ def robustness_table(perturbed: pd.DataFrame, threshold: float) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def summarise(table: pd.DataFrame) -> dict[str, float]:
-    """Return the one number to compare detectors by, mean_auc over all perturbations, and more."""
+def summarise(perturbed: pd.DataFrame, table: pd.DataFrame) -> dict[str, float]:
+    """Return the one number to compare detectors by, mean_auc over all perturbations, and more.
+
+    table: what robustness_table makes of perturbed. Every kind of perturbation counts the same. The
+    interval of mean_auc comes from resamples of the images, each with all its perturbed versions.
+    """
     plain, others = table["perturbation"] == "none", table["perturbation"] != "none"
     by_kind = table[others].groupby("perturbation")[["auc", "flip_rate"]].mean()
+    found = mean_auc_interval(perturbed[perturbed["perturbation"] != "none"])
     return {
         "plain_auc": float(table.loc[plain, "auc"].iloc[0]),
-        "mean_auc": float(by_kind["auc"].mean()),  # every kind counts the same
+        "mean_auc": found.value,
+        "mean_auc_low": found.low,
+        "mean_auc_high": found.high,
         "worst_auc": float(table.loc[others, "auc"].min()),
         "mean_flip_rate": float(by_kind["flip_rate"].mean()),
     }
+
+
+def mean_auc_interval(perturbed: pd.DataFrame) -> Interval:
+    """Return the mean over kinds of the mean AUC over levels, with its interval."""
+    parts = list(perturbed.groupby(["perturbation", "level"], sort=False))
+    kinds = pd.Series([kind for (kind, _), _ in parts])
+    share = 1 / kinds.map(kinds.value_counts()).to_numpy() / kinds.nunique()
+    ranked = [RankedScores(*arrays(part)) for _, part in parts]
+    groups = parts[0][1]["group"].to_numpy()
+
+    def mean_auc(weights: np.ndarray) -> float:
+        return share @ [one.metrics(weights[one.order], ["auc"])["auc"] for one in ranked]
+
+    resampled = [mean_auc(weights) for weights in cluster_weights(groups)]
+    return interval(mean_auc(np.ones(len(groups))), resampled)

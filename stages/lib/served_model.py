@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from stages.lib.images import decode, to_input
+from stages.lib.images import Preprocessing, decode, to_input
 from stages.lib.model import fake_logit, load_detector
 
 COLUMNS = ("image", "path", "pixels")
@@ -56,12 +56,12 @@ class ServedDetector(PythonModel):
     def _input(self, number: int, row: dict[str, Any]) -> torch.Tensor:
         """Return uint8 (3, S, S)."""
         try:
-            return to_input(_read(row), self.config.preprocessing)
+            return to_input(_read(row, self.config.preprocessing), self.config.preprocessing)
         except (ValueError, RuntimeError, OSError) as error:  # what the decoders and files raise
             raise MlflowException.invalid_parameter_value(f"row {number}: {error}") from error
 
 
-def _read(row: dict[str, Any]) -> torch.Tensor:
+def _read(row: dict[str, Any], preprocessing: Preprocessing) -> torch.Tensor:
     """Return uint8 (3, H, W) from the one column that the row fills; raises ValueError."""
     given = {name: value for name, value in row.items() if not _is_missing(value)}
     if len(given) != 1:
@@ -69,7 +69,7 @@ def _read(row: dict[str, Any]) -> torch.Tensor:
     ((name, value),) = given.items()
     if name == "pixels":
         return _from_pixels(value)
-    return decode(Path(value).read_bytes() if name == "path" else value)
+    return decode(Path(value).read_bytes() if name == "path" else value, preprocessing)
 
 
 def _is_missing(value: Any) -> bool:

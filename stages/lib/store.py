@@ -7,9 +7,9 @@ a stage that runs in one of DVC's temporary workspaces. MLFLOW_EXPERIMENT_NAME n
 import os
 import platform
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.lib.files import main_workspace
 from stages.lib.params import PARAMS_FILE, read_yaml
 
 if TYPE_CHECKING:
@@ -27,11 +27,6 @@ QUIET = {
 }
 # What the stages themselves write, so no change that a user left uncommitted.
 WRITTEN_BY_STAGES = (":(exclude)metrics", ":(exclude)dvc.lock")
-
-
-def main_workspace() -> Path:
-    """Return the repository's root, the main workspace's also in DVC's temporary ones."""
-    return Path(os.environ.get("DVC_ROOT", Path(__file__).parents[2])).resolve()
 
 
 def store_lock() -> "FileLock":

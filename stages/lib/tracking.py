@@ -44,7 +44,7 @@ WEIGHTS_TAG = "weights_sha256"
 # What a trained model depends on; the sections of later stages may change without a new run.
 LOGGED_SECTIONS = ("data", "sample", "pack", "prepare", "train")
 SERVED_WITH = ("torch", "torchvision", "timm", "pandas", "pillow", "numpy", "pydantic",
-               "pyarrow", "safetensors", "mlflow")  # fmt: skip
+               "pyarrow", "safetensors", "simplejpeg", "mlflow")  # fmt: skip
 
 
 def _forgiving(method: Callable[..., None]) -> Callable[..., None]:

@@ -101,6 +101,7 @@ def ours(folder: Path, table: pd.DataFrame) -> Callable[[], None]:
     changed = {"image_size": IMAGE_SIZE, "batch_size": BATCH_SIZE, "model": "resnet18", **workers}
     params = TrainParams.model_validate(params.model_dump() | changed)
     hardware = set_up_hardware(params.device, params.precision, params.num_threads)
+    os.environ["DVC_ROOT"] = str(folder.parent)  # where packing remembers what it has read
     packed = folder.with_name("packed") / "train"
     packed.mkdir(parents=True)
     image_set = ImageSet("train", folder, folder)

@@ -1,0 +1,89 @@
+"""Time packing and preparing of many small images, their memory, and packing again.
+
+Run: python -m tests.benchmarks.packing [--images 25000 50000 100000]   (from the repository's root)
+
+For each number of generated 64 px JPEG files: seconds and peak memory of `python -m stages.pack`,
+of `stages.prepare`, of packing again with nothing changed and after adding 1 % of files, and what
+`dvc repro` with nothing to do and `dvc exp run --temp` of the evaluation's parameters take on top.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.conftest import clone_project, environment
+
+
+def main() -> None:
+    """Print a line per size and write them as JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, nargs="+", default=[25_000, 50_000, 100_000])
+    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    arguments = parser.parse_args()
+    found = [measure(count) for count in arguments.images]
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def measure(count: int) -> dict[str, float]:
+    """Return seconds and megabytes for so many images."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        write_images(data, 0, count)
+        clone = clone_project(Path(folder) / "clone", {"data.root": str(data)})
+        figures: dict[str, float] = {"images": count}
+        figures |= timed(clone, "pack", "stages.pack")
+        figures |= timed(clone, "prepare", "stages.prepare")
+        shutil.rmtree(clone / "data/packed")  # as DVC does
+        figures |= timed(clone, "pack_again", "stages.pack")
+        write_images(data, count, count // 100)
+        shutil.rmtree(clone / "data/packed")
+        figures |= timed(clone, "pack_1_percent_more", "stages.pack")
+    print(json.dumps(figures), flush=True)
+    return figures
+
+
+def write_images(root: Path, first: int, count: int) -> None:
+    """Write (more) 64 px JPEG files of noise in the competition's layout, val a tenth of them."""
+    names = {"trainset": [], "valset": []}
+    for index in range(first, first + count):
+        name = "valset" if index % 10 == 0 else "trainset"
+        folder = root / "phase1" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC)
+        image.save(folder / f"{index:032x}.jpg", quality=85)
+        names[name].append(f"{index:032x}.jpg,{index // 10 % 2}\n")
+    for name, rows in names.items():
+        path = root / f"phase1/{name}_label.txt"
+        if not path.exists():
+            path.write_text("img_name,target\n")
+        with path.open("a") as file:
+            file.writelines(rows)
+
+
+def timed(clone: Path, name: str, module: str) -> dict[str, float]:
+    """Return a stage's seconds and its peak memory in megabytes."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", module], cwd=clone, env=environment(), stdout=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, f"{module} has failed"
+    return {
+        f"{name}_seconds": round(time.perf_counter() - start, 1),
+        f"{name}_peak_mb": round(usage.ru_maxrss / 1024),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Scores: the same in one process and in two, every image once, several views from one decoding."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from stages import predict, train
+from stages.lib import images as images_module
+from stages.predict import VIEWS
+from tests.conftest import run, set_params
+
+
+@pytest.fixture
+def trained(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("TRACKING", "off")
+    set_params(workspace, {"train.epochs": 1})
+    train.main()
+    return workspace
+
+
+def scores() -> dict[str, pd.DataFrame]:
+    return {path.stem: pd.read_csv(path) for path in sorted(Path("data/scores").iterdir())}
+
+
+def test_two_processes_give_the_scores_of_one(trained: Path) -> None:
+    predict.main()
+    alone = scores()
+    set_params(trained, {"predict.num_processes": 2, "predict.batch_size": 7})
+    done = run("python", "-m", "stages.predict", cwd=trained, TRACKING="off")
+    assert "2 process(es)" in done.stdout
+    assert done.stdout.count("val: 46 scores") == 1
+    together = scores()
+    assert set(together) == {"val", "calibration", "test", "evaluation", "robustness"}
+    for name, table in alone.items():
+        assert table.drop(columns=["logit", "score"]).equals(
+            together[name].drop(columns=["logit", "score"])
+        )
+        assert together[name]["logit"].to_numpy() == pytest.approx(
+            table["logit"].to_numpy(), abs=1e-4
+        )
+
+
+def test_every_image_is_decoded_once_also_for_several_views(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+    real_decode = images_module.decode
+    monkeypatch.setattr(
+        images_module, "decode", lambda c, p: decoded.append(bytes(c)) or real_decode(c, p)
+    )
+    found = {}
+    for views in (["plain"], ["mirrored"], ["plain", "mirrored"]):
+        decoded.clear()
+        set_params(trained, {"predict.views": views, "predict.robustness_images": 0})
+        predict.main()
+        found["+".join(views)] = scores()["val"]["logit"].to_numpy()
+        assert len(decoded) == len(set(decoded)) == 60 + 10
+    both = (found["plain"] + found["mirrored"]) / 2
+    assert found["plain+mirrored"] == pytest.approx(both, abs=1e-5)
+    assert np.abs(found["plain"] - found["mirrored"]).max() > 1e-4
+
+
+def test_the_views_keep_shape_and_type() -> None:
+    images = torch.arange(2 * 3 * 16 * 16).reshape(2, 3, 16, 16).to(torch.uint8)
+    for view in VIEWS.values():
+        assert view(images).shape == images.shape
+        assert view(images).dtype == torch.uint8
+    flat = torch.full((1, 3, 16, 16), 9, dtype=torch.uint8)
+    assert torch.equal(VIEWS["zoomed"](flat), flat)
