@@ -33,7 +33,8 @@ TINY = {
     "train.num_workers": 0,
     "predict.num_workers": 0,
     "predict.robustness_images": 20,
-    "explain.num_images": 3,
+    "explain.num_images": 2,
+    "explain.stride": 0.25,
 }
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

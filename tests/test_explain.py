@@ -99,7 +99,7 @@ def test_the_stage_writes_its_sheets_page_and_table(pipeline: Path) -> None:
     table = pd.read_csv(folder / "images.csv")
     assert table["sheet"].unique().tolist() == list(SHEETS)
     for name, rows in table.groupby("sheet"):
-        assert rows["target"].tolist() == [int(name.endswith("fake"))] * 3
+        assert rows["target"].tolist() == [int(name.endswith("fake"))] * 2
         falls = name in ("wrong_real", "confident_fake")
         assert rows["score"].is_monotonic_decreasing == falls
     page = (folder / "page.html").read_text()

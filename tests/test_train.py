@@ -130,6 +130,7 @@ def test_two_processes_train_the_same_model_as_one(workspace: Path) -> None:
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_keep_the_weights_that_they_judged(workspace: Path) -> None:
     """Batch normalisation's statistics differ between processes until they are averaged."""
     done = train_in_new_process(workspace, num_processes=2, epochs=3, ema_decay=0.5)
