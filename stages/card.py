@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import timm
 from markdown_it import MarkdownIt
 
 from stages.lib.errors import run_stage
 from stages.lib.figures import draw_all
 from stages.lib.files import fresh_folder, write_text
-from stages.lib.model import DetectorConfig, load_detector
 from stages.lib.pages import html_image, html_page
 from stages.lib.params import SAMPLE_ROOT, DataParams, load_params
 from stages.lib.tracking import tracker_of
@@ -43,8 +41,7 @@ OTHER_DATA = r"in12k|in21k|in22k|inw21k|_ft_|laion|clip|jft|ig1b|yfcc|openai|web
 
 def main() -> None:
     """Write the card as Markdown and as HTML."""
-    detector, config = load_detector(MODEL)
-    num_parameters = sum(parameter.numel() for parameter in detector.parameters())
+    config = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))
     report = json.loads((METRICS / "evaluation.json").read_text(encoding="utf-8"))
     data = json.loads((METRICS / "data.json").read_text(encoding="utf-8"))
     names = ("intervals", "operating_points", "cross_auc", "robustness")
@@ -52,7 +49,7 @@ def main() -> None:
     drawn = load_params("data", DataParams).root == str(SAMPLE_ROOT)
     text = "\n\n".join(
         [
-            head(config, num_parameters, report, drawn),
+            head(config, report, drawn),
             data_section(data),
             results_section(tables["intervals"], report),
             slices_section(tables["intervals"]),
@@ -60,7 +57,7 @@ def main() -> None:
             cross_section(tables["cross_auc"]),
             robustness_section(tables["robustness"], report),
             limits_section(config, report, data, tables, drawn),
-            rules_section(config, num_parameters),
+            rules_section(config),
         ]
     )
     write_text(CARD, text + "\n")
@@ -72,19 +69,16 @@ def main() -> None:
     tracker.log_file(HTML / "model_card.html")
 
 
-def head(config: DetectorConfig, num_parameters: int, report: dict[str, Any], drawn: bool) -> str:
+def head(config: dict[str, Any], report: dict[str, Any], drawn: bool) -> str:
     """Say what the detector is and what it is for."""
-    seen = config.preprocessing
-    reencode = (
-        f", re-encoded as JPEG of quality {seen.reencode[0]} to {seen.reencode[1]}"
-        if seen.reencode
-        else ""
-    )
+    side, reencode = (config["preprocessing"][name] for name in ("image_size", "reencode"))
+    again = f", re-encoded as JPEG of quality {reencode[0]} to {reencode[1]}" if reencode else ""
+    millions = config["num_parameters"] / 1e6
     facts = [
-        ("architecture", f"{config.model} (timm), {num_parameters / 1e6:.1f} M parameters"),
-        ("weights", f"SHA-256 {report['weights']}..., epoch {config.best_epoch}"),
-        ("trained from", config.initial_weights),
-        ("input", f"RGB, {seen.image_size} x {seen.image_size} pixels{reencode}"),
+        ("architecture", f"{config['model']} (timm), {millions:.1f} M parameters"),
+        ("weights", f"SHA-256 {report['weights']}..., epoch {config['best_epoch']}"),
+        ("trained from", config["initial_weights"]),
+        ("input", f"RGB, {side} x {side} pixels{again}"),
         ("output", "P(fake), 0 to 1; real = 0, fake = 1"),
         ("threshold", f"{report['threshold']:.4f}, from {report['num_calibration']} images that "
                       "took no part in training or in choosing the epoch"),
@@ -96,7 +90,7 @@ def head(config: DetectorConfig, num_parameters: int, report: dict[str, Any], dr
     ]
     return "\n\n".join(
         [
-            f"# Model card: {config.model}, real or fake",
+            f"# Model card: {config['model']}, real or fake",
             *(warning if drawn else []),
             "Written by `python -m stages.card` from the pipeline's files. Intervals are 95 % "
             "bootstrap intervals in which near-duplicates are drawn together.",
@@ -223,7 +217,7 @@ def robustness_section(table: pd.DataFrame, report: dict[str, Any]) -> str:
 
 
 def limits_section(
-    config: DetectorConfig,
+    config: dict[str, Any],
     report: dict[str, Any],
     data: dict[str, Any],
     tables: dict[str, pd.DataFrame],
@@ -239,7 +233,7 @@ def limits_section(
                 f"{found['shortcuts'][worst]:.3f}; a detector may have learnt it instead of the "
                 "manipulation."
             )
-    if config.preprocessing.reencode is None:
+    if config["preprocessing"]["reencode"] is None:
         limits.append("Traces of earlier compression reach the detector (`train.reencode` is off).")
     intervals = tables["intervals"]
     parts = intervals[(intervals["slice"] != "all") & (intervals["metric"] == "auc")]
@@ -265,25 +259,24 @@ def limits_section(
     return "\n".join(["## Limits", "", *(f"- {limit}" for limit in limits)])
 
 
-def rules_section(config: DetectorConfig, num_parameters: int) -> str:
+def rules_section(config: dict[str, Any]) -> str:
     """Say whether the competition's rules are kept, as far as the files tell."""
-    verdict = "yes" if num_parameters <= MOST_PARAMETERS else "**no**"
+    verdict = "yes" if config["num_parameters"] <= MOST_PARAMETERS else "**no**"
     rows = [
-        ["at most 200 M parameters", verdict, f"{num_parameters:,}"],
-        ["pretrained on ImageNet-1K only", *pretraining(config)],
+        ["at most 200 M parameters", verdict, f"{config['num_parameters']:,}"],
+        ["pretrained on ImageNet-1K only", *pretraining(config["initial_weights"])],
         ["one model", "yes", "a submission holds the scores of this one"],
     ]
     return "\n\n".join(["## The competition's rules", markdown_table(["rule", "kept", ""], rows)])
 
 
-def pretraining(config: DetectorConfig) -> tuple[str, str]:
+def pretraining(initial_weights: str) -> tuple[str, str]:
     """Return whether the first weights came from ImageNet-1K alone, and how that is known."""
-    if config.initial_weights == "random":
+    if initial_weights == "random":
         return "yes", "no pretraining"
-    if config.initial_weights != "hub":
-        return "not known", f"weights from a file, SHA-256 {config.initial_weights}"
-    known = timm.get_pretrained_cfg(config.model)
-    tag = known.tag if known else ""
+    kind, _, tag = initial_weights.partition(":")
+    if kind != "hub":
+        return "not known", f"weights from a file, {initial_weights}"
     if re.search(OTHER_DATA, f"_{tag}"):
         return "**no**", f"timm's weights '{tag}' have seen other images"
     if re.search(r"in1k(_\d+)?$", tag):

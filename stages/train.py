@@ -54,6 +54,7 @@ from stages.lib.model import (
     create_model,
     fake_logit,
     input_size_args,
+    provenance,
     resolve_preprocessing,
     save_detector,
 )
@@ -213,16 +214,13 @@ def train(
             model=params.model,
             model_args=model_args,
             preprocessing=preprocessing,
-            initial_weights=_provenance(params.weights),
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            initial_weights=provenance(params.model, params.weights),
             best_epoch=best.epoch,
         )
         _write_model(best, config, history)
         tracker.log_metrics({"best_epoch": best.epoch})
         tracker.log_detector(MODEL, MODEL / WEIGHTS_FILE)
-
-
-def _provenance(weights: str) -> str:
-    return weights if weights in ("random", "hub") else f"sha256:{sha256_of(Path(weights))}"
 
 
 def _write_model(best: Best, config: DetectorConfig, history: list[dict[str, float]]) -> None:

@@ -21,6 +21,7 @@ from stages.lib.model import (
     fake_logit,
     input_size_args,
     load_detector,
+    provenance,
     resolve_preprocessing,
     save_detector,
 )
@@ -31,6 +32,7 @@ PREPROCESSING = Preprocessing(
 )
 CONFIG = DetectorConfig(
     model="test_resnet", model_args={}, preprocessing=PREPROCESSING, initial_weights="random",
+    num_parameters=1,
     best_epoch=1,
 )  # fmt: skip
 
@@ -191,3 +193,12 @@ def test_the_fake_logit_is_the_log_odds_of_fake() -> None:
     outputs = torch.tensor([[0.0, 2.0], [1.0, -1.0]])
     expected = torch.softmax(outputs, 1)[:, 1]
     torch.testing.assert_close(torch.sigmoid(fake_logit(outputs)), expected)
+
+
+def test_where_weights_are_from_is_told_by_tag_or_digest(tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").write_bytes(b"")
+    assert provenance("resnet18", "random") == "random"
+    assert provenance("resnet18", "hub") == "hub:a1_in1k"
+    assert provenance("convnext_base.fb_in22k_ft_in1k", "hub") == "hub:fb_in22k_ft_in1k"
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert provenance("resnet18", str(tmp_path / "weights.pth")) == f"sha256:{empty}"

@@ -11,7 +11,7 @@ from timm.data import resolve_model_data_config
 
 from stages.lib.competition import CLASS_NAMES
 from stages.lib.errors import UserError, did_you_mean
-from stages.lib.files import write_text
+from stages.lib.files import sha256_of, write_text
 from stages.lib.images import Normalize, Preprocessing
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -26,7 +26,8 @@ class DetectorConfig(pydantic.BaseModel):
     model: str  # timm's name
     model_args: dict[str, Any]
     preprocessing: Preprocessing
-    initial_weights: str  # random, hub, or the SHA-256 of the file they came from
+    num_parameters: int
+    initial_weights: str  # as `provenance` tells
     best_epoch: int  # counted from 1
     classes: list[str] = list(CLASS_NAMES)  # the score is P(classes[1])
 
@@ -67,6 +68,16 @@ def create_model(name: str, model_args: dict[str, Any], weights: str) -> torch.n
         ) from error
     _check_all_loaded(model, untrained, f"train.weights = '{weights}' do not fit {name}")
     return model
+
+
+def provenance(name: str, weights: str) -> str:
+    """Say where a model's first weights are from: random, hub:TAG (timm's) or sha256:DIGEST."""
+    if weights == "random":
+        return weights
+    if weights == "hub":
+        config = timm.get_pretrained_cfg(name)
+        return f"hub:{config.tag if config else name}"
+    return f"sha256:{sha256_of(Path(weights))}"
 
 
 def _check_all_loaded(model: torch.nn.Module, untrained: torch.nn.Module, problem: str) -> None:
