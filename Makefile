@@ -10,7 +10,7 @@ export GIT_AUTHOR_EMAIL ?= $(or $(shell git config user.email),dvc@localhost)
 export GIT_COMMITTER_NAME ?= $(GIT_AUTHOR_NAME)
 export GIT_COMMITTER_EMAIL ?= $(GIT_AUTHOR_EMAIL)
 
-.PHONY: repro test test-slow ui clean
+.PHONY: repro test test-slow bench ui clean
 .DEFAULT_GOAL := repro
 
 $(VENV)/installed: requirements.txt
@@ -28,6 +28,9 @@ test: $(VENV)/installed  ## style, then the quick tests
 
 test-slow: $(VENV)/installed  ## the tests that take minutes
 	python -m pytest -m slow
+
+bench: $(VENV)/installed  ## the notebooks' loop and ours side by side, in .bench
+	python -m tests.benchmarks
 
 ui: $(VENV)/installed  ## browse the runs
 	@echo 'Runs: http://localhost:5000/#/experiments/1?workflowType=machine_learning'

@@ -1,10 +1,11 @@
-"""Time packing and preparing of many small images, their memory, and packing again.
+"""Time packing and preparing of many small images, their memory, packing again, DVC's overhead.
 
 Run: python -m tests.benchmarks.packing [--images 25000 50000 100000]   (from the repository's root)
 
 For each number of generated 64 px JPEG files: seconds and peak memory of `python -m stages.pack`,
-of `stages.prepare`, of packing again with nothing changed and after adding 1 % of files, and what
-`dvc repro` with nothing to do and `dvc exp run --temp` of the evaluation's parameters take on top.
+of `stages.prepare`, of packing again with nothing changed and after adding 1 % of files; then the
+first `dvc repro prepare`, which reads every file once to know it, `dvc status` after it, and what
+`dvc exp run --temp` takes beyond the stage that it runs.
 """
 
 import argparse
@@ -24,14 +25,14 @@ from tests.conftest import clone_project, environment
 
 
 def main() -> None:
-    """Print a line per size and write them as JSON where asked."""
+    """Print a line of JSON per size."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, nargs="+", default=[25_000, 50_000, 100_000])
-    parser.add_argument("--json", type=Path, help="write the figures there as well")
-    arguments = parser.parse_args()
-    found = [measure(count) for count in arguments.images]
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    for count in parser.parse_args().images:
+        print(json.dumps(measure(count)), flush=True)
+
+
+PYTHON = sys.executable
 
 
 def measure(count: int) -> dict[str, float]:
@@ -41,14 +42,20 @@ def measure(count: int) -> dict[str, float]:
         write_images(data, 0, count)
         clone = clone_project(Path(folder) / "clone", {"data.root": str(data)})
         figures: dict[str, float] = {"images": count}
-        figures |= timed(clone, "pack", "stages.pack")
-        figures |= timed(clone, "prepare", "stages.prepare")
+        figures |= timed(clone, "pack", PYTHON, "-m", "stages.pack")
+        figures |= timed(clone, "prepare", PYTHON, "-m", "stages.prepare")
         shutil.rmtree(clone / "data/packed")  # as DVC does
-        figures |= timed(clone, "pack_again", "stages.pack")
+        figures |= timed(clone, "pack_again", PYTHON, "-m", "stages.pack")
         write_images(data, count, count // 100)
         shutil.rmtree(clone / "data/packed")
-        figures |= timed(clone, "pack_1_percent_more", "stages.pack")
-    print(json.dumps(figures), flush=True)
+        figures |= timed(clone, "pack_1_percent_more", PYTHON, "-m", "stages.pack")
+        figures |= timed(clone, "first_repro", "dvc", "repro", "prepare")
+        subprocess.run(["git", "commit", "-qam", "repro"], cwd=clone, env=environment(), check=True)
+        figures |= timed(clone, "status", "dvc", "status")
+        changed = ["-S", "prepare.seed=1", "prepare"]
+        figures |= timed(clone, "experiment", "dvc", "exp", "run", "--temp", *changed)
+        overhead = figures["experiment_seconds"] - figures["prepare_seconds"]
+        figures["experiment_overhead_seconds"] = round(overhead, 1)
     return figures
 
 
@@ -71,14 +78,14 @@ def write_images(root: Path, first: int, count: int) -> None:
             file.writelines(rows)
 
 
-def timed(clone: Path, name: str, module: str) -> dict[str, float]:
-    """Return a stage's seconds and its peak memory in megabytes."""
+def timed(clone: Path, name: str, *command: str) -> dict[str, float]:
+    """Return a command's seconds and its own peak memory in megabytes."""
     start = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", module], cwd=clone, env=environment(), stdout=subprocess.DEVNULL
+        command, cwd=clone, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0, f"{module} has failed"
+    assert status == 0, f"{' '.join(command)} has failed"
     return {
         f"{name}_seconds": round(time.perf_counter() - start, 1),
         f"{name}_peak_mb": round(usage.ru_maxrss / 1024),

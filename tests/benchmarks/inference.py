@@ -1,0 +1,56 @@
+"""Time scoring as the notebooks do it against stages.predict, in one run on the same images.
+
+Run: python -m tests.benchmarks.inference [--images 160] [--repeats 5]   (from the repository root)
+
+Both score generated 512 px JPEG photographs with the same resnet18 at 256 px.
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+from stages.lib.hardware import set_up_hardware
+from stages.lib.images import LabelledImages
+from stages.lib.model import Detector, create_model, resolve_preprocessing
+from stages.lib.params import load_params
+from stages.predict import PredictParams, predict_logits
+from tests.benchmarks import notebook
+from tests.benchmarks.notebook import IMAGE_SIZE, draw_photographs, pack
+from tests.benchmarks.race import race, report
+
+
+def compare(folder: Path, num_images: int, repeats: int) -> dict[str, list[float]]:
+    """Return images per second of each repetition: {"baseline": [...], "ours": [...]}."""
+    table = draw_photographs(folder / "photographs", num_images)
+    labels = pack(folder, table)
+    params = load_params("predict", PredictParams)
+    workers = {"num_workers": os.cpu_count() or 2, "num_threads": torch.get_num_threads()}
+    params = PredictParams.model_validate(params.model_dump() | workers)
+    hardware = set_up_hardware(params.device, params.precision, params.num_threads)
+    model = create_model("resnet18", {}, "random")
+    preprocessing = resolve_preprocessing(model, image_size=IMAGE_SIZE)
+    images = LabelledImages(labels, folder / "packed", preprocessing)
+    detector = Detector(create_model("resnet18", {}, "random"), preprocessing).eval()
+    detector = detector.to(hardware.device, memory_format=torch.channels_last)
+    runs = {
+        "baseline": notebook.inference(folder / "photographs", table, model, hardware.device),
+        "ours": lambda: predict_logits(detector, images, params, hardware, ""),
+    }
+    return race(runs, num_images, repeats)
+
+
+def main() -> None:
+    """Print both rates and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=160)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        report("inference", compare(Path(scratch), arguments.images, arguments.repeats))
+
+
+if __name__ == "__main__":
+    main()
