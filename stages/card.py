@@ -11,7 +11,6 @@ Mitchell et al. 2019, "Model Cards for Model Reporting").
 import json
 import re
 from collections.abc import Iterable, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from markdown_it import MarkdownIt
 from stages.lib.errors import run_stage
 from stages.lib.figures import draw_all
 from stages.lib.files import fresh_folder, write_text
-from stages.lib.pages import html_image, html_page
+from stages.lib.pages import as_png, html_image, html_page
 from stages.lib.params import SAMPLE_ROOT, DataParams, load_params
 from stages.lib.tracking import tracker_of
 
@@ -130,9 +129,6 @@ def results_section(intervals: pd.DataFrame, report: dict[str, Any]) -> str:
     rows = []
     for metric, title in RESULTS.items():
         rows.append([title, *(_interval(whole.loc[(name, metric)]) for name in sets)])
-    rows.append(
-        ["ECE after temperature scaling", *(f"{report[s]['ece_scaled']:.4f}" for s in sets)]
-    )
     counts = [f"{name} ({report[name]['num_real']} real, {report[name]['num_fake']} fake)"
               for name in sets]  # fmt: skip
     return "\n\n".join(["## Results", markdown_table(["", *counts], rows)])
@@ -305,9 +301,7 @@ def as_html(text: str) -> str:
     pictures = []
     for name in FIGURES:
         if name in figures:
-            buffer = BytesIO()
-            figures[name].savefig(buffer, format="png")
-            pictures.append(html_image(buffer.getvalue(), name))
+            pictures.append(html_image(as_png(figures[name]), name))
     body = MarkdownIt("commonmark").enable("table").render(text)
     return html_page("Model card", body + "<h2>Curves (val)</h2>\n" + "\n".join(pictures))
 

@@ -12,7 +12,6 @@ part of a real face may itself look like a manipulation. Whether the maps depend
 is checked against the same network with random weights (Adebayo et al. 2018).
 """
 
-from io import BytesIO
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +32,7 @@ from stages.lib.hardware import DeviceName, set_up_hardware
 from stages.lib.images import LabelledImages, decode
 from stages.lib.labels import read_labels, write_table
 from stages.lib.model import Detector, create_model, fake_logit, load_detector
-from stages.lib.pages import html_image, html_page
+from stages.lib.pages import as_png, html_image, html_page
 from stages.lib.params import StageParams, load_params
 from stages.lib.progress import progress_bar
 from stages.lib.tracking import tracker_of
@@ -215,9 +214,7 @@ def draw_sheet(
         for cell, (name, view) in zip(row[2:], VIEWS.items(), strict=True):
             _show(cell, name, view(picture))
     figure.suptitle(title, fontsize=10, y=1 - 0.1 / height, va="top")
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return as_png(figure)
 
 
 def _overlay(axes: Axes, picture: np.ndarray, heat: np.ndarray) -> None:

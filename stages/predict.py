@@ -25,14 +25,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.errors import UserError, run_stage
 from stages.lib.files import fresh_folder
-from stages.lib.hardware import (
-    DeviceName,
-    Hardware,
-    Precision,
-    process_group_closed,
-    relaunch_with_torchrun,
-    set_up_hardware,
-)
+from stages.lib.hardware import DeviceName, Hardware, Precision, processes_of
 from stages.lib.images import LabelledImages, decode, make_loader, sequential_batches, to_input
 from stages.lib.labels import read_labels, write_table
 from stages.lib.model import Detector, fake_logit, load_detector
@@ -78,9 +71,10 @@ class PredictParams(StageParams):
 def main() -> None:
     """Write the score files of all splits and of the perturbed images, or none."""
     params = load_params("predict", PredictParams)
-    relaunch_with_torchrun("predict", params.num_processes)
-    with process_group_closed():
-        predict(params, set_up_hardware(params.device, params.precision, params.num_threads))
+    with processes_of(
+        "predict", params.num_processes, params.device, params.precision, params.num_threads
+    ) as hardware:
+        predict(params, hardware)
 
 
 def predict(params: PredictParams, hardware: Hardware) -> None:

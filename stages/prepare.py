@@ -50,13 +50,12 @@ def main() -> None:
     """Write the label files and the report on the data."""
     params = load_params("prepare", PrepareParams)
     names = load_params("data", DataParams).evaluation_sets
-    facts = _read_facts(SETS)
-    more_facts = _read_facts([f"sets/{name}" for name in names])
-    bad = pd.concat([facts[facts["error"].notna()], more_facts[more_facts["error"].notna()]])
+    facts = _read_facts([*SETS, *(f"sets/{name}" for name in names)])
+    is_bad, is_own = facts["error"].notna(), facts["set"].isin(SETS)
+    bad = facts[is_bad]
     _decide_on_bad_images(bad, params.bad_images)
-    good = facts[facts["error"].isna()].copy()
+    good, more = facts[~is_bad & is_own].copy(), facts[~is_bad & ~is_own].copy()
     good["group"] = near_duplicate_groups(good["phash"].to_numpy(), params.near_duplicate_bits)
-    more = more_facts[more_facts["error"].isna()].copy()
     more["group"] = _groups_of_more(good, more, params.near_duplicate_bits)
     splits = split(good, params)
     for name in names:
@@ -79,8 +78,6 @@ def main() -> None:
 def _read_facts(sets: Sequence[str]) -> pd.DataFrame:
     """Return the facts of these folders of data/packed, with columns set and row."""
     tables = [read_facts(PACKED / name).assign(set=name) for name in sets]
-    if not tables:
-        return _read_facts(SETS).head(0)
     rows = np.concatenate([np.arange(len(table)) for table in tables])
     return pd.concat(tables, ignore_index=True).astype({"target": "Int8"}).assign(row=rows)
 
@@ -90,8 +87,10 @@ def _groups_of_more(good: pd.DataFrame, more: pd.DataFrame, max_bits: int) -> np
 
     The groups of `good` stay as they are, so that a set to be judged on changes no split.
     """
+    if more.empty:
+        return np.empty(0, dtype=int)
     hashes = np.concatenate([good["phash"].to_numpy(), more["phash"].to_numpy()])
-    together = near_duplicate_groups(hashes, max_bits) if len(more) else np.zeros(len(good), int)
+    together = near_duplicate_groups(hashes, max_bits)
     of_good, of_more = together[: len(good)], together[len(good) :]
     known = good.groupby(of_good)["group"].first()
     new = pd.Series(of_more).where(~np.isin(of_more, known.index))

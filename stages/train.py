@@ -37,20 +37,14 @@ from torch.utils.data import DataLoader
 from stages.lib.competition import CLASS_NAMES, FAKE
 from stages.lib.errors import UserError, did_you_mean, run_stage
 from stages.lib.files import fresh_folder, sha256_of
-from stages.lib.hardware import (
-    DeviceName,
-    Hardware,
-    Precision,
-    process_group_closed,
-    relaunch_with_torchrun,
-    set_up_hardware,
-)
+from stages.lib.hardware import DeviceName, Hardware, Precision, processes_of
 from stages.lib.images import Augmentation, LabelledImages, make_loader, sequential_batches
 from stages.lib.labels import read_labels, write_table
 from stages.lib.model import (
     WEIGHTS_FILE,
     Detector,
     DetectorConfig,
+    count_parameters,
     create_model,
     fake_logit,
     input_size_args,
@@ -122,11 +116,13 @@ def main() -> None:
     params = load_params("train", TrainParams)
     labels = {name: read_labels(LABELS / f"{name}.csv") for name in ("train", "val")}
     _check(params, len(labels["train"]))
-    relaunch_with_torchrun("train", params.num_processes)
-    with process_group_closed():
-        hardware = set_up_hardware(params.device, params.precision, params.num_threads)
-        with training_run(sha256_of(*INPUTS), hardware.rank == 0) as tracker:
-            train(params, labels, hardware, tracker)
+    with (
+        processes_of(
+            "train", params.num_processes, params.device, params.precision, params.num_threads
+        ) as hardware,
+        training_run(sha256_of(*INPUTS), hardware.rank == 0) as tracker,
+    ):
+        train(params, labels, hardware, tracker)
 
 
 def _check(params: TrainParams, num_images: int) -> None:
@@ -214,7 +210,7 @@ def train(
             model=params.model,
             model_args=model_args,
             preprocessing=preprocessing,
-            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            num_parameters=count_parameters(model),
             initial_weights=provenance(params.model, params.weights),
             best_epoch=best.epoch,
         )
@@ -236,7 +232,7 @@ def _announce(
     hardware: Hardware,
     tracker: Tracker,
 ) -> None:
-    num_parameters = sum(parameter.numel() for parameter in detector.parameters())
+    num_parameters = count_parameters(detector)
     print(f"device: {hardware}")
     start = {"random": "random initialisation, no pretrained weights"}.get(params.weights)
     print(f"model: {params.model}, {num_parameters / 1e6:.1f} M parameters, ", end="")

@@ -37,9 +37,9 @@ def set_rows(table: pd.DataFrame, threshold: float, temperature: float) -> list[
     """
     enough = (table["target"] == REAL).sum() >= REALS_FOR_1E_4
     names = [name for name in METRICS if enough or name != "tpr_at_fpr_1e-4"]
-    found = _metrics(table, names, threshold)
+    found = intervals_of(table, names, threshold)
     scaled = table.assign(score=expit(table["logit"] / temperature))
-    found |= {f"{name}_scaled": one for name, one in _metrics(scaled, CALIBRATED).items()}
+    found |= {f"{name}_scaled": one for name, one in intervals_of(scaled, CALIBRATED).items()}
     found |= _shares(table, threshold)
     return [_row("all", metric, interval, table) for metric, interval in found.items()]
 
@@ -57,7 +57,7 @@ def slice_rows(
         present = part["target"].unique()
         others = table[~table["target"].isin(present)]
         whole = pd.concat([part, others])
-        found = _metrics(whole, ["auc"], threshold)
+        found = intervals_of(whole, ["auc"], threshold)
         rows += [_row(name, metric, interval, whole) for metric, interval in found.items()]
         found = _shares(part, threshold)
         rows += [_row(name, metric, interval, part) for metric, interval in found.items()]
@@ -100,9 +100,9 @@ def cross_rows(tables: dict[str, pd.DataFrame]) -> list[Row]:
     for of_reals, of_fakes in product(tables, tables):
         reals, fakes = tables[of_reals], tables[of_fakes]
         table = pd.concat([reals[reals["target"] == REAL], fakes[fakes["target"] == FAKE]])
-        found = _metrics(table, ["auc"])["auc"]
+        found = intervals_of(table, ["auc"])["auc"]
         names = {"reals_of": of_reals, "fakes_of": of_fakes}
-        rows.append(names | _numbers("auc", found) | counts(table))
+        rows.append(names | columns_of("auc", found) | counts(table))
     return rows
 
 
@@ -122,15 +122,18 @@ def operating_rows(calibration: pd.DataFrame, tables: dict[str, pd.DataFrame]) -
             rows.append(
                 {"set": name, "wanted_fpr": wanted, "threshold": threshold}
                 | {"calibration_reals": num_reals, "enough_reals": num_reals * wanted >= 1}
-                | _numbers("tpr", found["tpr"], "tpr_")
-                | _numbers("fpr", found["fpr"], "fpr_")
+                | columns_of("tpr", found["tpr"], "tpr_")
+                | columns_of("fpr", found["fpr"], "fpr_")
                 | {"false_alarms_per_million": round(1e6 * found["fpr"].value)}
                 | counts(table)
             )
     return rows
 
 
-def _metrics(table: pd.DataFrame, names: Sequence[str], threshold: float = 0.5) -> dict:
+def intervals_of(
+    table: pd.DataFrame, names: Sequence[str], threshold: float = 0.5
+) -> dict[str, Interval]:
+    """Return these of METRICS with their intervals."""
     ranked = RankedScores(*arrays(table), threshold)
     return metric_intervals(ranked, table["group"].to_numpy(), names)
 
@@ -147,10 +150,11 @@ def _shares(table: pd.DataFrame, threshold: float) -> dict[str, Interval]:
 
 
 def _row(name: str, metric: str, found: Interval, table: pd.DataFrame) -> Row:
-    return {"slice": name, "metric": metric} | _numbers("value", found) | counts(table)
+    return {"slice": name, "metric": metric} | columns_of("value", found) | counts(table)
 
 
-def _numbers(name: str, found: Interval, prefix: str = "") -> dict[str, float]:
+def columns_of(name: str, found: Interval, prefix: str = "") -> dict[str, float]:
+    """Return the interval as columns: its value by name, and low and high."""
     return {name: found.value, f"{prefix}low": found.low, f"{prefix}high": found.high}
 
 

@@ -57,24 +57,28 @@ def set_up_hardware(device: DeviceName, precision: Precision, num_threads: int) 
     )
 
 
-def relaunch_with_torchrun(stage: str, num_processes: int) -> None:
-    """Become torchrun with as many processes of this stage; does nothing in one of them."""
-    if num_processes == 1 or "RANK" in os.environ:
-        return
+@contextmanager
+def processes_of(
+    stage: str, num_processes: int, device: DeviceName, precision: Precision, num_threads: int
+) -> Iterator[Hardware]:
+    """Yield the hardware of one of num_processes of a stage, which torchrun starts where needed.
+
+    The process group is left whatever happens. Raises UserError as set_up_hardware does.
+    """
+    if num_processes > 1 and "RANK" not in os.environ:
+        _become_torchrun(stage, num_processes)
+    try:
+        yield set_up_hardware(device, precision, num_threads)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _become_torchrun(stage: str, num_processes: int) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     arguments = [f"--nproc-per-node={num_processes}", "-m", f"stages.{stage}"]
     sys.stdout.flush()
     os.execv(sys.executable, [*launcher, *arguments])
-
-
-@contextmanager
-def process_group_closed() -> Iterator[None]:
-    """Leave the process group, where there is one, whatever happens."""
-    try:
-        yield
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _find_device(wanted: DeviceName) -> str:

@@ -70,6 +70,11 @@ def create_model(name: str, model_args: dict[str, Any], weights: str) -> torch.n
     return model
 
 
+def count_parameters(model: torch.nn.Module) -> int:
+    """Return the number of parameters, buffers aside."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def provenance(name: str, weights: str) -> str:
     """Say where a model's first weights are from: random, hub:TAG (timm's) or sha256:DIGEST."""
     if weights == "random":

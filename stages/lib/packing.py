@@ -232,7 +232,7 @@ class Memory:
         self.folder = main_workspace() / ".dvc/tmp/pack" / digest
         self.new = self.folder / "new"
         self.facts: list[pa.Table] = []
-        self.images: list[pa.ipc.RecordBatchFileReader] = []
+        self.images: list[pa.ChunkedArray] = []
         self.places: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> "Memory":
@@ -242,8 +242,9 @@ class Memory:
         olds = sorted(self.folder.glob("old-*"))
         if self.new.exists():  # of an interrupted run
             olds.append(self.new.rename(self.folder / f"old-{len(olds):05d}"))
-        for path in [path for old in olds for path in sorted(old.glob("facts-*.parquet"))]:
-            self._remember(path)
+        for old in olds:
+            for path in sorted(old.glob("facts-*.parquet")):
+                self._remember(path)
         self.new.mkdir()
         return self
 

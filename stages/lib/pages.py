@@ -2,6 +2,9 @@
 
 from base64 import b64encode
 from html import escape
+from io import BytesIO
+
+from matplotlib.figure import Figure
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; }
@@ -17,6 +20,13 @@ def html_page(title: str, body: str) -> str:
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(title)}</title>'
         f"\n<style>{STYLE}</style>\n<body>\n{body}\n</body>\n</html>\n"
     )
+
+
+def as_png(figure: Figure) -> bytes:
+    """Return a figure as a PNG file."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def html_image(png: bytes, description: str) -> str:

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from stages.lib.breakdown import arrays, counts
+from stages.lib.breakdown import arrays, columns_of, counts, intervals_of
 from stages.lib.metrics import RankedScores
-from stages.lib.resampling import Interval, cluster_weights, interval, metric_intervals
+from stages.lib.resampling import Interval, cluster_weights, interval
 
 
 def robustness_table(perturbed: pd.DataFrame, threshold: float) -> pd.DataFrame:
@@ -17,12 +17,11 @@ def robustness_table(perturbed: pd.DataFrame, threshold: float) -> pd.DataFrame:
     plain = perturbed[perturbed["perturbation"] == "none"].set_index("img_name")["score"]
     rows = []
     for (kind, level), part in perturbed.groupby(["perturbation", "level"], sort=False):
-        groups = part["group"].to_numpy()
-        found = metric_intervals(RankedScores(*arrays(part)), groups, ["auc"])["auc"]
+        found = intervals_of(part, ["auc"])["auc"]
         before = part["img_name"].map(plain) >= threshold
         flips = float(((part["score"] >= threshold) != before).mean())
-        numbers = {"auc": found.value, "low": found.low, "high": found.high, "flip_rate": flips}
-        rows.append({"perturbation": kind, "level": level} | numbers | counts(part))
+        numbers = columns_of("auc", found) | {"flip_rate": flips} | counts(part)
+        rows.append({"perturbation": kind, "level": level} | numbers)
     columns = ["perturbation", "level", "auc", "low", "high", "flip_rate", "num_real", "num_fake"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -34,7 +33,7 @@ def summarise(perturbed: pd.DataFrame, table: pd.DataFrame) -> dict[str, float]:
     interval of mean_auc comes from resamples of the images, each with all its perturbed versions.
     """
     plain, others = table["perturbation"] == "none", table["perturbation"] != "none"
-    by_kind = table[others].groupby("perturbation")[["auc", "flip_rate"]].mean()
+    flip_rates = table[others].groupby("perturbation")["flip_rate"].mean()
     found = mean_auc_interval(perturbed[perturbed["perturbation"] != "none"])
     return {
         "plain_auc": float(table.loc[plain, "auc"].iloc[0]),
@@ -42,7 +41,7 @@ def summarise(perturbed: pd.DataFrame, table: pd.DataFrame) -> dict[str, float]:
         "mean_auc_low": found.low,
         "mean_auc_high": found.high,
         "worst_auc": float(table.loc[others, "auc"].min()),
-        "mean_flip_rate": float(by_kind["flip_rate"].mean()),
+        "mean_flip_rate": float(flip_rates.mean()),
     }
 
 

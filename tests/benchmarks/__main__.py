@@ -12,14 +12,13 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
 from tests.benchmarks import inference, loading, training
-from tests.benchmarks.race import ratios, report
+from tests.benchmarks.race import Rates, ratios, run_race
 
 FOLDER = Path(".bench")
 
@@ -38,11 +37,7 @@ def main() -> None:
         "training": lambda folder: training.compare(folder, number, repeats),
         "inference": lambda folder: inference.compare(folder, number, repeats),
     }
-    found = {}
-    for name, run in races.items():
-        with tempfile.TemporaryDirectory() as folder:
-            found[name] = run(Path(folder))
-        report(name, found[name])
+    found = {name: run_race(name, compare) for name, compare in races.items()}
     # In a process of its own: a child's peak memory is counted from that of its parent.
     command = [sys.executable, "-m", "tests.benchmarks.packing", "--images", str(arguments.packed)]
     packed = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
@@ -62,7 +57,7 @@ def machine() -> dict[str, str]:
             "torch": torch.__version__, "python": platform.python_version()}  # fmt: skip
 
 
-def draw(found: dict[str, dict[str, list[float]]]) -> Figure:
+def draw(found: dict[str, Rates]) -> Figure:
     """Draw how many times the baseline each contestant was, every repetition a point."""
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     axes = figure.subplots()

@@ -5,9 +5,8 @@ Run: python -m tests.benchmarks.inference [--images 160] [--repeats 5]   (from t
 Both score generated 512 px JPEG photographs with the same resnet18 at 256 px.
 """
 
-import argparse
 import os
-import tempfile
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -19,10 +18,10 @@ from stages.lib.params import load_params
 from stages.predict import PredictParams, predict_logits
 from tests.benchmarks import notebook
 from tests.benchmarks.notebook import IMAGE_SIZE, draw_photographs, pack
-from tests.benchmarks.race import race, report
+from tests.benchmarks.race import Rates, arguments_of, race, run_race
 
 
-def compare(folder: Path, num_images: int, repeats: int) -> dict[str, list[float]]:
+def compare(folder: Path, num_images: int, repeats: int) -> Rates:
     """Return images per second of each repetition: {"baseline": [...], "ours": [...]}."""
     table = draw_photographs(folder / "photographs", num_images)
     labels = pack(folder, table)
@@ -33,7 +32,7 @@ def compare(folder: Path, num_images: int, repeats: int) -> dict[str, list[float
     model = create_model("resnet18", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=IMAGE_SIZE)
     images = LabelledImages(labels, folder / "packed", preprocessing)
-    detector = Detector(create_model("resnet18", {}, "random"), preprocessing).eval()
+    detector = Detector(deepcopy(model), preprocessing).eval()  # of another memory format
     detector = detector.to(hardware.device, memory_format=torch.channels_last)
     runs = {
         "baseline": notebook.inference(folder / "photographs", table, model, hardware.device),
@@ -44,12 +43,8 @@ def compare(folder: Path, num_images: int, repeats: int) -> dict[str, list[float
 
 def main() -> None:
     """Print both rates and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=160)
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        report("inference", compare(Path(scratch), arguments.images, arguments.repeats))
+    given = arguments_of(__doc__, num_images=160)
+    run_race("inference", lambda folder: compare(folder, given.images, given.repeats))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ as uint8 (3, 256, 256), for we normalise on the device. `draft` and `scaled` dec
 the size where the image is at least twice as large as the input: other pixels, by about one level.
 """
 
-import argparse
-import tempfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +18,7 @@ from PIL import Image
 
 from stages.lib.images import Preprocessing, decode, resize, to_input
 from tests.benchmarks.notebook import IMAGE_SIZE, MEAN, STD, FileImages, draw_photographs
-from tests.benchmarks.race import race, report
+from tests.benchmarks.race import Rates, arguments_of, race, run_race
 
 EXACT = Preprocessing(image_size=IMAGE_SIZE, interpolation="bilinear", mean=MEAN, std=STD)
 SCALED = EXACT.model_copy(update={"scaled_decoding": True})
@@ -55,7 +53,7 @@ CONTESTANTS: dict[str, Callable[[bytes], torch.Tensor]] = {
 }
 
 
-def compare(folder: Path, num_images: int, repeats: int, side: int) -> dict[str, list[float]]:
+def compare(folder: Path, num_images: int, repeats: int, side: int) -> Rates:
     """Return images per second of each repetition, all on one thread."""
     photographs = folder / f"photographs-{side}"
     table = draw_photographs(photographs, num_images, side)
@@ -73,14 +71,12 @@ def compare(folder: Path, num_images: int, repeats: int, side: int) -> dict[str,
 
 def main() -> None:
     """Print the rates for 512 and 600 px."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=40)
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
+    given = arguments_of(__doc__, num_images=40)
     for side in (512, 600):
-        with tempfile.TemporaryDirectory() as scratch:
-            rates = compare(Path(scratch), arguments.images, arguments.repeats, side)
-            report(f"loading {side} px", rates)
+        run_race(
+            f"loading {side} px",
+            lambda folder, side=side: compare(folder, given.images, given.repeats, side),
+        )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from PIL import Image
 
 from tests.conftest import clone_project, environment
 
+PYTHON = sys.executable
+
 
 def main() -> None:
     """Print a line of JSON per size."""
@@ -30,9 +32,6 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[25_000, 50_000, 100_000])
     for count in parser.parse_args().images:
         print(json.dumps(measure(count)), flush=True)
-
-
-PYTHON = sys.executable
 
 
 def measure(count: int) -> dict[str, float]:

@@ -1,17 +1,36 @@
 """Contestants take turns in one run, so that whatever else the machine does slows them alike."""
 
+import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
+Rates = dict[str, list[float]]  # each contestant's images per second, repeat by repeat
 
-def race(
-    contestants: dict[str, Callable[[], None]], num_images: int, repeats: int
-) -> dict[str, list[float]]:
-    """Return each contestant's images per second, repeat by repeat; a first round is a warm-up."""
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
+
+def arguments_of(description: str, num_images: int) -> argparse.Namespace:
+    """Return what the command line of a race says: images and repeats."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--images", type=int, default=num_images)
+    parser.add_argument("--repeats", type=int, default=5)
+    return parser.parse_args()
+
+
+def run_race(what: str, compare: Callable[[Path], Rates]) -> Rates:
+    """Run `compare` in a temporary folder, print what it found and return it."""
+    with tempfile.TemporaryDirectory() as folder:
+        rates = compare(Path(folder))
+    report(what, rates)
+    return rates
+
+
+def race(contestants: dict[str, Callable[[], None]], num_images: int, repeats: int) -> Rates:
+    """Let them run in turn; a first round is a warm-up."""
+    rates: Rates = {name: [] for name in contestants}
     for repeat in range(repeats + 1):
         for name, run in contestants.items():
             start = time.perf_counter()
@@ -23,12 +42,12 @@ def race(
     return rates
 
 
-def ratios(rates: dict[str, list[float]], name: str) -> list[float]:
+def ratios(rates: Rates, name: str) -> list[float]:
     """Return how many times faster than the baseline a contestant was, repeat by repeat."""
     return [b / a for a, b in zip(rates["baseline"], rates[name], strict=True)]
 
 
-def report(what: str, rates: dict[str, list[float]]) -> None:
+def report(what: str, rates: Rates) -> None:
     """Print medians and, against the baseline, ratios with their spread."""
     for name, found in rates.items():
         line = f"{what}: {name}: median {statistics.median(found):.1f} images/s"

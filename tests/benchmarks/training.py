@@ -2,15 +2,15 @@
 
 Run: python -m tests.benchmarks.training [--images 160] [--repeats 5]   (from the repository's root)
 
+--images is a multiple of 40, the batch size.
+
 Both train resnet18 at 256 px with batch 40 on generated 512 px JPEG photographs, in turn, and the
 ratio of images per second is printed with its spread. The baseline is the loop that the public
 notebooks share: one file per image, Pillow, torchvision's transforms per image, fp32, Adam, the
 loss fetched at every step. Ours is stages.train's own loop.
 """
 
-import argparse
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from stages.lib.params import load_params
 from stages.train import TrainingLoop, TrainParams
 from tests.benchmarks import notebook
 from tests.benchmarks.notebook import BATCH_SIZE, IMAGE_SIZE, draw_photographs, pack
-from tests.benchmarks.race import race, report
+from tests.benchmarks.race import Rates, arguments_of, race, run_race
 
 
 def ours(folder: Path, table: pd.DataFrame) -> Callable[[], None]:
@@ -45,7 +45,7 @@ def ours(folder: Path, table: pd.DataFrame) -> Callable[[], None]:
     return lambda: loop.train_epoch(0) and None
 
 
-def compare(folder: Path, num_images: int, repeats: int) -> dict[str, list[float]]:
+def compare(folder: Path, num_images: int, repeats: int) -> Rates:
     """Return images per second of each repetition: {"baseline": [...], "ours": [...]}."""
     table = draw_photographs(folder / "photographs", num_images)
     run_ours = ours(folder, table)
@@ -56,12 +56,8 @@ def compare(folder: Path, num_images: int, repeats: int) -> dict[str, list[float
 
 def main() -> None:
     """Print both rates and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=160, help="per epoch, a multiple of 40")
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        report("training", compare(Path(scratch), arguments.images, arguments.repeats))
+    given = arguments_of(__doc__, num_images=160)
+    run_race("training", lambda folder: compare(folder, given.images, given.repeats))
 
 
 if __name__ == "__main__":
