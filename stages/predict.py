@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.errors import UserError, run_stage
 from stages.lib.files import fresh_folder
-from stages.lib.hardware import DeviceName, Hardware, Precision, processes_of
+from stages.lib.hardware import CompileMode, DeviceName, Hardware, Precision, processes_of
 from stages.lib.images import LabelledImages, decode, make_loader, sequential_batches, to_input
 from stages.lib.labels import read_labels, write_table
 from stages.lib.model import Detector, fake_logit, load_detector
@@ -62,6 +62,7 @@ class PredictParams(StageParams):
     robustness_images: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1)]
     precision: Precision
+    compile: CompileMode | None
     device: DeviceName
     num_processes: Annotated[int, Field(ge=1)]
     num_workers: Annotated[int, Field(ge=0)]
@@ -81,6 +82,8 @@ def predict(params: PredictParams, hardware: Hardware) -> None:
     """Score all images, this process its share of them; the first process writes."""
     detector, config = load_detector(MODEL)
     detector = detector.to(hardware.device, memory_format=torch.channels_last)
+    if params.compile:
+        detector.compile(mode=params.compile)
     is_first = hardware.rank == 0
     if is_first:
         print(f"device: {hardware}; model: {config.model}, epoch {config.best_epoch}", flush=True)
@@ -129,7 +132,7 @@ def predict_logits(
             with hardware.autocast():
                 views = [fake_logit(detector(VIEWS[view](inputs))) for view in params.views]
             found = torch.stack(views).mean(dim=0).view(len(batch), num_variants)
-            logits[indices.to(hardware.device)] = found
+            logits[indices.to(hardware.device, non_blocking=True)] = found
             bar.update(len(batch))
     if hardware.world_size > 1:  # each process filled in its own images and left 0 elsewhere
         dist.all_reduce(logits)

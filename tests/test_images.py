@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
+from stages.lib import images as images_module
 from stages.lib.images import (
     Augmentation,
     LabelledImages,
@@ -168,6 +169,15 @@ def test_chance_depends_on_seed_epoch_and_image_alone(labels: pd.DataFrame, tmp_
     assert torch.equal(loaded(0, 3, backwards, 2), reference)
     assert not torch.equal(loaded(0, 4, forwards, 0), reference)
     assert not torch.equal(loaded(1, 3, forwards, 0), reference)
+
+
+def test_packed_jpegs_do_not_take_the_detour_of_other_formats(
+    labels: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images_module.Image, "open", lambda _: pytest.fail("Pillow was asked"))
+    for preprocessing in (PREPROCESSING, SCALED):
+        images = LabelledImages(labels, tmp_path, preprocessing)
+        assert images[(0, 0)][0].shape == (3, 24, 24)
 
 
 def test_an_image_is_the_one_that_its_label_names(labels: pd.DataFrame, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Scores: the same in one process and in two, every image once, several views from one decoding."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +72,39 @@ def test_the_views_keep_shape_and_type() -> None:
         assert view(images).dtype == torch.uint8
     flat = torch.full((1, 3, 16, 16), 9, dtype=torch.uint8)
     assert torch.equal(VIEWS["zoomed"](flat), flat)
+
+
+@pytest.mark.parametrize(
+    ("fast", "tolerance"),
+    [({"precision": "bf16"}, 0.03),
+     pytest.param({"compile": "default"}, 1e-4, marks=pytest.mark.slow)],
+    ids=["bf16", "compiled"],
+)  # fmt: skip
+def test_the_fast_path_agrees_with_the_plain_one(
+    trained: Path, fast: dict[str, str], tolerance: float
+) -> None:
+    """Largest difference of any P(fake); bf16 keeps 8 bits of each number, about 0.4 %."""
+    set_params(trained, {"predict.precision": "fp32", "predict.robustness_images": 20})
+    predict.main()
+    plain = scores()
+    set_params(trained, {f"predict.{name}": value for name, value in fast.items()})
+    predict.main()
+    for name, table in scores().items():
+        assert table["score"].to_numpy() == pytest.approx(plain[name]["score"], abs=tolerance)
+        assert len(table) == len(plain[name])
+    assert (scores()["val"]["logit"] != plain["val"]["logit"]).any()
+
+
+def test_scaled_decoding_changes_scores_by_little(trained: Path) -> None:
+    """Whole and scaled decoding differ by the filter that makes the images smaller."""
+    set_params(trained, {"train.image_size": 16, "train.epochs": 3})
+    train.main()
+    found = {}
+    for scaled in (False, True):
+        config = json.loads(Path("data/model/config.json").read_text())
+        config["preprocessing"]["scaled_decoding"] = scaled
+        Path("data/model/config.json").write_text(json.dumps(config))
+        predict.main()
+        found[scaled] = scores()["val"]["score"].to_numpy()
+    assert found[True] == pytest.approx(found[False], abs=0.02)
+    assert (found[True] != found[False]).any()

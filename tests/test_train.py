@@ -1,9 +1,11 @@
 """Training: coverage of the data, repeatability, options, several processes, bad parameters."""
 
 import json
+import shutil
 import signal
 import subprocess
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.lib.errors import UserError
 from stages.lib.hardware import Hardware
+from stages.lib.images import LabelledImages
+from stages.lib.model import Detector, create_model, resolve_preprocessing
 from stages.lib.params import load_params
+from stages.lib.training import (
+    TrainingLoop,
+    TrainParams,
+    find_accumulate,
+    make_schedule,
+    training_batches,
+)
 from stages.predict import main as predict
-from stages.train import TrainParams, main, make_schedule, training_batches
-from tests.conftest import ROOT, environment, run, set_params
+from stages.train import main
+from tests.conftest import ROOT, environment, readme_commands, run, set_params
 
 PARAMS = load_params("train", TrainParams, ROOT / "params.yaml")
 CPU = torch.device("cpu")
@@ -26,6 +38,16 @@ CPU = torch.device("cpu")
 
 def params_with(**changes: Any) -> TrainParams:
     return TrainParams.model_validate(PARAMS.model_dump() | changes)
+
+
+def loop_of(**changes: Any) -> TrainingLoop:
+    """Return a loop that is fed by hand: its images are not there."""
+    params = params_with(**changes)
+    model = create_model("test_resnet", {}, "random")
+    preprocessing = resolve_preprocessing(model, image_size=params.image_size)
+    labels = pd.DataFrame({"target": [0, 1] * 40, "row": range(80), "set": "train"})
+    images = LabelledImages(labels, Path("nowhere"), preprocessing, params.augmentation)
+    return TrainingLoop(params, Detector(model, preprocessing), images, Hardware(CPU, False))
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +188,104 @@ def test_every_option_trains(workspace: Path, options: dict[str, Any]) -> None:
         assert config["preprocessing"]["interpolation"] == "bilinear"
 
 
+class Fetches(TorchDispatchMode):
+    """Counts the times that a value is fetched from the device, for which Python waits there."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        self.count += operator is torch.ops.aten._local_scalar_dense.default
+        return operator(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"ema_decay": 0.9, "clip_grad": 1.0, "mixup": 0.5, "accumulate": 2},
+     {"optimizer": "sgd", "class_balance": "weights"}],
+    ids=["adamw-ema-clip-mixup", "sgd-weights"],
+)  # fmt: skip
+def test_the_device_is_waited_for_once_an_epoch(options: dict[str, Any]) -> None:
+    loop = loop_of(**options, batch_size=8, image_size=32)
+    params = loop.params
+    size = 8 // params.accumulate
+    batch = torch.zeros((size, 3, 32, 32), dtype=torch.uint8), torch.arange(size) % 2
+    with Fetches() as fetches:
+        loop.train_on([(*batch, batch[1])] * 5 * params.accumulate, epoch=0)
+    assert fetches.count == 1  # the mean loss
+
+
+def with_room_for(loop: TrainingLoop, num_images: int, error: Exception) -> None:
+    """Let the loop's network fail on larger batches, as it does where memory ends."""
+
+    def check(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if len(inputs[0]) > num_images:
+            raise error
+
+    loop.detector.model.register_forward_pre_hook(check)
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    RuntimeError("could not create a primitive"),
+]
+
+
+@pytest.mark.parametrize(
+    ("room", "mixup", "expected"), [(80, 0, 1), (40, 0, 2), (39, 0, 4), (5, 0, 16), (5, 0.2, 20)]
+)
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["cuda", "cpu", "onednn"])
+def test_as_many_images_at_a_time_as_fit_into_memory(
+    error: Exception, room: int, mixup: float, expected: int
+) -> None:
+    loop = loop_of(batch_size=80, image_size=32, accumulate="auto", mixup=mixup)
+    with_room_for(loop, room, error)
+    before = {name: tensor.clone() for name, tensor in loop.detector.state_dict().items()}
+    random = torch.get_rng_state()
+    arguments = loop.params, loop.detector, loop.images, Hardware(CPU, False)
+    assert find_accumulate(*arguments) == expected
+    assert torch.equal(torch.get_rng_state(), random)
+    for name, tensor in loop.detector.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_where_not_one_image_fits_the_reason_is_told() -> None:
+    loop = loop_of(batch_size=80, image_size=32, accumulate="auto")
+    with_room_for(loop, 0, NO_MEMORY[0])
+    with pytest.raises(UserError, match="not even 1 of 80 images fit .* 20 GiB"):
+        find_accumulate(loop.params, loop.detector, loop.images, Hardware(CPU, False))
+
+
+def test_what_is_found_is_what_is_trained_with(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(workspace)
+    by_hand = (workspace / "data/model/weights.safetensors").read_bytes()
+    train(workspace, accumulate="auto")
+    assert "a step: 20 images, 20 at a time in each process" in capsys.readouterr().out
+    assert (workspace / "data/model/weights.safetensors").read_bytes() == by_hand
+
+
+@pytest.mark.parametrize(
+    ("fast", "tolerance"),
+    [({"channels_last": True}, 1e-3), ({"precision": "bf16"}, 0.05),
+     pytest.param({"compile": "default"}, 1e-3, marks=pytest.mark.slow)],
+    ids=["channels-last", "bf16", "compiled"],
+)  # fmt: skip
+def test_the_fast_path_agrees_with_the_plain_one(
+    workspace: Path, fast: dict[str, Any], tolerance: float
+) -> None:
+    """Largest difference of an epoch's losses and AUC, over four epochs."""
+    plain = {"channels_last": False, "precision": "fp32", "compile": None, "epochs": 4}
+    train(workspace, **plain)
+    expected = history(workspace)
+    train(workspace, **plain | fast)
+    assert history(workspace).to_numpy() == pytest.approx(expected.to_numpy(), abs=tolerance)
+    assert not history(workspace).equals(expected)
+
+
 def test_an_easy_signal_is_learnt(workspace: Path) -> None:
     train(workspace, epochs=5, lr=3e-3)
     assert history(workspace)["val_auc"].max() > 0.95
@@ -230,3 +350,34 @@ def test_a_stopped_training_leaves_nothing_and_its_run_is_failed(workspace: Path
     (training,) = client.search_runs([experiment.experiment_id])
     assert training.info.status == "FAILED"
     assert not list((workspace / "data").glob("*model*"))
+
+
+@pytest.mark.slow
+def test_two_machines_train_the_model_of_one(workspace: Path) -> None:
+    """Two launchers that meet as those of two machines do, one process each; then DVC agrees."""
+    set_params(workspace, {"train.model": "test_vit", "train.optimizer": "sgd"})
+    run("dvc", "repro", "prepare", cwd=workspace)
+    train(workspace, num_processes=1)
+    alone = load_file(workspace / "data/model/weights.safetensors")
+    shutil.rmtree(workspace / "data/model")
+    for command in readme_commands("torchrun"):
+        with socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        here = command.replace("node1:29500", f"localhost:{port}").replace("node=8", "node=1")
+        processes = [
+            subprocess.Popen(here.split(), cwd=workspace, env=environment() | {"TRACKING": "off"},
+                             stdout=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]  # fmt: skip
+        outputs = [process.communicate(timeout=200)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0]
+        assert sum("2 process(es)" in output for output in outputs) == 1
+    for name, tensor in load_file(workspace / "data/model/weights.safetensors").items():
+        torch.testing.assert_close(tensor, alone[name], rtol=1e-4, atol=1e-5)
+    assert (workspace / "data/scores/val.csv").is_file()
+    (command,) = readme_commands("dvc commit")
+    done = run("bash", "-c", command, cwd=workspace)
+    assert "Running stage 'evaluate'" in done.stdout
+    assert "Running stage 'train'" not in done.stdout
+    assert "Running stage 'predict'" not in done.stdout

@@ -83,12 +83,18 @@ def to_input(
     sees, which covers the traces of earlier ones: of random quality where `random` is given, as in
     training, else of the middle one.
     """
-    resized = resize(image, preprocessing)
+    return reencode(resize(image, preprocessing), preprocessing, random)
+
+
+def reencode(
+    image: torch.Tensor, preprocessing: Preprocessing, random: np.random.Generator | None
+) -> torch.Tensor:
+    """Apply preprocessing.reencode, where there is one, to a resized image, uint8 (3, S, S)."""
     if preprocessing.reencode is None:
-        return resized
+        return image
     low, high = preprocessing.reencode
     quality = int(random.integers(low, high + 1)) if random else (low + high) // 2
-    return decode_jpeg(encode_jpeg(resized, quality), mode=ImageReadMode.RGB)
+    return decode_jpeg(encode_jpeg(image, quality), mode=ImageReadMode.RGB)
 
 
 class Normalize(torch.nn.Module):
@@ -127,6 +133,7 @@ class LabelledImages(Dataset):
         self.preprocessing = preprocessing
         self.augmentation = augmentation
         self.seed = seed
+        self.decoded: PackedImages | None = None  # see stages/lib/decoded.py
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -134,14 +141,19 @@ class LabelledImages(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
         """Return (uint8 (3, S, S), target, index); the target of an unlabelled image is -1."""
         epoch, index = key
-        content = self.packs[self.sets[index]][self.rows[index]]
-        if self.augmentation is None:
-            image = to_input(decode(content, self.preprocessing), self.preprocessing)
-        else:
-            random = np.random.default_rng([self.seed, epoch, index])
-            image = to_input(decode(content, self.preprocessing), self.preprocessing, random)
+        random = np.random.default_rng([self.seed, epoch, index]) if self.augmentation else None
+        image = reencode(self._resized(index), self.preprocessing, random)
+        if random:
             image = self._augment(image, random)
         return image, int(self.targets[index]), index
+
+    def _resized(self, index: int) -> torch.Tensor:
+        if self.decoded is not None:
+            content = torch.frombuffer(bytearray(self.decoded[index]), dtype=torch.uint8)
+            side = self.preprocessing.image_size
+            return content.view(3, side, side)
+        content = self.packs[self.sets[index]][self.rows[index]]
+        return resize(decode(content, self.preprocessing), self.preprocessing)
 
     def _augment(self, image: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
         if random.random() < self.augmentation.horizontal_flip:

@@ -38,7 +38,8 @@ class PackedImages:
         if not 0 <= row < len(self):
             raise IndexError(f"{self.folder} has {len(self)} images, no row {row}")
         batch = bisect_right(self._starts, row) - 1
-        return memoryview(self._batches[batch][row - self._starts[batch]].as_buffer())
+        content = self._batches[batch][row - self._starts[batch]].as_buffer()
+        return memoryview(content).cast("B")  # Arrow's bytes are signed, those of files are not
 
     def __reduce__(self) -> tuple[type["PackedImages"], tuple[Path]]:
         """Let a DataLoader's worker map the files itself instead of copying the bytes."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +26,7 @@ from stages.lib.params import StageParams
 from stages.lib.progress import progress_bar
 
 ROWS_PER_BATCH = 256
+BATCHES_PER_PIECE = 256  # at most: facts wait in memory until their piece is whole
 IMAGE_SCHEMA = pa.schema([("image", pa.binary())])
 FACTS_SCHEMA = pa.schema(
     [
@@ -91,10 +91,10 @@ def _read_in_batches(
     folder: Path, rows: pd.DataFrame, memory: "Memory", num_threads: int
 ) -> Iterator[tuple[list[Packed], int]]:
     """Yield packed images, in order, and how many were known; reads with several threads."""
-    plain = rows.astype(object).where(rows.notna(), None)
-    records = (row._asdict() for row in plain.itertuples(index=False))
     with ThreadPoolExecutor(num_threads) as pool:
-        while batch := list(islice(records, ROWS_PER_BATCH)):
+        for first in range(0, len(rows), ROWS_PER_BATCH):
+            part = rows.iloc[first : first + ROWS_PER_BATCH]
+            batch = part.astype(object).where(part.notna(), None).to_dict("records")
             recalled = list(pool.map(memory.recall, batch))
             unknown = [row for row, found in zip(batch, recalled, strict=True) if not found]
             read = pool.map(lambda row: read_image(folder, row), unknown)
@@ -180,7 +180,7 @@ def _jpeg_quality(luminance: list[int]) -> int:
 
 
 class PieceWriter:
-    """Writes `images-*.arrow` of about max_bytes each, and `facts-*.parquet` of each whole one."""
+    """Writes `images-*.arrow` of about max_bytes at most, and `facts-*.parquet` of whole ones."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
@@ -201,7 +201,7 @@ class PieceWriter:
         )
         self.facts.append(pa.RecordBatch.from_pylist(list(facts), PIECE_SCHEMA))
         self.num_bytes += sum(map(len, images))
-        if self.num_bytes >= self.max_bytes:
+        if self.num_bytes >= self.max_bytes or len(self.facts) == BATCHES_PER_PIECE:
             self.close()
 
     def close(self) -> None:
@@ -214,6 +214,28 @@ class PieceWriter:
         path.with_suffix(".partial").rename(path)
         self.writer, self.facts, self.num_bytes = None, [], 0
         self.num_pieces += 1
+
+
+class ImageFile:
+    """One of PieceWriter's files of images, read and not mapped: mapped pages count as memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        starts, lengths = [], []
+        with pa.memory_map(str(path)) as mapped:
+            beginning = mapped.read_buffer().address
+            for cells in pa.ipc.open_file(mapped).read_all()["image"].chunks:
+                _, offsets, content = cells.buffers()
+                ends = np.frombuffer(offsets, np.int32, len(cells) + 1).astype(np.int64)
+                starts.append(ends[:-1] + (content.address - beginning))
+                lengths.append(np.diff(ends))
+        self.starts, self.lengths = np.concatenate(starts), np.concatenate(lengths)
+
+    def read(self, row: int) -> bytes:
+        """Return one image's bytes."""
+        with self.path.open("rb") as file:
+            file.seek(self.starts[row])
+            return file.read(self.lengths[row])
 
 
 class Memory:
@@ -232,7 +254,7 @@ class Memory:
         self.folder = main_workspace() / ".dvc/tmp/pack" / digest
         self.new = self.folder / "new"
         self.facts: list[pa.Table] = []
-        self.images: list[pa.ChunkedArray] = []
+        self.images: list[ImageFile] = []
         self.places: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> "Memory":
@@ -262,7 +284,7 @@ class Memory:
             if error is None
         }
         self.facts.append(facts)
-        self.images.append(pa.ipc.open_file(pa.memory_map(str(images))).read_all()["image"])
+        self.images.append(ImageFile(images))
 
     def recall(self, row: dict[str, Any]) -> Packed | None:
         """Return an image's bytes and facts where its file has not changed since."""
@@ -276,7 +298,7 @@ class Memory:
             return None
         if (found.st_size, found.st_mtime_ns) != (facts["num_bytes"], facts["mtime_ns"]):
             return None
-        return self.images[piece][place].as_py(), facts | row
+        return self.images[piece].read(place), facts | row
 
     def deliver(self, folder: Path) -> None:
         """Put the new pieces into folder, with one facts.parquet, and forget older ones."""

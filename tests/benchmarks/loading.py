@@ -12,12 +12,15 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import simplejpeg
 import torch
 from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg
 
-from stages.lib.images import Preprocessing, decode, resize, to_input
-from tests.benchmarks.notebook import IMAGE_SIZE, MEAN, STD, FileImages, draw_photographs
+from stages.lib.decoded import decode_ahead
+from stages.lib.images import LabelledImages, Preprocessing, resize
+from tests.benchmarks.notebook import IMAGE_SIZE, MEAN, STD, FileImages, draw_photographs, pack
 from tests.benchmarks.race import Rates, arguments_of, race, run_race
 
 EXACT = Preprocessing(image_size=IMAGE_SIZE, interpolation="bilinear", mean=MEAN, std=STD)
@@ -44,24 +47,46 @@ def with_simplejpeg(content: bytes) -> torch.Tensor:
     return resize(torch.from_numpy(simplejpeg.decode_jpeg(content)).permute(2, 0, 1), EXACT)
 
 
-CONTESTANTS: dict[str, Callable[[bytes], torch.Tensor]] = {
+DECODERS: dict[str, Callable[[bytes], torch.Tensor]] = {
     "Pillow": with_pillow,
     "Pillow, draft": with_draft,
     "simplejpeg": with_simplejpeg,
-    "ours": lambda content: to_input(decode(content, EXACT), EXACT),
-    "ours, scaled_decoding": lambda content: to_input(decode(content, SCALED), SCALED),
 }
+
+
+def with_nvjpeg(contents: list[bytes]) -> None:
+    """Decode all at once on the GPU, resize there."""
+    encoded = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
+    for image in decode_jpeg(encoded, mode=ImageReadMode.RGB, device="cuda"):
+        resize(image, EXACT)
+    torch.cuda.synchronize()
+
+
+def ours(folder: Path, table: pd.DataFrame) -> dict[str, LabelledImages]:
+    """Return what stages.train reads: a pack, scaled decoding, and images decoded ahead."""
+    labels = pack(folder, table)
+    found = {
+        "ours": LabelledImages(labels, folder / "packed", EXACT),
+        "ours, scaled_decoding": LabelledImages(labels, folder / "packed", SCALED),
+        "ours, decoded_gb": LabelledImages(labels, folder / "packed", EXACT),
+    }
+    decode_ahead({"train": found["ours, decoded_gb"]}, limit_gb=1, num_workers=0)
+    return found
 
 
 def compare(folder: Path, num_images: int, repeats: int, side: int) -> Rates:
     """Return images per second of each repetition, all on one thread."""
-    photographs = folder / f"photographs-{side}"
+    photographs = folder / "photographs"
     table = draw_photographs(photographs, num_images, side)
     contents = [(photographs / name).read_bytes() for name in table["img_name"]]
     files = FileImages(photographs, table)
     runs = {"baseline": lambda: [files[i] for i in range(num_images)] and None}
-    for name, load in CONTESTANTS.items():
+    for name, load in DECODERS.items():
         runs[name] = lambda load=load: [load(content) for content in contents] and None
+    for name, images in ours(folder, table).items():
+        runs[name] = lambda images=images: [images[(0, i)] for i in range(num_images)] and None
+    if torch.cuda.is_available():
+        runs["nvJPEG"] = lambda: with_nvjpeg(contents)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     rates = race(runs, num_images, repeats)

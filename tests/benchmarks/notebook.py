@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from stages.lib.competition import ImageSet
 from stages.lib.packing import PackParams, pack_images
 
-IMAGE_SIZE, BATCH_SIZE = 256, 40
+IMAGE_SIZE = 256
+BATCH_SIZE = 256 if torch.cuda.is_available() else 40
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 

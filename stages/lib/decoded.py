@@ -1,0 +1,102 @@
+"""Decoded images, kept on disk for the epochs and experiments to come.
+
+A cache is a folder of memory-mapped Arrow files as stages/lib/packed.py reads them, image i being
+the uint8 (3, S, S) bytes of the table's image i after decoding and resizing. Whatever is random
+comes after that, so training with a cache gives the same weights as without. Processes share its
+pages, and what fits into memory is read from there.
+"""
+
+import hashlib
+import inspect
+import os
+import shutil
+from copy import copy
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torchvision
+from filelock import FileLock
+
+from stages.lib.files import fresh_folder, main_workspace, sha256_of
+from stages.lib.images import LabelledImages, make_loader, sequential_batches
+from stages.lib.packed import PackedImages
+from stages.lib.progress import progress_bar
+
+IMAGES_PER_BATCH = 64
+SCHEMA = pa.schema([("image", pa.binary())])
+
+
+def decode_ahead(sets: dict[str, LabelledImages], limit_gb: float, num_workers: int) -> bool:
+    """Let the sets read decoded images; returns False where they do not fit into limit_gb.
+
+    Caches lie in `.dvc/tmp/decoded` of the main workspace. One that another run left of the same
+    images is taken; those not used for the longest time make room. The first process that comes
+    here makes them, with num_workers of its own; the others wait for it.
+    """
+    root = main_workspace() / ".dvc/tmp/decoded"
+    root.mkdir(parents=True, exist_ok=True)
+    sizes = {root / _digest(images): _num_bytes(images) for images in sets.values()}
+    needed, limit = sum(sizes.values()), limit_gb * 1e9
+    with FileLock(root.with_suffix(".lock")):
+        free = shutil.disk_usage(root).free + sum(map(_size, root.iterdir()))
+        if needed > min(limit, free):
+            return False
+        _make_room(root, set(sizes), limit - needed)
+        for (name, images), folder in zip(sets.items(), sizes, strict=True):
+            if not folder.exists():
+                _write(images, folder, name, num_workers)
+            os.utime(folder)
+            images.decoded = PackedImages(folder)
+    return True
+
+
+def _num_bytes(images: LabelledImages) -> int:
+    """Return what the decoded images take."""
+    return len(images) * 3 * images.preprocessing.image_size**2
+
+
+def _digest(images: LabelledImages) -> str:
+    """Return what the decoded images depend on: which ones, how they are decoded, by what code."""
+    facts = sha256_of(*(pack.folder / "facts.parquet" for pack in images.packs.values()))
+    how = images.preprocessing.model_dump(exclude={"mean", "std", "reencode"})
+    code = sha256_of(Path(inspect.getfile(LabelledImages))), torchvision.__version__
+    digest = hashlib.sha256(repr((list(images.packs), facts, how, code)).encode())
+    digest.update(repr(images.sets.tolist()).encode())
+    digest.update(np.ascontiguousarray(images.rows, dtype=np.int64))
+    return digest.hexdigest()[:16]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _make_room(root: Path, wanted: set[Path], limit: float) -> None:
+    """Remove caches, oldest use first, until those beside the wanted ones take up to limit bytes.
+
+    A run that reads one of them keeps its memory-mapped pages.
+    """
+    others = sorted(set(root.iterdir()) - wanted, key=lambda folder: folder.stat().st_mtime)
+    sizes = [_size(folder) for folder in others]
+    while sum(sizes) > limit:
+        shutil.rmtree(others.pop(0))
+        sizes.pop(0)
+
+
+def _write(images: LabelledImages, folder: Path, name: str, num_workers: int) -> None:
+    plain = copy(images)
+    plain.augmentation = None
+    plain.preprocessing = images.preprocessing.model_copy(update={"reencode": None})
+    batches = sequential_batches(len(images), IMAGES_PER_BATCH)
+    with (
+        fresh_folder(folder) as partial,
+        pa.ipc.new_file(str(partial / "images-00000.arrow"), SCHEMA) as writer,
+        progress_bar(f"decode {name}", len(images)) as bar,
+    ):
+        for batch, _, _ in make_loader(plain, batches, num_workers, pin=False):
+            contents = [image.tobytes() for image in batch.numpy()]
+            column = pa.array(contents, pa.binary())
+            writer.write_batch(pa.RecordBatch.from_arrays([column], schema=SCHEMA))
+            bar.update(len(batch))
+    gigabytes = _num_bytes(images) / 1e9
+    print(f"decoded {name} for this and later runs: {gigabytes:.3g} GB", flush=True)
