@@ -38,7 +38,13 @@ from stages.lib.model import (
 )
 from stages.lib.params import load_params
 from stages.lib.tracking import Tracker, training_run
-from stages.lib.training import TrainingLoop, TrainParams, find_accumulate, validate
+from stages.lib.training import (
+    TrainingLoop,
+    TrainParams,
+    find_accumulate,
+    validate,
+    validation_loader,
+)
 
 LABELS = Path("data/labels")
 PACKED = Path("data/packed")
@@ -134,12 +140,13 @@ def train(
         print(HEADINGS, flush=True)
 
     loop = TrainingLoop(params, detector, images["train"], hardware)
+    loader = validation_loader(images["val"], params, hardware)
     best = Best()
     history = []
     for epoch in range(params.epochs):
         trained, speed = loop.train_epoch(epoch)
         # The AUC first: MLflow's comparison of runs opens with the first metric.
-        results = validate(loop.evaluated_detector, images["val"], params, hardware) | trained
+        results = validate(loop.evaluated_detector, loader, hardware) | trained
         if not np.isfinite(results["train_loss"] + results["val_loss"]):
             raise UserError(
                 f"training diverged in epoch {epoch + 1} (training loss {results['train_loss']}); "

@@ -166,13 +166,17 @@ class LabelledImages(Dataset):
 def make_loader(
     dataset: LabelledImages, batches: list[list[tuple[int, int]]], num_workers: int, pin: bool
 ) -> DataLoader:
-    """Load the given batches of (epoch, index) keys, in their order."""
+    """Load the given batches of (epoch, index) keys, in their order.
+
+    The workers stay for the next pass, which loads what the list `batches` holds by then.
+    """
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
         pin_memory=pin,
         prefetch_factor=4 if num_workers else None,
+        persistent_workers=num_workers > 0,
     )
 
 

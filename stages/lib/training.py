@@ -99,6 +99,9 @@ class TrainingLoop:
         network = self.parallel or detector.model
         self.network = torch.compile(network, mode=params.compile) if params.compile else network
         self.steps_per_epoch = len(images) // params.batch_size
+        self.batches: list[list[tuple[int, int]]] = []  # of the epoch at hand
+        pin = hardware.device.type == "cuda"
+        self.loader = make_loader(images, self.batches, params.num_workers, pin)
         self.optimizer = make_optimizer(params, detector.model)
         self.schedule = make_schedule(params, self.optimizer, self.steps_per_epoch)
         self.class_weights = self._class_weights().to(hardware.device)
@@ -123,10 +126,8 @@ class TrainingLoop:
 
     def train_epoch(self, epoch: int) -> tuple[dict[str, float], dict[str, float]]:
         """Train on every image once; return ({lr, train_loss}, speed)."""
-        batches = training_batches(self.params, self.images.targets, epoch, self.hardware)
-        pin = self.hardware.device.type == "cuda"
-        loader = make_loader(self.images, batches, self.params.num_workers, pin)
-        return self.train_on(loader, epoch)
+        self.batches[:] = training_batches(self.params, self.images.targets, epoch, self.hardware)
+        return self.train_on(self.loader, epoch)
 
     def train_on(
         self, batches: Sequence[Batch] | DataLoader, epoch: int
@@ -191,13 +192,18 @@ class TrainingLoop:
             self.ema.update(self.detector)
 
 
-@torch.inference_mode()
-def validate(
-    detector: Detector, images: LabelledImages, params: TrainParams, hardware: Hardware
-) -> dict[str, float]:
-    """Return AUC, accuracy at 0.5 and loss on images, the same in every process."""
+def validation_loader(
+    images: LabelledImages, params: TrainParams, hardware: Hardware
+) -> DataLoader:
+    """Load this process's share of the images, each one once."""
     batches = sequential_batches(len(images), params.batch_size, hardware.rank, hardware.world_size)
-    loader = make_loader(images, batches, params.num_workers, hardware.device.type == "cuda")
+    return make_loader(images, batches, params.num_workers, pin=hardware.device.type == "cuda")
+
+
+@torch.inference_mode()
+def validate(detector: Detector, loader: DataLoader, hardware: Hardware) -> dict[str, float]:
+    """Return AUC, accuracy at 0.5 and loss on a validation_loader's images, in every process."""
+    images = loader.dataset
     detector.eval()
     logits = torch.zeros(len(images), device=hardware.device)
     for batch, _, indices in loader:

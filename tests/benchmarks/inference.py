@@ -34,9 +34,12 @@ def compare(folder: Path, num_images: int, repeats: int) -> Rates:
     images = LabelledImages(labels, folder / "packed", preprocessing)
     detector = Detector(deepcopy(model), preprocessing).eval()  # of another memory format
     detector = detector.to(hardware.device, memory_format=torch.channels_last)
+    compiled = deepcopy(detector)
+    compiled.compile()
     runs = {
         "baseline": notebook.inference(folder / "photographs", table, model, hardware.device),
         "ours": lambda: predict_logits(detector, images, params, hardware, ""),
+        "ours, compiled": lambda: predict_logits(compiled, images, params, hardware, ""),
     }
     return race(runs, num_images, repeats)
 

@@ -11,7 +11,6 @@ epoch, with images decoded ahead, and with nothing to load, which tells how hung
 """
 
 import os
-from copy import copy
 from pathlib import Path
 
 import pandas as pd
@@ -28,14 +27,13 @@ from tests.benchmarks.notebook import BATCH_SIZE, IMAGE_SIZE, draw_photographs, 
 from tests.benchmarks.race import Rates, arguments_of, race, run_race
 
 
-def loop_of(folder: Path, table: pd.DataFrame) -> TrainingLoop:
+def loop_of(folder: Path, labels: pd.DataFrame) -> TrainingLoop:
     """Return stages.train's loop, with its parameters but for the model's input size."""
     params = load_params("train", TrainParams)
     workers = {"num_workers": os.cpu_count() or 2, "num_threads": torch.get_num_threads()}
     changed = {"image_size": IMAGE_SIZE, "batch_size": BATCH_SIZE, "model": "resnet18", **workers}
     params = TrainParams.model_validate(params.model_dump() | changed)
     hardware = set_up_hardware(params.device, params.precision, params.num_threads)
-    labels = pack(folder, table)
     model = create_model("resnet18", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=IMAGE_SIZE)
     images = LabelledImages(labels, folder / "packed", preprocessing, params.augmentation)
@@ -57,10 +55,9 @@ def on_the_device(loop: TrainingLoop) -> list[Batch]:
 def compare(folder: Path, num_images: int, repeats: int) -> Rates:
     """Return images per second of each repetition; "nothing to load" is what ours could reach."""
     table = draw_photographs(folder / "photographs", num_images)
-    loop = loop_of(folder, table)
+    labels = pack(folder, table)
+    loop, ahead = loop_of(folder, labels), loop_of(folder, labels)
     batches = on_the_device(loop)
-    ahead = copy(loop)  # the same network, fed otherwise
-    ahead.images = copy(loop.images)
     decode_ahead({"train": ahead.images}, limit_gb=50, num_workers=0)
     baseline = notebook.training(folder / "photographs", table, loop.hardware.device)
     runs = {
