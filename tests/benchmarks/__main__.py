@@ -37,9 +37,7 @@ def main() -> None:
         "training": lambda folder: training.compare(folder, number, repeats),
         "inference": lambda folder: inference.compare(folder, number, repeats),
         "packing": lambda folder: packing.compare_packing(folder, packed, repeats),
-        "DVC experiment": lambda folder: packing.compare_tracking(
-            folder, arguments.packed, repeats
-        ),
+        "DVC experiment": lambda folder: packing.compare_tracking(folder, packed, repeats),
     }
     found = {name: run_race(name, compare) for name, compare in races.items()}
     # In a process of its own: a child's peak memory is counted from that of its parent.
