@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from tests.benchmarks import inference, loading, packing, training
+from tests.benchmarks import data, inference, loading, training
 from tests.benchmarks.race import Rates, ratios, run_race
 
 FOLDER = Path(".bench")
@@ -36,8 +36,8 @@ def main() -> None:
         "loading 600 px, one core": lambda folder: loading.compare(folder, 40, repeats, 600),
         "training": lambda folder: training.compare(folder, number, repeats),
         "inference": lambda folder: inference.compare(folder, number, repeats),
-        "packing": lambda folder: packing.compare_packing(folder, packed, repeats),
-        "DVC experiment": lambda folder: packing.compare_tracking(folder, packed, repeats),
+        "packing": lambda folder: data.compare_packing(folder, packed, repeats),
+        "DVC experiment": lambda folder: data.compare_tracking(folder, packed, repeats),
     }
     found = {name: run_race(name, compare) for name, compare in races.items()}
     # In a process of its own: a child's peak memory is counted from that of its parent.
