@@ -24,11 +24,11 @@ from pydantic import Field
 from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.errors import UserError, run_stage
-from stages.lib.files import fresh_folder
-from stages.lib.hardware import CompileMode, DeviceName, Hardware, Precision, processes_of
+from stages.lib.files import fresh_folder, sha256_of
+from stages.lib.hardware import CompileMode, DeviceName, Hardware, Precision, meet, processes_of
 from stages.lib.images import LabelledImages, decode, make_loader, sequential_batches, to_input
 from stages.lib.labels import read_labels, write_table
-from stages.lib.model import Detector, fake_logit, load_detector
+from stages.lib.model import WEIGHTS_FILE, Detector, fake_logit, load_detector
 from stages.lib.params import StageParams, load_params
 from stages.lib.perturbations import VARIANTS, perturb_all
 from stages.lib.progress import progress_bar
@@ -82,6 +82,7 @@ def predict(params: PredictParams, hardware: Hardware) -> None:
     """Score all images, this process its share of them; the first process writes."""
     detector, config = load_detector(MODEL)
     detector = detector.to(hardware.device, memory_format=torch.channels_last)
+    meet(hardware, str(MODEL), sha256_of(MODEL / WEIGHTS_FILE))
     if params.compile:
         detector.compile(mode=params.compile)
     is_first = hardware.rank == 0

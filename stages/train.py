@@ -22,7 +22,7 @@ from stages.lib.competition import FAKE
 from stages.lib.decoded import decode_ahead
 from stages.lib.errors import UserError, did_you_mean, run_stage
 from stages.lib.files import fresh_folder, sha256_of
-from stages.lib.hardware import Hardware, processes_of
+from stages.lib.hardware import Hardware, meet, processes_of
 from stages.lib.images import LabelledImages
 from stages.lib.labels import read_labels, write_table
 from stages.lib.model import (
@@ -84,6 +84,11 @@ def _check(params: TrainParams, num_images: int) -> None:
             f"train.batch_size = {params.batch_size} cannot be shared by {world_size} processes x "
             f"train.accumulate = {accumulate}; make it a multiple of {world_size * accumulate}"
         )
+    if params.compile == "reduce-overhead" and params.accumulate != 1:
+        raise UserError(
+            f"train.accumulate = {params.accumulate}: the CUDA graphs of train.compile = "
+            "reduce-overhead keep no gradient from one micro-batch to the next; set it to 1"
+        )
     if micro_batch % 2 and (params.mixup or params.cutmix):
         raise UserError(f"train.mixup and train.cutmix need an even micro-batch, not {micro_batch}")
     if num_images < params.batch_size:
@@ -133,6 +138,7 @@ def train(
     if is_first:
         _announce(params, detector, labels, hardware, tracker)
     fits = not params.decoded_gb or decode_ahead(images, params.decoded_gb, params.num_workers)
+    meet(hardware, "data/labels or data/packed", sha256_of(*INPUTS))
     if is_first:
         if not fits:
             print(f"train.decoded_gb = {params.decoded_gb}, or what is left of the disk, is too "

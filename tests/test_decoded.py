@@ -1,13 +1,16 @@
 """The cache of decoded images: it changes the speed alone, is shared, and keeps to its limit."""
 
-import os
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from stages import train
+from stages.lib import decoded as decoded_module
 from stages.lib import images as images_module
+from stages.lib.errors import UserError
 from tests.conftest import run, set_params
 
 SET_BYTES = {"train": 80 * 3 * 32 * 32, "val": 46 * 3 * 32 * 32}
@@ -40,7 +43,7 @@ def trained_bytes(workspace: Path, **changes: Any) -> dict[str, bytes]:
 
 
 def caches() -> set[str]:
-    return {path.name for path in Path(".dvc/tmp/decoded").iterdir()}
+    return {path.name for path in Path(".dvc/tmp/decoded").iterdir() if path.is_dir()}
 
 
 @pytest.mark.parametrize("reencode", [None, [40, 90]])
@@ -62,16 +65,14 @@ def test_the_same_model_is_trained_and_nothing_is_decoded_twice(
 
 
 def test_two_processes_share_what_the_first_one_decodes(workspace: Path) -> None:
-    plain = trained_bytes(workspace, decoded_gb=ROOMY, model="test_vit")
-    before = {path: path.stat().st_ino for path in Path(".dvc/tmp/decoded").rglob("*.arrow")}
-    for path in before:
-        os.utime(path.parent, (0, 0))
-    set_params(workspace, {"train.num_processes": 2, "train.image_size": 48})
+    plain = trained_bytes(workspace, model="test_vit", decoded_gb=0)
+    set_params(workspace, {"train.num_processes": 2, "train.decoded_gb": ROOMY})
     done = run("python", "-m", "stages.train", cwd=workspace, TRACKING="off")
     assert done.stdout.count("decoded train for this and later runs") == 1
-    assert len(caches()) == 4
-    set_params(workspace, {"train.num_processes": 1, "train.image_size": 32})
-    assert trained_bytes(workspace) == plain
+    files = {path: path.stat().st_ino for path in Path(".dvc/tmp/decoded").rglob("*.arrow")}
+    assert len(files) == 2
+    assert trained_bytes(workspace, num_processes=1) == plain
+    assert {path: path.stat().st_ino for path in files} == files
 
 
 def test_what_does_not_fit_is_decoded_in_every_epoch_and_that_is_said(
@@ -119,3 +120,22 @@ def test_an_interrupted_decoding_leaves_nothing_that_counts(
             trained_bytes(workspace, decoded_gb=ROOMY)
     assert len(caches()) == 1  # the training set's, whole
     assert trained_bytes(workspace) == plain
+
+
+def test_what_a_killed_run_has_left_is_removed_unless_someone_writes_it(workspace: Path) -> None:
+    root = Path(".dvc/tmp/decoded")
+    for name in (".dead.partial", ".half.gone", ".live.partial"):
+        (root / name).mkdir(parents=True)
+    with FileLock(root / "live.lock"):
+        trained_bytes(workspace, decoded_gb=ROOMY)
+    assert {name for name in caches() if name[0] == "."} == {".live.partial"}
+
+
+def test_a_full_disk_is_one_clear_line(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(decoded_module, "make_loader", full)
+    with pytest.raises(UserError, match="the disk is full; set train.decoded_gb to 0"):
+        trained_bytes(workspace, decoded_gb=ROOMY)
+    assert caches() == set()

@@ -259,3 +259,25 @@ def test_the_cues_are_right() -> None:
     wave = 128 + 100 * np.sin(np.arange(256) * 2 * np.pi / 32)
     smooth = packing.image_cues(Image.fromarray(np.tile(wave, (64, 1)).astype(np.uint8)))
     assert smooth["high_frequency"] < 0.001
+
+
+def test_packing_goes_on_after_a_delivery_that_was_interrupted(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_train(workspace, {f"{i}.jpg": encoded(i) for i in range(20)})
+    pack.main()
+    expected = packed_files()
+    (memory,) = {path.parent for path in Path(".dvc/tmp/pack").glob("*/*/old-*")}
+    (memory / "old-00000").rename(memory / "old-00001")  # one of two had been forgotten
+    (memory / "new").mkdir()
+    (memory / "gone-old-00000").mkdir()  # the other one half
+    (memory / "gone-old-00000/facts-00000.parquet").write_bytes(b"")
+    other = memory.with_name("other code")
+    other.mkdir()
+    shutil.rmtree("data/packed")
+    names = count_reads(monkeypatch)
+    pack.main()
+    assert names == []
+    assert packed_files() == expected
+    assert [path.name for path in memory.iterdir()] == ["old-00000"]
+    assert not other.exists()

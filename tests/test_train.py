@@ -196,7 +196,8 @@ class Fetches(TorchDispatchMode):
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        self.count += operator is torch.ops.aten._local_scalar_dense.default
+        fetching = torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero
+        self.count += operator.overloadpacket in fetching
         return operator(*args, **kwargs or {})
 
 
@@ -299,6 +300,7 @@ def test_an_easy_signal_is_learnt(workspace: Path) -> None:
         ({"weights": "nowhere.pth"}, ["train.weights = 'nowhere.pth'", "is no file"]),
         ({"optimizer": "adamv"}, ["train.optimizer = 'adamv'", "did you mean adam"]),
         ({"batch_size": 30, "accumulate": 4}, ["train.batch_size = 30", "multiple of 4"]),
+        ({"compile": "reduce-overhead", "accumulate": 2}, ["train.accumulate = 2", "set it to 1"]),
         ({"batch_size": 81}, ["train.batch_size = 81", "80 images"]),
         ({"batch_size": 5, "mixup": 0.2}, ["even micro-batch", "5"]),
         ({"lr": -1.0}, ["train.lr = -1.0", "greater than 0"]),
@@ -352,8 +354,30 @@ def test_a_stopped_training_leaves_nothing_and_its_run_is_failed(workspace: Path
     assert not list((workspace / "data").glob("*model*"))
 
 
+def on_two_machines(command: str, folders: list[Path]) -> list[tuple[int, str]]:
+    """Run the README's command as two machines do, with a process each; return (code, output)."""
+    with socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    here = command.replace("=node1", "=localhost").replace("29500", str(port))
+    here = here.replace("per-node=8", "per-node=1")
+    processes = [
+        subprocess.Popen(
+            here.replace("rank=0", f"rank={rank}").split(),
+            cwd=folder,
+            env=environment() | {"TRACKING": "off"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, folder in enumerate(folders)
+    ]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    return [(process.returncode, out) for process, out in zip(processes, outputs, strict=True)]
+
+
 @pytest.mark.slow
-def test_two_machines_train_the_model_of_one(workspace: Path) -> None:
+def test_two_machines_train_the_model_of_one(workspace: Path, tmp_path: Path) -> None:
     """Two launchers that meet as those of two machines do, one process each; then DVC agrees."""
     set_params(workspace, {"train.model": "test_vit", "train.optimizer": "sgd"})
     run("dvc", "repro", "prepare", cwd=workspace)
@@ -361,21 +385,19 @@ def test_two_machines_train_the_model_of_one(workspace: Path) -> None:
     alone = load_file(workspace / "data/model/weights.safetensors")
     shutil.rmtree(workspace / "data/model")
     for command in readme_commands("torchrun"):
-        with socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
-        here = command.replace("node1:29500", f"localhost:{port}").replace("node=8", "node=1")
-        processes = [
-            subprocess.Popen(here.split(), cwd=workspace, env=environment() | {"TRACKING": "off"},
-                             stdout=subprocess.PIPE, text=True)
-            for _ in range(2)
-        ]  # fmt: skip
-        outputs = [process.communicate(timeout=200)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0, 0]
-        assert sum("2 process(es)" in output for output in outputs) == 1
+        outputs = on_two_machines(command, [workspace, workspace])
+        assert [code for code, _ in outputs] == [0, 0]
+        assert ["2 process(es)" in output for _, output in outputs] == [True, False]
     for name, tensor in load_file(workspace / "data/model/weights.safetensors").items():
         torch.testing.assert_close(tensor, alone[name], rtol=1e-4, atol=1e-5)
     assert (workspace / "data/scores/val.csv").is_file()
+    other = shutil.copytree(workspace, tmp_path / "other")
+    (other / "data/model/weights.safetensors").write_bytes(
+        (workspace / "data/model/weights.safetensors").read_bytes()[:-4] + bytes(4)
+    )
+    (first, output), (second, _) = on_two_machines(command, [workspace, other])
+    assert first and second
+    assert "error: data/model differs between the machines" in output
     (command,) = readme_commands("dvc commit")
     done = run("bash", "-c", command, cwd=workspace)
     assert "Running stage 'evaluate'" in done.stdout

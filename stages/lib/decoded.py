@@ -11,13 +11,15 @@ import inspect
 import os
 import shutil
 from copy import copy
+from errno import ENOSPC
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torchvision
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from stages.lib.errors import UserError
 from stages.lib.files import fresh_folder, main_workspace, sha256_of
 from stages.lib.images import LabelledImages, make_loader, sequential_batches
 from stages.lib.packed import PackedImages
@@ -31,19 +33,22 @@ def decode_ahead(sets: dict[str, LabelledImages], limit_gb: float, num_workers: 
     """Let the sets read decoded images; returns False where they do not fit into limit_gb.
 
     Caches lie in `.dvc/tmp/decoded` of the main workspace. One that another run left of the same
-    images is taken; those not used for the longest time make room. The first process that comes
-    here makes them, with num_workers of its own; the others wait for it.
+    images is taken; those not used for the longest time make room. The first process that wants one
+    makes it, with num_workers of its own; others that want the same wait for it. Raises UserError
+    where the disk is full.
     """
     root = main_workspace() / ".dvc/tmp/decoded"
     root.mkdir(parents=True, exist_ok=True)
     sizes = {root / _digest(images): _num_bytes(images) for images in sets.values()}
-    needed, limit = sum(sizes.values()), limit_gb * 1e9
     with FileLock(root.with_suffix(".lock")):
-        free = shutil.disk_usage(root).free + sum(map(_size, root.iterdir()))
-        if needed > min(limit, free):
+        _sweep(root)
+        free = shutil.disk_usage(root).free + sum(map(_size, _caches(root)))
+        room = min(limit_gb * 1e9, free) - sum(sizes.values())
+        if room < 0:
             return False
-        _make_room(root, set(sizes), limit - needed)
-        for (name, images), folder in zip(sets.items(), sizes, strict=True):
+        _make_room(root, set(sizes), room)
+    for (name, images), folder in zip(sets.items(), sizes, strict=True):
+        with _lock(folder):
             if not folder.exists():
                 _write(images, folder, name, num_workers)
             os.utime(folder)
@@ -60,27 +65,54 @@ def _digest(images: LabelledImages) -> str:
     """Return what the decoded images depend on: which ones, how they are decoded, by what code."""
     facts = sha256_of(*(pack.folder / "facts.parquet" for pack in images.packs.values()))
     how = images.preprocessing.model_dump(exclude={"mean", "std", "reencode"})
-    code = sha256_of(Path(inspect.getfile(LabelledImages))), torchvision.__version__
-    digest = hashlib.sha256(repr((list(images.packs), facts, how, code)).encode())
+    code = sha256_of(Path(inspect.getfile(LabelledImages)), Path(__file__))
+    decoders = ["torch", "torchvision", "pillow"]
+    decoders += ["simplejpeg"] if images.preprocessing.scaled_decoding else []
+    versions = [version(name) for name in decoders]
+    digest = hashlib.sha256(repr((list(images.packs), facts, how, code, versions)).encode())
     digest.update(repr(images.sets.tolist()).encode())
     digest.update(np.ascontiguousarray(images.rows, dtype=np.int64))
     return digest.hexdigest()[:16]
+
+
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder.with_suffix(".lock"))
+
+
+def _caches(root: Path) -> list[Path]:
+    """Return the whole caches, last used first ones last."""
+    folders = [path for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
+    return sorted(folders, key=lambda folder: folder.stat().st_mtime)
 
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def _make_room(root: Path, wanted: set[Path], limit: float) -> None:
-    """Remove caches, oldest use first, until those beside the wanted ones take up to limit bytes.
+def _sweep(root: Path) -> None:
+    """Remove what interrupted runs have left: half a cache, or one that was being removed."""
+    for leftover in root.glob(".*"):
+        try:
+            with _lock(root / leftover.name.split(".")[1]).acquire(timeout=0):
+                shutil.rmtree(leftover)
+        except Timeout:  # another process is writing it
+            continue
 
-    A run that reads one of them keeps its memory-mapped pages.
+
+def _make_room(root: Path, wanted: set[Path], room: float) -> None:
+    """Remove caches, oldest use first, until those beside the wanted ones take up to room bytes.
+
+    A run that has one open keeps its pages, and so do workers that are forks of it; where workers
+    are spawned, give experiments at the same time room for all their images.
     """
-    others = sorted(set(root.iterdir()) - wanted, key=lambda folder: folder.stat().st_mtime)
+    others = [folder for folder in _caches(root) if folder not in wanted]
     sizes = [_size(folder) for folder in others]
-    while sum(sizes) > limit:
-        shutil.rmtree(others.pop(0))
+    while sum(sizes) > room:
+        oldest = others.pop(0)
         sizes.pop(0)
+        gone = oldest.with_name(f".{oldest.name}.gone")
+        oldest.rename(gone)  # at once: half a folder would be taken for a whole one
+        shutil.rmtree(gone)
 
 
 def _write(images: LabelledImages, folder: Path, name: str, num_workers: int) -> None:
@@ -88,15 +120,19 @@ def _write(images: LabelledImages, folder: Path, name: str, num_workers: int) ->
     plain.augmentation = None
     plain.preprocessing = images.preprocessing.model_copy(update={"reencode": None})
     batches = sequential_batches(len(images), IMAGES_PER_BATCH)
-    with (
-        fresh_folder(folder) as partial,
-        pa.ipc.new_file(str(partial / "images-00000.arrow"), SCHEMA) as writer,
-        progress_bar(f"decode {name}", len(images)) as bar,
-    ):
-        for batch, _, _ in make_loader(plain, batches, num_workers, pin=False):
-            contents = [image.tobytes() for image in batch.numpy()]
-            column = pa.array(contents, pa.binary())
-            writer.write_batch(pa.RecordBatch.from_arrays([column], schema=SCHEMA))
-            bar.update(len(batch))
+    try:
+        with (
+            fresh_folder(folder) as partial,
+            pa.ipc.new_file(str(partial / "images-00000.arrow"), SCHEMA) as writer,
+            progress_bar(f"decode {name}", len(images)) as bar,
+        ):
+            for batch, _, _ in make_loader(plain, batches, num_workers, pin=False):
+                column = pa.array([image.tobytes() for image in batch.numpy()], pa.binary())
+                writer.write_batch(pa.RecordBatch.from_arrays([column], schema=SCHEMA))
+                bar.update(len(batch))
+    except OSError as error:
+        if error.errno != ENOSPC:
+            raise
+        raise UserError(f"{folder}: the disk is full; set train.decoded_gb to 0") from error
     gigabytes = _num_bytes(images) / 1e9
     print(f"decoded {name} for this and later runs: {gigabytes:.3g} GB", flush=True)

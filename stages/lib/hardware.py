@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from stages.lib.errors import UserError
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
-CompileMode = Literal["default", "reduce-overhead", "max-autotune"]  # torch.compile's
+CompileMode = Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs"]  # PyTorch's
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,11 @@ def set_up_hardware(device: DeviceName, precision: Precision, num_threads: int) 
     torch.utils.deterministic.fill_uninitialized_memory = False
     name = _find_device(device)
     place = init_distributed_device_so(name)
+    found = torch.device(place["device"])
+    if found.type == "cuda" and found.index is None:  # some of torch.cuda wants the number
+        found = torch.device("cuda", torch.cuda.current_device())
     return Hardware(
-        torch.device(place["device"]),
+        found,
         bf16=precision == "bf16" or (precision == "auto" and has_native_bf16(name)),
         rank=place["global_rank"],
         world_size=place["world_size"],
@@ -75,6 +79,23 @@ def processes_of(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def meet(hardware: Hardware, what: str, digest: str) -> None:
+    """Wait for all processes, a day if it must be, and compare what each of them has read.
+
+    Decoding ahead takes longer on one machine than another, and longer than PyTorch's collectives
+    wait. Raises UserError where the digests differ.
+    """
+    if hardware.world_size == 1:
+        return
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    digests: list[str | None] = [None] * hardware.world_size
+    dist.all_gather_object(digests, digest, group)
+    if len(set(digests)) > 1:
+        raise UserError(
+            f"{what} differs between the machines; put the clone on a file system that they share"
+        )
 
 
 def _become_torchrun(stage: str, num_processes: int) -> None:

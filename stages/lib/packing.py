@@ -249,9 +249,9 @@ class Memory:
     def __init__(self, image_folder: Path) -> None:
         """Find the memory of an image folder; entering it waits for other runs that use it."""
         self.image_folder = image_folder
-        key = f"{image_folder.resolve()} {sha256_of(Path(__file__))}"
-        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-        self.folder = main_workspace() / ".dvc/tmp/pack" / digest
+        root = main_workspace() / ".dvc/tmp/pack"
+        images = hashlib.sha256(str(image_folder.resolve()).encode()).hexdigest()[:16]
+        self.folder = root / images / sha256_of(Path(__file__))[:16]
         self.new = self.folder / "new"
         self.facts: list[pa.Table] = []
         self.images: list[ImageFile] = []
@@ -259,11 +259,16 @@ class Memory:
 
     def __enter__(self) -> "Memory":
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = FileLock(self.folder.with_suffix(".lock"))
+        self.lock = FileLock(self.folder.parent.with_suffix(".lock"))
         self.lock.acquire()
+        for code in self.folder.parent.iterdir():
+            if code != self.folder:  # its hard links would keep a whole data set
+                self._forget(code)
+        self._forget(*self.folder.glob("gone-*"))
         olds = sorted(self.folder.glob("old-*"))
         if self.new.exists():  # of an interrupted run
-            olds.append(self.new.rename(self.folder / f"old-{len(olds):05d}"))
+            number = 1 + max((int(old.name[4:]) for old in olds), default=0)
+            olds.append(self.new.rename(self.folder / f"old-{number:05d}"))
         for old in olds:
             for path in sorted(old.glob("facts-*.parquet")):
                 self._remember(path)
@@ -311,6 +316,11 @@ class Memory:
             except OSError:  # another file system
                 shutil.copy2(path, folder / path.name)
         self.images.clear()
-        for old in self.folder.glob("old-*"):
-            shutil.rmtree(old)
+        self._forget(*self.folder.glob("old-*"))
         self.new.rename(self.folder / "old-00000")
+
+    def _forget(self, *folders: Path) -> None:
+        for folder in folders:
+            gone = self.folder / f"gone-{folder.name}"
+            folder.rename(gone)  # at once: half a folder would be remembered as a whole one
+            shutil.rmtree(gone)

@@ -132,7 +132,10 @@ class TrainingLoop:
     def train_on(
         self, batches: Sequence[Batch] | DataLoader, epoch: int
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Train on this process's micro-batches of one epoch; nothing here waits for the device."""
+        """Train on this process's micro-batches of one epoch.
+
+        Nothing waits for the device before the epoch ends, but for several GPUs' SyncBatchNorm.
+        """
         params, hardware = self.params, self.hardware
         self.detector.train()
         loss_sum = torch.zeros((), device=hardware.device)
@@ -150,7 +153,7 @@ class TrainingLoop:
         if self.parallel:
             dist.all_reduce(loss_sum)
             # Each process has seen other images; the kept weights need one set of statistics.
-            for detector in {self.detector, self.evaluated_detector}:
+            for detector in [self.detector, *([self.ema.module] if self.ema else [])]:
                 distribute_bn(detector, hardware.world_size, reduce=True)
         total = loss_sum.item()
         num_batches = len(batches) * hardware.world_size
@@ -196,7 +199,8 @@ def validation_loader(
     images: LabelledImages, params: TrainParams, hardware: Hardware
 ) -> DataLoader:
     """Load this process's share of the images, each one once."""
-    batches = sequential_batches(len(images), params.batch_size, hardware.rank, hardware.world_size)
+    size = params.batch_size // (hardware.world_size * params.accumulate)  # which is known to fit
+    batches = sequential_batches(len(images), size, hardware.rank, hardware.world_size)
     return make_loader(images, batches, params.num_workers, pin=hardware.device.type == "cuda")
 
 
@@ -243,6 +247,9 @@ def find_accumulate(
         accumulate = min(2, share // size)  # from the second on, gradients are there already
         changes = {"batch_size": size * accumulate, "accumulate": accumulate, "compile": None}
         problem = try_steps(params.model_copy(update=changes), detector, images, alone)
+        if hardware.device.type == "cuda":  # others than this allocator need the memory, too
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(hardware.device)
         if problem is None:
             break
     else:
@@ -259,7 +266,7 @@ def find_accumulate(
 def try_steps(
     params: TrainParams, detector: Detector, images: LabelledImages, hardware: Hardware
 ) -> str | None:
-    """Take two steps, the second beside the optimizer's state, in nine tenths of a GPU's memory.
+    """Take two steps, the second beside the optimizer's state, in 90 % of a GPU's free memory.
 
     Returns what went wrong: libraries have many words for a lack of memory.
     """
@@ -268,7 +275,9 @@ def try_steps(
     batch = torch.zeros((size, 3, side, side), dtype=torch.uint8)
     targets = torch.zeros(size, dtype=torch.long)
     for gpu in gpus:
-        torch.cuda.set_per_process_memory_fraction(0.9, gpu)
+        free, total = torch.cuda.mem_get_info(gpu)
+        own = torch.cuda.memory_reserved(gpu)
+        torch.cuda.set_per_process_memory_fraction(0.9 * (free + own) / total, gpu)
     try:
         with torch.random.fork_rng(gpus):
             loop = TrainingLoop(params, deepcopy(detector), images, hardware)
