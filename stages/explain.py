@@ -130,9 +130,8 @@ def choose(labels: pd.DataFrame, scores: pd.DataFrame, num_images: int) -> pd.Da
 
 def original(images: LabelledImages, index: int) -> np.ndarray:
     """Return an image as it was before it was made the model's input: uint8 (H, W, 3)."""
-    content = images.packs[images.sets[index]][images.rows[index]]
     whole = images.preprocessing.model_copy(update={"scaled_decoding": False})
-    return decode(content, whole).permute(1, 2, 0).numpy()
+    return decode(images.content(index), whole).permute(1, 2, 0).numpy()
 
 
 # ---------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from pydantic import Field
 from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.errors import UserError, run_stage
-from stages.lib.files import fresh_folder, sha256_of
+from stages.lib.files import fresh_folder
 from stages.lib.hardware import CompileMode, DeviceName, Hardware, Precision, meet, processes_of
 from stages.lib.images import LabelledImages, decode, make_loader, sequential_batches, to_input
 from stages.lib.labels import read_labels, write_table
@@ -82,7 +82,7 @@ def predict(params: PredictParams, hardware: Hardware) -> None:
     """Score all images, this process its share of them; the first process writes."""
     detector, config = load_detector(MODEL)
     detector = detector.to(hardware.device, memory_format=torch.channels_last)
-    meet(hardware, str(MODEL), sha256_of(MODEL / WEIGHTS_FILE))
+    meet(hardware, str(MODEL), MODEL / WEIGHTS_FILE)
     if params.compile:
         detector.compile(mode=params.compile)
     is_first = hardware.rank == 0
@@ -150,8 +150,7 @@ class PerturbedImages(LabelledImages):
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
         """Return (uint8 (V, 3, S, S), target, index)."""
         _, index = key
-        content = self.packs[self.sets[index]][self.rows[index]]
-        image = decode(content, self.preprocessing)
+        image = decode(self.content(index), self.preprocessing)
         variants = perturb_all(image, np.random.default_rng([self.seed, index]))
         inputs = [to_input(variant, self.preprocessing) for variant in variants]
         return torch.stack(inputs), int(self.targets[index]), index

@@ -138,7 +138,7 @@ def train(
     if is_first:
         _announce(params, detector, labels, hardware, tracker)
     fits = not params.decoded_gb or decode_ahead(images, params.decoded_gb, params.num_workers)
-    meet(hardware, "data/labels or data/packed", sha256_of(*INPUTS))
+    meet(hardware, "data/labels or data/packed", *INPUTS)
     if is_first:
         if not fits:
             print(f"train.decoded_gb = {params.decoded_gb}, or what is left of the disk, is too "

@@ -270,8 +270,8 @@ def test_packing_goes_on_after_a_delivery_that_was_interrupted(
     (memory,) = {path.parent for path in Path(".dvc/tmp/pack").glob("*/*/old-*")}
     (memory / "old-00000").rename(memory / "old-00001")  # one of two had been forgotten
     (memory / "new").mkdir()
-    (memory / "gone-old-00000").mkdir()  # the other one half
-    (memory / "gone-old-00000/facts-00000.parquet").write_bytes(b"")
+    (memory / ".old-00000.gone").mkdir()  # the other one half
+    (memory / ".old-00000.gone/facts-00000.parquet").write_bytes(b"")
     other = memory.with_name("other code")
     other.mkdir()
     shutil.rmtree("data/packed")

@@ -20,13 +20,12 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from stages.lib.errors import UserError
-from stages.lib.files import fresh_folder, main_workspace, sha256_of
+from stages.lib.files import fresh_folder, main_workspace, remove_folder, sha256_of
 from stages.lib.images import LabelledImages, make_loader, sequential_batches
-from stages.lib.packed import PackedImages
+from stages.lib.packed import IMAGE_SCHEMA, PackedImages, image_batch
 from stages.lib.progress import progress_bar
 
 IMAGES_PER_BATCH = 64
-SCHEMA = pa.schema([("image", pa.binary())])
 
 
 def decode_ahead(sets: dict[str, LabelledImages], limit_gb: float, num_workers: int) -> bool:
@@ -108,11 +107,8 @@ def _make_room(root: Path, wanted: set[Path], room: float) -> None:
     others = [folder for folder in _caches(root) if folder not in wanted]
     sizes = [_size(folder) for folder in others]
     while sum(sizes) > room:
-        oldest = others.pop(0)
+        remove_folder(others.pop(0))
         sizes.pop(0)
-        gone = oldest.with_name(f".{oldest.name}.gone")
-        oldest.rename(gone)  # at once: half a folder would be taken for a whole one
-        shutil.rmtree(gone)
 
 
 def _write(images: LabelledImages, folder: Path, name: str, num_workers: int) -> None:
@@ -123,12 +119,11 @@ def _write(images: LabelledImages, folder: Path, name: str, num_workers: int) ->
     try:
         with (
             fresh_folder(folder) as partial,
-            pa.ipc.new_file(str(partial / "images-00000.arrow"), SCHEMA) as writer,
+            pa.ipc.new_file(str(partial / "images-00000.arrow"), IMAGE_SCHEMA) as writer,
             progress_bar(f"decode {name}", len(images)) as bar,
         ):
             for batch, _, _ in make_loader(plain, batches, num_workers, pin=False):
-                column = pa.array([image.tobytes() for image in batch.numpy()], pa.binary())
-                writer.write_batch(pa.RecordBatch.from_arrays([column], schema=SCHEMA))
+                writer.write_batch(image_batch([image.tobytes() for image in batch.numpy()]))
                 bar.update(len(batch))
     except OSError as error:
         if error.errno != ENOSPC:

@@ -24,6 +24,16 @@ def fresh_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder whose presence says that it is whole: it is gone at once or not at all.
+
+    What an interruption leaves is named `.NAME.gone` and lies beside it.
+    """
+    gone = folder.with_name(f".{folder.name}.gone")
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step, so that a crash leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from timm.utils.distributed import init_distributed_device_so
 
 from stages.lib.errors import UserError
+from stages.lib.files import sha256_of
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -81,17 +83,17 @@ def processes_of(
             dist.destroy_process_group()
 
 
-def meet(hardware: Hardware, what: str, digest: str) -> None:
-    """Wait for all processes, a day if it must be, and compare what each of them has read.
+def meet(hardware: Hardware, what: str, *paths: Path) -> None:
+    """Wait for all processes, a day if it must be, and compare the files that each one reads.
 
     Decoding ahead takes longer on one machine than another, and longer than PyTorch's collectives
-    wait. Raises UserError where the digests differ.
+    wait. Raises UserError where they differ.
     """
     if hardware.world_size == 1:
         return
     group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     digests: list[str | None] = [None] * hardware.world_size
-    dist.all_gather_object(digests, digest, group)
+    dist.all_gather_object(digests, sha256_of(*paths), group)
     if len(set(digests)) > 1:
         raise UserError(
             f"{what} differs between the machines; put the clone on a file system that they share"

@@ -152,8 +152,11 @@ class LabelledImages(Dataset):
             content = torch.frombuffer(bytearray(self.decoded[index]), dtype=torch.uint8)
             side = self.preprocessing.image_size
             return content.view(3, side, side)
-        content = self.packs[self.sets[index]][self.rows[index]]
-        return resize(decode(content, self.preprocessing), self.preprocessing)
+        return resize(decode(self.content(index), self.preprocessing), self.preprocessing)
+
+    def content(self, index: int) -> memoryview:
+        """Return the bytes of an image's file."""
+        return self.packs[self.sets[index]][self.rows[index]]
 
     def _augment(self, image: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
         if random.random() < self.augmentation.horizontal_flip:

@@ -5,6 +5,7 @@ they were) and `facts.parquet` (see stages/lib/packing.py). Row i of the facts i
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -13,6 +14,14 @@ import pyarrow as pa
 
 # Facts that need a decode and say nothing about manipulation: what a lazy detector would learn.
 IMAGE_CUES = ("brightness", "contrast", "saturation", "sharpness", "high_frequency")
+
+
+IMAGE_SCHEMA = pa.schema([("image", pa.binary())])
+
+
+def image_batch(images: Sequence[bytes]) -> pa.RecordBatch:
+    """Return images as a record batch of IMAGE_SCHEMA."""
+    return pa.RecordBatch.from_arrays([pa.array(images, pa.binary())], schema=IMAGE_SCHEMA)
 
 
 class PackedImages:

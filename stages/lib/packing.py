@@ -20,14 +20,13 @@ from pydantic import Field
 from scipy import ndimage
 
 from stages.lib.competition import ImageSet
-from stages.lib.files import main_workspace, sha256_of
-from stages.lib.packed import IMAGE_CUES
+from stages.lib.files import main_workspace, remove_folder, sha256_of
+from stages.lib.packed import IMAGE_CUES, IMAGE_SCHEMA, image_batch
 from stages.lib.params import StageParams
 from stages.lib.progress import progress_bar
 
 ROWS_PER_BATCH = 256
 BATCHES_PER_PIECE = 256  # at most: facts wait in memory until their piece is whole
-IMAGE_SCHEMA = pa.schema([("image", pa.binary())])
 FACTS_SCHEMA = pa.schema(
     [
         ("img_name", pa.string()),
@@ -196,9 +195,7 @@ class PieceWriter:
         if self.writer is None:
             path = self.folder / f"images-{self.num_pieces:05d}.arrow"
             self.writer = pa.ipc.new_file(str(path), IMAGE_SCHEMA)
-        self.writer.write_batch(
-            pa.RecordBatch.from_arrays([pa.array(images, pa.binary())], ["image"])
-        )
+        self.writer.write_batch(image_batch(images))
         self.facts.append(pa.RecordBatch.from_pylist(list(facts), PIECE_SCHEMA))
         self.num_bytes += sum(map(len, images))
         if self.num_bytes >= self.max_bytes or len(self.facts) == BATCHES_PER_PIECE:
@@ -263,8 +260,9 @@ class Memory:
         self.lock.acquire()
         for code in self.folder.parent.iterdir():
             if code != self.folder:  # its hard links would keep a whole data set
-                self._forget(code)
-        self._forget(*self.folder.glob("gone-*"))
+                remove_folder(code)
+        for leftover in list(self.folder.glob(".*.gone")):
+            shutil.rmtree(leftover)
         olds = sorted(self.folder.glob("old-*"))
         if self.new.exists():  # of an interrupted run
             number = 1 + max((int(old.name[4:]) for old in olds), default=0)
@@ -316,11 +314,6 @@ class Memory:
             except OSError:  # another file system
                 shutil.copy2(path, folder / path.name)
         self.images.clear()
-        self._forget(*self.folder.glob("old-*"))
+        for old in list(self.folder.glob("old-*")):
+            remove_folder(old)
         self.new.rename(self.folder / "old-00000")
-
-    def _forget(self, *folders: Path) -> None:
-        for folder in folders:
-            gone = self.folder / f"gone-{folder.name}"
-            folder.rename(gone)  # at once: half a folder would be remembered as a whole one
-            shutil.rmtree(gone)

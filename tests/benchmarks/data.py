@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from tests.benchmarks.packing import PYTHON, timed, write_images
-from tests.benchmarks.race import Rates, arguments_of, race, run_race
+from tests.benchmarks.race import Rates, race, run_races
 from tests.conftest import clone_project, environment
 
 
@@ -45,12 +45,5 @@ def compare_tracking(folder: Path, count: int, repeats: int) -> Rates:
     return race({name: lambda name=name: experiment(name) for name in clones}, count, repeats)
 
 
-def main() -> None:
-    """Print the rates of both."""
-    given = arguments_of(__doc__, num_images=10_000)
-    run_race("packing", lambda folder: compare_packing(folder, given.images, given.repeats))
-    run_race("DVC experiment", lambda folder: compare_tracking(folder, given.images, given.repeats))
-
-
 if __name__ == "__main__":
-    main()
+    run_races(__doc__, 10_000, {"packing": compare_packing, "DVC experiment": compare_tracking})

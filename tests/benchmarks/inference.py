@@ -18,7 +18,7 @@ from stages.lib.params import load_params
 from stages.predict import PredictParams, predict_logits
 from tests.benchmarks import notebook
 from tests.benchmarks.notebook import IMAGE_SIZE, draw_photographs, pack
-from tests.benchmarks.race import Rates, arguments_of, race, run_race
+from tests.benchmarks.race import Rates, race, run_races
 
 
 def compare(folder: Path, num_images: int, repeats: int) -> Rates:
@@ -44,11 +44,5 @@ def compare(folder: Path, num_images: int, repeats: int) -> Rates:
     return race(runs, num_images, repeats)
 
 
-def main() -> None:
-    """Print both rates and their ratio."""
-    given = arguments_of(__doc__, num_images=160)
-    run_race("inference", lambda folder: compare(folder, given.images, given.repeats))
-
-
 if __name__ == "__main__":
-    main()
+    run_races(__doc__, 160, {"inference": compare})

@@ -8,6 +8,7 @@ the size where the image is at least twice as large as the input: other pixels, 
 """
 
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from stages.lib.decoded import decode_ahead
 from stages.lib.images import LabelledImages, Preprocessing, resize
 from tests.benchmarks.notebook import IMAGE_SIZE, MEAN, STD, FileImages, draw_photographs, pack
-from tests.benchmarks.race import Rates, arguments_of, race, run_race
+from tests.benchmarks.race import Rates, race, run_races
 
 EXACT = Preprocessing(image_size=IMAGE_SIZE, interpolation="bilinear", mean=MEAN, std=STD)
 SCALED = EXACT.model_copy(update={"scaled_decoding": True})
@@ -94,15 +95,6 @@ def compare(folder: Path, num_images: int, repeats: int, side: int) -> Rates:
     return rates
 
 
-def main() -> None:
-    """Print the rates for 512 and 600 px."""
-    given = arguments_of(__doc__, num_images=40)
-    for side in (512, 600):
-        run_race(
-            f"loading {side} px",
-            lambda folder, side=side: compare(folder, given.images, given.repeats, side),
-        )
-
-
 if __name__ == "__main__":
-    main()
+    sides = {f"loading {side} px": partial(compare, side=side) for side in (512, 600)}
+    run_races(__doc__, 40, sides)

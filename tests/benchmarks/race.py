@@ -12,12 +12,16 @@ import torch
 Rates = dict[str, list[float]]  # each contestant's images per second, repeat by repeat
 
 
-def arguments_of(description: str, num_images: int) -> argparse.Namespace:
-    """Return what the command line of a race says: images and repeats."""
+def run_races(
+    description: str, num_images: int, compares: dict[str, Callable[[Path, int, int], Rates]]
+) -> None:
+    """Run each `compare(folder, images, repeats)` with the numbers that the command line names."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--images", type=int, default=num_images)
     parser.add_argument("--repeats", type=int, default=5)
-    return parser.parse_args()
+    given = parser.parse_args()
+    for what, compare in compares.items():
+        run_race(what, lambda folder, compare=compare: compare(folder, given.images, given.repeats))
 
 
 def run_race(what: str, compare: Callable[[Path], Rates]) -> Rates:

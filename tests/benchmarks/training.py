@@ -24,7 +24,7 @@ from stages.lib.params import load_params
 from stages.lib.training import Batch, TrainingLoop, TrainParams
 from tests.benchmarks import notebook
 from tests.benchmarks.notebook import BATCH_SIZE, IMAGE_SIZE, draw_photographs, pack
-from tests.benchmarks.race import Rates, arguments_of, race, run_race
+from tests.benchmarks.race import Rates, race, run_races
 
 
 def loop_of(folder: Path, labels: pd.DataFrame) -> TrainingLoop:
@@ -69,11 +69,5 @@ def compare(folder: Path, num_images: int, repeats: int) -> Rates:
     return race(runs, num_images, repeats)
 
 
-def main() -> None:
-    """Print both rates and their ratio."""
-    given = arguments_of(__doc__, num_images=160)
-    run_race("training", lambda folder: compare(folder, given.images, given.repeats))
-
-
 if __name__ == "__main__":
-    main()
+    run_races(__doc__, 160, {"training": compare})
