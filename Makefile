@@ -1,40 +1,56 @@
-# `make repro` and `make test` need Python 3.10 or newer and nothing else.
+# Every target sets up what it needs. `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The stages run as `python -m stages.NAME`: the environment's python must come first.
+# The stages run as `python -m stages.NAME`: the python of the environment must come first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# DVC makes commits of its own for experiments; a machine without a Git identity can run them too.
+# DVC makes commits for experiments; a machine without a Git identity can run them too.
 export GIT_AUTHOR_NAME ?= $(or $(shell git config user.name),dvc)
 export GIT_AUTHOR_EMAIL ?= $(or $(shell git config user.email),dvc@localhost)
 export GIT_COMMITTER_NAME ?= $(GIT_AUTHOR_NAME)
 export GIT_COMMITTER_EMAIL ?= $(GIT_AUTHOR_EMAIL)
+RUNS := http://localhost:5000/\#/experiments/1?workflowType=machine_learning
+OLD := This project needs Python 3.11 or newer; set one with: make PYTHON=python3.12
 
-.PHONY: repro test test-slow bench ui clean
+.PHONY: repro help ui check test test-slow bench lock clean
 .DEFAULT_GOAL := repro
 
-$(VENV)/installed: requirements.txt
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("$(OLD)" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-repro: $(VENV)/installed  ## the whole pipeline on the embedded sample
+repro: $(VENV)/installed  ## run the whole pipeline on the embedded sample
 	dvc repro
 
-test: $(VENV)/installed  ## style, then the quick tests
-	ruff check .
-	ruff format --check .
-	python -m pytest
-
-test-slow: $(VENV)/installed  ## the tests that take minutes
-	python -m pytest -m slow
-
-bench: $(VENV)/installed  ## the notebooks' loop and ours side by side, in .bench
-	python -m tests.benchmarks
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\): .*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
 
 ui: $(VENV)/installed  ## browse the runs
-	@echo 'Runs: http://localhost:5000/#/experiments/1?workflowType=machine_learning'
+	@echo 'Runs: $(RUNS)'
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+check: $(VENV)/installed  ## check style and types
+	ruff check .
+	ruff format --check .
+	pyrefly check
+
+test: check  ## check, then run the quick tests
+	python -m pytest
+
+test-slow: $(VENV)/installed  ## run the tests that take minutes
+	python -m pytest -m slow
+
+bench: $(VENV)/installed  ## compare the notebooks' loop with this one; results in .bench
+	python -m tests.benchmarks
+
+lock: | $(BIN)/python  ## renew requirements.txt from the pins in pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	uv pip compile pyproject.toml --group dev --universal --upgrade --no-annotate \
+	  --custom-compile-command 'make lock' --output-file requirements.txt
 
 clean:  ## remove the environment
 	rm -rf $(VENV)

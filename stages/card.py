@@ -1,225 +1,101 @@
-"""Write the model card: what the detector is, what it was measured to do, and what not to expect.
+"""Write the model card: what the detector is, what it was measured to do, and its limits.
 
-params.yaml: data.root; metrics/, data/model
-  ->  metrics/model_card.md, data/card/model_card.html (the same with figures), and in MLflow
+metrics/, data/model/config.json
+  ->  metrics/model_card.md, data/card/model_card.html (the same with figures)
 Run: python -m stages.card
 
-Every sentence follows from a file of the pipeline; nothing is written by hand (the headings follow
-Mitchell et al. 2019, "Model Cards for Model Reporting").
+Every sentence follows from a file of the pipeline; stages/lib/report/model_card.md.j2 has the text.
+The headings follow Mitchell et al. 2019, "Model Cards for Model Reporting".
 """
 
-import json
 import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
-from stages.lib.errors import run_stage
-from stages.lib.figures import draw_all
-from stages.lib.files import fresh_folder, write_text
-from stages.lib.pages import as_png, html_image, html_page
-from stages.lib.params import SAMPLE_ROOT, DataParams, load_params
-from stages.lib.tracking import tracker_of
+from stages.lib import paths
+from stages.lib.core.files import fresh_folder, read_json, write_text
+from stages.lib.core.running import run_stage
+from stages.lib.core.tables import read_tables
+from stages.lib.report import html
+from stages.lib.report.figures import draw_all
 
-METRICS = Path("metrics")
-PLOTS = METRICS / "plots"
-MODEL = Path("data/model")
-CARD = METRICS / "model_card.md"
-HTML = Path("data/card")
 FIGURES = ("robustness", "roc", "calibration", "scores")
-MOST_PARAMETERS = 200e6  # the competition's rule
+MOST_PARAMETERS = 200e6  # a rule of the competition
 RESULTS = {"auc": "AUC", "tpr_at_fpr_1e-2": "TPR at FPR 1e-2", "tpr_at_fpr_1e-3": "TPR at FPR 1e-3",
            "eer": "EER", "balanced_accuracy": "balanced accuracy", "log_loss": "log loss",
            "brier": "Brier score", "ece": "ECE",
            "ece_scaled": "ECE after temperature scaling"}  # fmt: skip
 OTHER_DATA = r"in12k|in21k|in22k|inw21k|_ft_|laion|clip|jft|ig1b|yfcc|openai|webli|lvd|swag|seer"
+Tables = dict[str, pd.DataFrame]
 
 
 def main() -> None:
     """Write the card as Markdown and as HTML."""
-    config = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))
-    report = json.loads((METRICS / "evaluation.json").read_text(encoding="utf-8"))
-    data = json.loads((METRICS / "data.json").read_text(encoding="utf-8"))
-    names = ("intervals", "operating_points", "cross_auc", "robustness")
-    tables = {name: pd.read_csv(METRICS / f"{name}.csv") for name in names}
-    drawn = load_params("data", DataParams).root == str(SAMPLE_ROOT)
-    text = "\n\n".join(
-        [
-            head(config, report, drawn),
-            data_section(data),
-            results_section(tables["intervals"], report),
-            slices_section(tables["intervals"]),
-            operating_section(tables["operating_points"]),
-            cross_section(tables["cross_auc"]),
-            robustness_section(tables["robustness"], report),
-            limits_section(config, report, data, tables, drawn),
-            rules_section(config),
-        ]
-    )
-    write_text(CARD, text + "\n")
-    with fresh_folder(HTML) as folder:
-        write_text(folder / "model_card.html", as_html(text))
-    print(f"{CARD}, {HTML / 'model_card.html'}")
-    tracker = tracker_of(MODEL)
-    tracker.log_file(CARD)
-    tracker.log_file(HTML / "model_card.html")
+    config, report, data = map(read_json, (paths.CONFIG, paths.EVALUATION, paths.DATA_REPORT))
+    text = render(config, report, data, read_tables(paths.TABLES))
+    write_text(paths.CARD, text)
+    with fresh_folder(paths.CARD_PAGE.parent) as folder:
+        write_text(folder / paths.CARD_PAGE.name, as_html(text))
+    print(f"{paths.CARD}, {paths.CARD_PAGE}")
 
 
-def head(config: dict[str, Any], report: dict[str, Any], drawn: bool) -> str:
-    """Say what the detector is and what it is for."""
-    side, reencode = (config["preprocessing"][name] for name in ("image_size", "reencode"))
-    again = f", re-encoded as JPEG of quality {reencode[0]} to {reencode[1]}" if reencode else ""
-    millions = config["num_parameters"] / 1e6
-    facts = [
-        ("architecture", f"{config['model']} (timm), {millions:.1f} M parameters"),
-        ("weights", f"SHA-256 {report['weights']}..., epoch {config['best_epoch']}"),
-        ("trained from", config["initial_weights"]),
-        ("input", f"RGB, {side} x {side} pixels{again}"),
-        ("output", "P(fake), 0 to 1; real = 0, fake = 1"),
-        ("threshold", f"{report['threshold']:.4f}, from {report['num_calibration']} images that "
-                      "took no part in training or in choosing the epoch"),
-        ("temperature", f"{report['temperature']:.3f}, from the same images"),
-    ]  # fmt: skip
-    warning = [
-        "> **Learnt from the embedded generated sample, drawn faces.** Nothing on this page "
-        "measures how well deepfakes are detected."
-    ]
-    return "\n\n".join(
-        [
-            f"# Model card: {config['model']}, real or fake",
-            *(warning if drawn else []),
-            "Written by `python -m stages.card` from the pipeline's files. Intervals are 95 % "
-            "bootstrap intervals in which near-duplicates are drawn together.",
-            markdown_table(["", ""], facts),
-            "**Use.** To rank photographs of faces for a person's attention. A score is no proof, "
-            "and the figures below hold for pictures like those they were measured on.",
-        ]
-    )
-
-
-def data_section(data: dict[str, Any]) -> str:
-    """Say what the splits hold and how they are kept apart."""
-    rows = [
-        [name, found["real"], found["fake"], found["unlabelled"], found["num_groups"],
-         ", ".join(f"{kind} {count}" for kind, count in found["families"].items())]
-        for name, found in data["splits"].items()
-    ]  # fmt: skip
-    header = ["split", "real", "fake", "unlabelled", "near-duplicate groups", "families of fakes"]
-    shared = {k: v for k, v in data["duplicates"]["groups_across_splits"].items() if v}
-    across = ", ".join(f"{pair} {count}" for pair, count in shared.items()) or "none"
-    return "\n\n".join(
-        [
-            "## Data",
-            markdown_table(header, rows),
-            "train teaches, val chooses the epoch, calibration (a part of val, cut by "
-            "near-duplicate groups) sets threshold and temperature; nothing else was seen before "
-            f"evaluation. Near-duplicate groups found in two splits: {across}. Images left out as "
-            f"unreadable: {data['bad_images']['count']}.",
-        ]
-    )
-
-
-def results_section(intervals: pd.DataFrame, report: dict[str, Any]) -> str:
-    """List every labelled set's figures."""
-    whole = intervals[intervals["slice"] == "all"].set_index(["set", "metric"])
-    sets = whole.index.get_level_values("set").unique()
-    rows = []
-    for metric, title in RESULTS.items():
-        rows.append([title, *(_interval(whole.loc[(name, metric)]) for name in sets)])
-    counts = [f"{name} ({report[name]['num_real']} real, {report[name]['num_fake']} fake)"
-              for name in sets]  # fmt: skip
-    return "\n\n".join(["## Results", markdown_table(["", *counts], rows)])
-
-
-def slices_section(intervals: pd.DataFrame) -> str:
-    """List the slices of every set."""
-    parts = intervals[intervals["slice"] != "all"]
-    rows = []
-    for (name, part), found in parts.groupby(["set", "slice"], sort=False):
-        by_metric = found.set_index("metric")
-        cells = [
-            _interval(by_metric.loc[metric]) if metric in by_metric.index else ""
-            for metric in ("auc", "tpr", "fpr")
-        ]
-        counted = by_metric.loc["auc"]
-        rows.append([name, part, *cells, f"{counted.num_real}, {counted.num_fake}"])
-    header = ["set", "slice", "AUC", "fakes found", "reals called fake", "reals, fakes (AUC)"]
-    explanation = (
-        "Found and called at the one threshold above. A slice without reals (or fakes) of its own "
-        "has its AUC against all of the set's."
-    )
-    return "\n\n".join(["## Slices", explanation, markdown_table(header, rows)])
-
-
-def operating_section(points: pd.DataFrame) -> str:
-    """List what a low rate of false alarms costs."""
-    rows = [
-        [f"{row.wanted_fpr:g}", f"{row.threshold:.4f}", row.set,
-         f"{row.tpr:.4f} [{row.tpr_low:.4f}, {row.tpr_high:.4f}]",
-         f"{row.false_alarms_per_million:,} [{1e6 * row.fpr_low:,.0f}, {1e6 * row.fpr_high:,.0f}]",
-         f"{row.num_real}, {row.num_fake}"]
-        for row in points.itertuples()
-    ]  # fmt: skip
-    header = ["wanted FPR", "threshold", "set", "fakes found",
-              "false alarms per million reals", "reals, fakes"]  # fmt: skip
-    notes = [
-        f"The thresholds were set on {points['calibration_reals'].iloc[0]} calibration reals, and "
-        "the figures measured on the sets."
-    ]
-    few = points.loc[~points["enough_reals"], "wanted_fpr"].unique()
-    notes += [
-        f"**For {wanted:g} those are too few**: the threshold lies just above the highest of their "
-        f"scores; {1 / wanted:,.0f} and more are needed."
-        for wanted in few
-    ]
-    return "\n\n".join(["## Points of operation", " ".join(notes), markdown_table(header, rows)])
-
-
-def cross_section(cross: pd.DataFrame) -> str:
-    """List the AUC of each set's reals against each set's fakes."""
-    if cross.empty:
-        text = (
-            "One labelled set only, so nothing says how scores compare from one source of pictures "
-            "to another (`data.evaluation_sets`)."
-        )
-        return f"## Across sets\n\n{text}"
-    sets = cross["reals_of"].unique()
-    cells = cross.set_index(["reals_of", "fakes_of"])
-    rows = [[of, *(_interval(cells.loc[(of, other)], "auc") for other in sets)] for of in sets]
-    header = ["AUC: reals of", *(f"fakes of {name}" for name in sets)]
-    return "\n\n".join(["## Across sets", markdown_table(header, rows)])
-
-
-def robustness_section(table: pd.DataFrame, report: dict[str, Any]) -> str:
-    """List what is left where the pictures are perturbed."""
-    if table.empty:
-        return "## Robustness\n\nNot measured (`predict.robustness_images` is 0)."
-    rows = [
-        [row.perturbation, f"{row.level:g}", _interval(row, "auc"), f"{row.flip_rate:.1%}"]
-        for row in table.itertuples()
-    ]
-    first = table.iloc[0]
-    header = ["perturbation", "level", "AUC", "verdicts that flip"]
-    found = report["robustness"]
-    about = (
-        f"{first.num_real} real and {first.num_fake} fake validation images, perturbed alike. Mean "
-        f"AUC over the perturbations: {found['mean_auc']:.4f} [{found['mean_auc_low']:.4f}, "
-        f"{found['mean_auc_high']:.4f}]."
-    )
-    return "\n\n".join(["## Robustness", about, markdown_table(header, rows)])
-
-
-def limits_section(
-    config: dict[str, Any],
-    report: dict[str, Any],
-    data: dict[str, Any],
-    tables: dict[str, pd.DataFrame],
-    drawn: bool,
+def render(
+    config: dict[str, Any], report: dict[str, Any], data: dict[str, Any], tables: Tables
 ) -> str:
-    """List the limits that the files show."""
+    """Return the card in Markdown; tables: those of metrics/tables by name."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(html.__file__).parent),
+        undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    whole = tables["intervals"][tables["intervals"]["slice"] == "all"]
+    by_metric = whole.set_index(["metric", "set"]).sort_index()
+    sets = list(whole["set"].unique())
+    shared = data["duplicates"]["groups_across_splits"]
+    return environment.get_template("model_card.md.j2").render(
+        config=config,
+        report=report,
+        data=data,
+        shared_groups=[f"{pair} {count}" for pair, count in shared.items() if count],
+        set_titles=[
+            f"{name} ({report[name]['num_real']} real, {report[name]['num_fake']} fake)"
+            for name in sets
+        ],
+        results=[
+            (title, [by_metric.loc[(metric, name)] for name in sets])
+            for metric, title in RESULTS.items()
+        ],
+        slices=slices_of(tables["intervals"]),
+        operating_points=tables["operating_points"].to_dict("records"),
+        cross=cross_of(tables["cross_auc"]),
+        robustness=tables["robustness"].to_dict("records"),
+        limits=limits_of(config, report, data, tables),
+        rules=rules_of(config),
+    )
+
+
+def slices_of(intervals: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return each slice with the rows of its metrics: {"set", "name", "auc", ...}."""
+    parts = intervals[intervals["slice"] != "all"].groupby(["set", "slice"], sort=False)
+    return [
+        {"set": of, "name": name} | {row["metric"]: row for row in rows.to_dict("records")}
+        for (of, name), rows in parts
+    ]
+
+
+def cross_of(cross: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Return, for the reals of each set, the rows of Cross-AUC in the order of the sets."""
+    parts = cross.groupby("reals_of", sort=False)
+    return {of: rows.to_dict("records") for of, rows in parts}
+
+
+def limits_of(
+    config: dict[str, Any], report: dict[str, Any], data: dict[str, Any], tables: Tables
+) -> list[str]:
+    """Return the limits that the files show."""
     limits = ["The epoch was chosen on val, whose figures therefore flatter the detector a little."]
     for name, found in data["splits"].items():
         worst = found["shortcuts"].get("worst")
@@ -235,35 +111,38 @@ def limits_section(
     parts = intervals[(intervals["slice"] != "all") & (intervals["metric"] == "auc")]
     if len(parts):
         worst = parts.loc[parts["value"].idxmin()]
-        limits.append(f"Weakest slice: {worst.slice} of {worst.set}, AUC {_interval(worst)}.")
-    perturbed = tables["robustness"]
-    if len(perturbed):
-        worst = perturbed.loc[perturbed["auc"].idxmin()]
+        limits.append(f"Weakest slice: {worst['slice']} of {worst['set']}, AUC {_interval(worst)}.")
+    robustness = tables["robustness"]
+    if len(robustness):
+        worst = robustness.loc[robustness["auc"].idxmin()]
         limits.append(
-            f"Weakest against {worst.perturbation} at level {worst.level:g}: AUC "
+            f"Weakest against {worst['perturbation']} at level {worst['level']:g}: AUC "
             f"{_interval(worst, 'auc')}."
         )
     if "cross" in report and report["cross"]["worst_auc"] < report["pooled"]["auc"]:
         limits.append(
-            f"Scores are not comparable from set to set: worst Cross-AUC "
+            "Scores are not comparable from set to set: worst Cross-AUC "
             f"{report['cross']['worst_auc']:.4f}, {report['pooled']['auc']:.4f} pooled."
         )
     if "tpr_at_fpr_1e-4" not in report["val"]:
-        limits.append("val has too few reals to say anything of one false alarm in ten thousand.")
-    if drawn:
+        limits.append("val has too few reals to measure a rate of one false alarm in ten thousand.")
+    if data["generated_sample"]:
         limits.append("Drawn faces are not photographs: nothing here carries over to deepfakes.")
-    return "\n".join(["## Limits", "", *(f"- {limit}" for limit in limits)])
+    return limits
 
 
-def rules_section(config: dict[str, Any]) -> str:
-    """Say whether the competition's rules are kept, as far as the files tell."""
-    verdict = "yes" if config["num_parameters"] <= MOST_PARAMETERS else "**no**"
-    rows = [
-        ["at most 200 M parameters", verdict, f"{config['num_parameters']:,}"],
-        ["pretrained on ImageNet-1K only", *pretraining(config["initial_weights"])],
-        ["one model", "yes", "a submission holds the scores of this one"],
+def _interval(row: pd.Series, value: str = "value") -> str:
+    return f"{row[value]:.4f} [{row['low']:.4f}, {row['high']:.4f}]"
+
+
+def rules_of(config: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return each rule of the competition, whether it is kept, and how that is known."""
+    few = "yes" if config["num_parameters"] <= MOST_PARAMETERS else "**no**"
+    return [
+        ("at most 200 M parameters", few, f"{config['num_parameters']:,}"),
+        ("pretrained on ImageNet-1K only", *pretraining(config["initial_weights"])),
+        ("one model", "yes", "a submission has the scores of this one"),
     ]
-    return "\n\n".join(["## The competition's rules", markdown_table(["rule", "kept", ""], rows)])
 
 
 def pretraining(initial_weights: str) -> tuple[str, str]:
@@ -280,30 +159,14 @@ def pretraining(initial_weights: str) -> tuple[str, str]:
     return "not known", f"timm's weights '{tag}'"
 
 
-# ---------------------------------------------------------------------------------------------
-# Text
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table in Markdown."""
-    lines = [list(header), ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def _interval(row: Any, value: str = "value") -> str:
-    return f"{getattr(row, value):.4f} [{row.low:.4f}, {row.high:.4f}]"
-
-
 def as_html(text: str) -> str:
     """Return the card as one HTML page, with figures."""
-    curves = {path.stem: pd.read_csv(path) for path in sorted(PLOTS.glob("*.csv"))}
-    figures = draw_all(curves | {"history": pd.read_csv(MODEL / "history.csv")})
-    pictures = []
-    for name in FIGURES:
-        if name in figures:
-            pictures.append(html_image(as_png(figures[name]), name))
-    body = MarkdownIt("commonmark").enable("table").render(text)
-    return html_page("Model card", body + "<h2>Curves (val)</h2>\n" + "\n".join(pictures))
+    figures = draw_all(read_tables(paths.PLOTS))
+    pictures = [
+        html.html_image(html.as_png(figures[name]), name) for name in FIGURES if name in figures
+    ]
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    return html.html_page("Model card", body + "<h2>Curves (val)</h2>\n" + "\n".join(pictures))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Score images with the trained detector: P(fake) for every image that is not trained on.
+"""Score images with the trained detector: P(fake) of every image that was not trained on.
 
 params.yaml: predict; data/model, data/labels, data/packed
   ->  data/scores/{val,calibration,test,evaluation}.csv, data/scores/robustness.csv
@@ -7,58 +7,49 @@ Run: python -m stages.predict          (starts torchrun itself where predict.num
 
 A score file has one row per row of its label file, in the same order: img_name, logit
 (log(P(fake) / P(real)), which keeps the digits that a score near 1 loses) and score (P(fake)).
-robustness.csv has validation images, as they are (perturbation `none`) and perturbed in every way
-of stages/lib/perturbations.py: img_name, perturbation, level, logit, score. With more than one of
-predict.views, each image's logit is the mean over its views, all made from one decoding.
+robustness.csv has validation images, unchanged (perturbation `none`) and perturbed in every way of
+stages/lib/prediction/perturbations.py: img_name, perturbation, level, logit, score. With more than
+one of predict.views, the logit of an image is the mean over its views, which share one decoding.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.distributed as dist
 from pydantic import Field
-from torchvision.transforms.v2 import functional as tv
 
-from stages.lib.errors import UserError, run_stage
-from stages.lib.files import fresh_folder
-from stages.lib.hardware import CompileMode, DeviceName, Hardware, Precision, meet, processes_of
-from stages.lib.images import LabelledImages, decode, make_loader, sequential_batches, to_input
-from stages.lib.labels import read_labels, write_table
-from stages.lib.model import WEIGHTS_FILE, Detector, fake_logit, load_detector
-from stages.lib.params import StageParams, load_params
-from stages.lib.perturbations import VARIANTS, perturb_all
-from stages.lib.progress import progress_bar
+from stages.lib import paths
+from stages.lib.core.errors import UserError
+from stages.lib.core.files import fresh_folder
+from stages.lib.core.labels import read_labels
+from stages.lib.core.params import StageParams, load_params, one_of
+from stages.lib.core.running import run_stage
+from stages.lib.core.tables import write_table
+from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
+from stages.lib.detector.model import Detector, fake_logit, load_detector
+from stages.lib.detector.preprocessing import decode, to_input
+from stages.lib.detector.runtime import (
+    CompileMode,
+    DeviceName,
+    Hardware,
+    Precision,
+    meet,
+    processes_of,
+)
+from stages.lib.detector.scoring import gather_logits
+from stages.lib.prediction.perturbations import VARIANTS, perturb_all
+from stages.lib.prediction.views import SCORED_VIEWS
 
-LABELS = Path("data/labels")
-PACKED = Path("data/packed")
-MODEL = Path("data/model")
-SCORES = Path("data/scores")
 SPLITS = ("val", "calibration", "test", "evaluation")
 NUM_VARIANTS = 1 + len(VARIANTS)
-
-
-def _zoomed(images: torch.Tensor) -> torch.Tensor:
-    side = images.shape[-1]
-    middle = tv.center_crop(images, [side * 7 // 8] * 2)
-    return tv.resize(middle, [side, side], antialias=True)
-
-
-# Test-time augmentation: uint8 (N, 3, S, S) to the same, on the device.
-VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "plain": lambda images: images,
-    "mirrored": tv.horizontal_flip,
-    "zoomed": _zoomed,  # the middle seven eighths
-}
 
 
 class PredictParams(StageParams):
     """Section `predict`."""
 
-    views: Annotated[list[Literal[tuple(VIEWS)]], Field(min_length=1)]
+    views: Annotated[list[Annotated[str, one_of(SCORED_VIEWS)]], Field(min_length=1)]
     robustness_images: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1)]
     precision: Precision
@@ -80,9 +71,9 @@ def main() -> None:
 
 def predict(params: PredictParams, hardware: Hardware) -> None:
     """Score all images, this process its share of them; the first process writes."""
-    detector, config = load_detector(MODEL)
-    detector = detector.to(hardware.device, memory_format=torch.channels_last)
-    meet(hardware, str(MODEL), MODEL / WEIGHTS_FILE)
+    detector, config = load_detector(paths.MODEL)
+    detector = detector.to(hardware.device).to(memory_format=torch.channels_last)
+    meet(hardware, str(paths.MODEL), paths.WEIGHTS)
     if params.compile:
         detector.compile(mode=params.compile)
     is_first = hardware.rank == 0
@@ -90,16 +81,16 @@ def predict(params: PredictParams, hardware: Hardware) -> None:
         print(f"device: {hardware}; model: {config.model}, epoch {config.best_epoch}", flush=True)
     tables = {}
     for split in SPLITS:
-        labels = read_labels(LABELS / f"{split}.csv")
-        images = LabelledImages(labels, PACKED, config.preprocessing)
+        labels = read_labels(paths.LABELS / f"{split}.csv")
+        images = LabelledImages(labels, paths.PACKED, config.preprocessing)
         logits = predict_logits(detector, images, params, hardware, split)[:, 0]
         tables[split] = pd.DataFrame({"img_name": labels["img_name"], "logit": logits})
-    chosen = choose_images(read_labels(LABELS / "val.csv"), params.robustness_images)
-    images = PerturbedImages(chosen, PACKED, config.preprocessing)
+    chosen = choose_images(read_labels(paths.LABELS / "val.csv"), params.robustness_images)
+    images = PerturbedImages(chosen, paths.PACKED, config.preprocessing)
     logits = predict_logits(detector, images, params, hardware, "perturbed")
-    tables["robustness"] = robustness_table(chosen["img_name"], logits)
+    tables["robustness"] = perturbed_table(chosen["img_name"], logits)
     if is_first:
-        with fresh_folder(SCORES) as folder:
+        with fresh_folder(paths.SCORES) as folder:
             for name, table in tables.items():
                 _write_scores(table, folder / f"{name}.csv")
                 print(f"{name}: {len(table)} scores", flush=True)
@@ -110,11 +101,12 @@ def _write_scores(table: pd.DataFrame, path: Path) -> None:
     logits = torch.tensor(table["logit"].to_numpy())
     if not torch.isfinite(logits).all():
         worst = table["img_name"][int((~torch.isfinite(logits)).nonzero()[0])]
-        raise UserError(f"{path.stem}: the score of {worst} is not finite; train a sound model")
+        raise UserError(
+            f"{path.stem}: the score of {worst} is not finite; train again with a lower train.lr"
+        )
     write_table(table.assign(score=torch.sigmoid(logits)), path)
 
 
-@torch.inference_mode()
 def predict_logits(
     detector: Detector, images: LabelledImages, params: PredictParams, hardware: Hardware, name: str
 ) -> torch.Tensor:
@@ -126,18 +118,13 @@ def predict_logits(
     batch_size = max(1, params.batch_size // num_variants)
     batches = sequential_batches(len(images), batch_size, hardware.rank, hardware.world_size)
     loader = make_loader(images, batches, params.num_workers, hardware.device.type == "cuda")
-    logits = torch.zeros((len(images), num_variants), device=hardware.device)
-    with progress_bar(f"predict {name}", sum(map(len, batches))) as bar:
-        for batch, _, indices in loader:
-            inputs = batch.to(hardware.device, non_blocking=True).flatten(0, -4)
-            with hardware.autocast():
-                views = [fake_logit(detector(VIEWS[view](inputs))) for view in params.views]
-            found = torch.stack(views).mean(dim=0).view(len(batch), num_variants)
-            logits[indices.to(hardware.device, non_blocking=True)] = found
-            bar.update(len(batch))
-    if hardware.world_size > 1:  # each process filled in its own images and left 0 elsewhere
-        dist.all_reduce(logits)
-    return logits.cpu().double()
+
+    def score(batch: torch.Tensor) -> torch.Tensor:
+        inputs = batch.flatten(0, -4)
+        views = [fake_logit(detector(SCORED_VIEWS[view](inputs))) for view in params.views]
+        return torch.stack(views).mean(dim=0).view(len(batch), num_variants)
+
+    return gather_logits(score, loader, hardware, f"predict {name}", num_variants)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -157,7 +144,7 @@ class PerturbedImages(LabelledImages):
 
 
 def choose_images(labels: pd.DataFrame, num_images: int) -> pd.DataFrame:
-    """Draw so many labelled images, half of them real where there are enough, in their order."""
+    """Draw labelled images, half of them real where there are enough, and keep their order."""
     half = num_images // 2
     drawn = [
         part.sample(min(half, len(part)), random_state=0)
@@ -166,7 +153,7 @@ def choose_images(labels: pd.DataFrame, num_images: int) -> pd.DataFrame:
     return pd.concat(drawn).sort_index().reset_index(drop=True)
 
 
-def robustness_table(names: pd.Series, logits: torch.Tensor) -> pd.DataFrame:
+def perturbed_table(names: pd.Series, logits: torch.Tensor) -> pd.DataFrame:
     """Return one row per image and variant; logits: (N, V)."""
     variants = [("none", 0.0), *((kind.__name__, float(level)) for kind, level in VARIANTS)]
     tables = [

@@ -1,19 +1,16 @@
 """Prepare the labels: decide on bad images, group near-duplicates, split, audit.
 
-params.yaml: data.evaluation_sets, prepare; data/packed/**/facts.parquet
+params.yaml: data, prepare; data/packed/**/facts.parquet
   ->  data/labels/{train,val,calibration,test,evaluation}.csv, metrics/data.json
 Run: python -m stages.prepare
 
-A label file has one row per image: img_name, target (0 real, 1 fake, empty if unknown), family and
-source (where known), width, height and jpeg_quality, set and row (where the image lies in
-data/packed) and group (near-duplicates share one). The calibration part comes out of the validation
-set; without a validation set, that and the calibration part come out of the training set. Groups
-are never divided by a split. evaluation.csv has all sets of data.evaluation_sets; adding one
-changes no other file.
+A label file has one row per image; its columns are LABEL_TYPES in stages/lib/core/labels.py. The
+calibration split is a part of the validation set. Without a validation set, both are parts of the
+training set. No split divides a group of near-duplicates. evaluation.csv has all sets of
+data.evaluation_sets; one more set changes no other file.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -21,17 +18,18 @@ import pandas as pd
 from pydantic import Field
 from sklearn.model_selection import GroupShuffleSplit
 
-from stages.lib.audit import audit_split, duplicates_report, near_duplicate_groups
-from stages.lib.competition import CLASS_NAMES, FAKE, REAL, SETS
-from stages.lib.errors import UserError, run_stage
-from stages.lib.files import fresh_folder, write_json
-from stages.lib.labels import LABEL_TYPES, write_table
-from stages.lib.packed import read_facts
-from stages.lib.params import DataParams, StageParams, load_params
-
-PACKED = Path("data/packed")
-LABELS = Path("data/labels")
-REPORT = Path("metrics/data.json")
+from stages.lib import paths
+from stages.lib.audit.near_duplicates import duplicates_report, near_duplicate_groups
+from stages.lib.audit.shortcuts import audit_split
+from stages.lib.core.errors import UserError
+from stages.lib.core.files import fresh_folder, write_json
+from stages.lib.core.labels import CLASS_NAMES, FAKE, LABEL_TYPES, REAL
+from stages.lib.core.packed_images import read_facts
+from stages.lib.core.params import StageParams, load_params
+from stages.lib.core.running import run_stage
+from stages.lib.core.tables import write_table
+from stages.lib.data.layout import SET_NAMES
+from stages.lib.data.params import DataParams
 
 
 class PrepareParams(StageParams):
@@ -49,18 +47,20 @@ class PrepareParams(StageParams):
 def main() -> None:
     """Write the label files and the report on the data."""
     params = load_params("prepare", PrepareParams)
-    names = load_params("data", DataParams).evaluation_sets
-    facts = _read_facts([*SETS, *(f"sets/{name}" for name in names)])
-    is_bad, is_own = facts["error"].notna(), facts["set"].isin(SETS)
+    data = load_params("data", DataParams)
+    names = data.evaluation_sets
+    facts = _read_facts([*SET_NAMES, *(f"sets/{name}" for name in names)])
+    is_bad, is_own = facts["error"].notna(), facts["set"].isin(SET_NAMES)
     bad = facts[is_bad]
     _decide_on_bad_images(bad, params.bad_images)
     good, more = facts[~is_bad & is_own].copy(), facts[~is_bad & ~is_own].copy()
-    good["group"] = near_duplicate_groups(good["phash"].to_numpy(), params.near_duplicate_bits)
+    good["group"] = near_duplicate_groups(_hashes(good), params.near_duplicate_bits)
     more["group"] = _groups_of_more(good, more, params.near_duplicate_bits)
     splits = split(good, params)
     for name in names:
         splits[name] = _checked(name, more[more["set"] == f"sets/{name}"])
     report = {
+        "generated_sample": data.root == str(paths.SAMPLE),
         "bad_images": _bad_images_report(bad),
         "splits": {name: audit_split(rows, params.seed) for name, rows in splits.items()},
         "duplicates": duplicates_report(splits),
@@ -68,28 +68,38 @@ def main() -> None:
     }
     _say_what_was_found(report)
     _judge_shortcuts(report["splits"], params)
-    with fresh_folder(LABELS) as labels:
+    with fresh_folder(paths.LABELS) as labels:
         for name in ("train", "val", "calibration", "test"):
-            write_table(splits[name][list(LABEL_TYPES)], labels / f"{name}.csv")
-        write_table(more[list(LABEL_TYPES)], labels / "evaluation.csv")
-    write_json(REPORT, report)
+            write_table(_labels_of(splits[name]), labels / f"{name}.csv")
+        write_table(_labels_of(more), labels / "evaluation.csv")
+    write_json(paths.DATA_REPORT, report)
 
 
 def _read_facts(sets: Sequence[str]) -> pd.DataFrame:
-    """Return the facts of these folders of data/packed, with columns set and row."""
-    tables = [read_facts(PACKED / name).assign(set=name) for name in sets]
+    """Return the facts of these folders of data/packed, with the columns set and row."""
+    tables = [read_facts(paths.PACKED / name).assign(set=name) for name in sets]
     rows = np.concatenate([np.arange(len(table)) for table in tables])
-    return pd.concat(tables, ignore_index=True).astype({"target": "Int8"}).assign(row=rows)
+    return pd.concat(tables, ignore_index=True).assign(row=rows)
+
+
+def _hashes(facts: pd.DataFrame) -> np.ndarray:
+    """Return the perceptual hashes, uint64 (N,), of good images."""
+    return facts["phash"].to_numpy(dtype=np.uint64)
+
+
+def _labels_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of a label file, in types that do not depend on the values."""
+    return rows[list(LABEL_TYPES)].astype(LABEL_TYPES)
 
 
 def _groups_of_more(good: pd.DataFrame, more: pd.DataFrame, max_bits: int) -> np.ndarray:
     """Return the groups of further images: those of their near-duplicates in `good`, or new ones.
 
-    The groups of `good` stay as they are, so that a set to be judged on changes no split.
+    The groups of `good` stay as they are, so an evaluation set changes no split.
     """
     if more.empty:
         return np.empty(0, dtype=int)
-    hashes = np.concatenate([good["phash"].to_numpy(), more["phash"].to_numpy()])
+    hashes = np.concatenate([_hashes(good), _hashes(more)])
     together = near_duplicate_groups(hashes, max_bits)
     of_good, of_more = together[: len(good)], together[len(good) :]
     known = good.groupby(of_good)["group"].first()
@@ -103,7 +113,7 @@ def _decide_on_bad_images(bad: pd.DataFrame, decision: str) -> None:
         first = bad.iloc[0]
         raise UserError(
             f"{len(bad)} listed images cannot be used, the first: {first['img_name']} of the "
-            f"{first['set']} set ({first['error']}); mend them, or leave them out with "
+            f"{first['set']} set ({first['error']}); fix them, or leave them out with "
             "prepare.bad_images: drop"
         )
 
@@ -118,7 +128,7 @@ def split(good: pd.DataFrame, params: PrepareParams) -> dict[str, pd.DataFrame]:
 
     Raises UserError where a labelled split lacks one of the classes.
     """
-    train, val, test = (good[good["set"] == name] for name in SETS)
+    train, val, test = (good[good["set"] == name] for name in SET_NAMES)
     if val.empty:
         train, val = _split_groups(train, params.val_share, params.seed)
     val, calibration = _split_groups(val, params.calibration_share, params.seed)
@@ -138,7 +148,7 @@ def _checked(name: str, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _split_groups(rows: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Set about `share` of the near-duplicate groups aside: (rest, set aside)."""
+    """Split off about `share` of the near-duplicate groups; return (rest, split off)."""
     if rows["group"].nunique() < 2:
         raise UserError(
             f"{len(rows)} images in {rows['group'].nunique()} near-duplicate groups are too few "
@@ -150,9 +160,9 @@ def _split_groups(rows: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataF
 
 
 def _judge_shortcuts(splits: dict[str, Any], params: PrepareParams) -> None:
-    """Warn of facts that tell the classes apart without a look at the faces, or refuse them."""
+    """Warn of facts that tell the classes apart without a look at faces, or refuse them."""
     for name, audit in splits.items():
-        if name == "calibration":  # a part of val, and too small to tell
+        if name == "calibration":  # a part of val, and too small for an AUC
             continue
         found = {k: auc for k, auc in audit["shortcuts"].items() if k != "worst"}
         above = {k: auc for k, auc in found.items() if auc > params.shortcut_auc}
@@ -167,7 +177,7 @@ def _judge_shortcuts(splits: dict[str, Any], params: PrepareParams) -> None:
         )
         if params.shortcuts == "refuse":
             raise UserError(
-                f"{problem}; mend the data, set train.reencode, or prepare.shortcuts: warn"
+                f"{problem}; fix the data, set train.reencode, or prepare.shortcuts: warn"
             )
         print(f"WARNING: {problem} (train.reencode helps against traces of compression)")
 
@@ -181,7 +191,9 @@ def _say_what_was_found(report: dict[str, Any]) -> None:
         if count:
             print(f"WARNING: {count} near-duplicate groups are in both splits of {pair}")
     if report["bad_images"]["count"]:
-        print(f"WARNING: {report['bad_images']['count']} bad images left out, see {REPORT}")
+        print(
+            f"WARNING: {report['bad_images']['count']} bad images left out, see {paths.DATA_REPORT}"
+        )
 
 
 if __name__ == "__main__":

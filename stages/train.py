@@ -5,28 +5,28 @@ params.yaml: train; data/labels/{train,val}.csv, data/packed/{train,val}
 Run: python -m stages.train            (starts torchrun itself where train.num_processes > 1)
      torchrun ... -m stages.train      (several machines)
 
-`train.batch_size` counts the images of one optimizer step, over all processes and accumulated
-micro-batches together, so the number of GPUs changes the speed and not the training.
+`train.batch_size` counts the images of one optimizer step, over all processes and micro-batches
+together, so the number of GPUs changes the speed and not the training.
 """
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import torch
 from timm.optim import list_optimizers
 
-from stages.lib.competition import FAKE
-from stages.lib.decoded import decode_ahead
-from stages.lib.errors import UserError, did_you_mean, run_stage
-from stages.lib.files import fresh_folder, sha256_of
-from stages.lib.hardware import Hardware, meet, processes_of
-from stages.lib.images import LabelledImages
-from stages.lib.labels import read_labels, write_table
-from stages.lib.model import (
-    WEIGHTS_FILE,
+from stages.lib import paths
+from stages.lib.core.errors import UserError, did_you_mean
+from stages.lib.core.files import fresh_folder, sha256_of
+from stages.lib.core.labels import FAKE, read_labels
+from stages.lib.core.packed_images import FACTS_FILE
+from stages.lib.core.params import load_params
+from stages.lib.core.running import run_stage
+from stages.lib.core.tables import write_table
+from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.model import (
     Detector,
     DetectorConfig,
     count_parameters,
@@ -36,21 +36,18 @@ from stages.lib.model import (
     resolve_preprocessing,
     save_detector,
 )
-from stages.lib.params import load_params
-from stages.lib.tracking import Tracker, training_run
-from stages.lib.training import (
-    TrainingLoop,
-    TrainParams,
-    find_accumulate,
-    validate,
-    validation_loader,
-)
+from stages.lib.detector.runtime import Hardware, meet, processes_of
+from stages.lib.tracking.run import WEIGHTS_TAG, Tracker, training_run
+from stages.lib.training.decode_cache import decode_ahead
+from stages.lib.training.loop import TrainingLoop, validate, validation_loader
+from stages.lib.training.micro_batch import find_accumulate
+from stages.lib.training.params import TrainParams
 
-LABELS = Path("data/labels")
-PACKED = Path("data/packed")
-MODEL = Path("data/model")
-INPUTS = [LABELS / "train.csv", LABELS / "val.csv", PACKED / "train/facts.parquet",
-          PACKED / "val/facts.parquet"]  # fmt: skip
+SPLITS = ("train", "val")
+INPUTS = [
+    *(paths.LABELS / f"{name}.csv" for name in SPLITS),
+    *(paths.PACKED / name / FACTS_FILE for name in SPLITS),
+]
 
 HEADINGS = "epoch         lr  train loss  val loss  val acc  val AUC  images/s  waiting  memory GB"
 
@@ -58,7 +55,7 @@ HEADINGS = "epoch         lr  train loss  val loss  val acc  val AUC  images/s  
 def main() -> None:
     """Train, and write data/model whole or not at all."""
     params = load_params("train", TrainParams)
-    labels = {name: read_labels(LABELS / f"{name}.csv") for name in ("train", "val")}
+    labels = {name: read_labels(paths.LABELS / f"{name}.csv") for name in SPLITS}
     _check(params, len(labels["train"]))
     with (
         processes_of(
@@ -70,10 +67,10 @@ def main() -> None:
 
 
 def _check(params: TrainParams, num_images: int) -> None:
-    """Raise UserError for parameters that are right one by one and wrong together."""
+    """Raise UserError for parameters that are valid alone and wrong together."""
     if params.optimizer not in list_optimizers():
         hint = did_you_mean(params.optimizer, list_optimizers())
-        raise UserError(f"train.optimizer = '{params.optimizer}' is not one of timm's{hint}")
+        raise UserError(f"train.optimizer = '{params.optimizer}' is not an optimizer of timm{hint}")
     if params.reencode and params.reencode[0] > params.reencode[1]:
         raise UserError(f"train.reencode = {params.reencode}: give the lowest quality first")
     world_size = int(os.environ.get("WORLD_SIZE", params.num_processes))
@@ -107,30 +104,21 @@ class Best:
 
     epoch: int = 0
     auc: float = -1.0
-    state: dict[str, torch.Tensor] | None = None
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def train(
     params: TrainParams, labels: dict[str, pd.DataFrame], hardware: Hardware, tracker: Tracker
 ) -> None:
-    """Train for params.epochs and write MODEL (first process only)."""
-    torch.manual_seed(params.seed)  # the initial weights
-    model_args = input_size_args(params.model, params.image_size) | params.model_args
-    model = create_model(params.model, model_args, params.weights)
-    preprocessing = resolve_preprocessing(
-        model, image_size=params.image_size, interpolation=params.interpolation,
-        mean=params.mean, std=params.std, reencode=params.reencode,
-        scaled_decoding=params.scaled_decoding,
-    )  # fmt: skip
+    """Train for params.epochs and write data/model (first process only)."""
+    detector, config = make_detector(params, hardware)
     images = {
         "train": LabelledImages(
-            labels["train"], PACKED, preprocessing, params.augmentation, params.seed
+            labels["train"], paths.PACKED, config.preprocessing, params.augmentation.apply,
+            params.seed,
         ),
-        "val": LabelledImages(labels["val"], PACKED, preprocessing),
-    }
-    detector = Detector(model, preprocessing).to(hardware.device)
-    if params.channels_last:
-        detector = detector.to(memory_format=torch.channels_last)
+        "val": LabelledImages(labels["val"], paths.PACKED, config.preprocessing),
+    }  # fmt: skip
     if params.accumulate == "auto":
         found = find_accumulate(params, detector, images["train"], hardware)
         params = params.model_copy(update={"accumulate": found})
@@ -139,19 +127,60 @@ def train(
         _announce(params, detector, labels, hardware, tracker)
     fits = not params.decoded_gb or decode_ahead(images, params.decoded_gb, params.num_workers)
     meet(hardware, "data/labels or data/packed", *INPUTS)
+    if is_first and not fits:
+        print(f"train.decoded_gb = {params.decoded_gb}, or the free space of the disk, is too "
+              "small: decoding in every epoch")  # fmt: skip
+    best, history = train_epochs(params, detector, images, hardware, tracker)
     if is_first:
-        if not fits:
-            print(f"train.decoded_gb = {params.decoded_gb}, or what is left of the disk, is too "
-                  "little: decoding in every epoch")  # fmt: skip
-        print(HEADINGS, flush=True)
+        with fresh_folder(paths.MODEL) as folder:
+            known = config.model_copy(update={"best_epoch": best.epoch})
+            weights = save_detector(folder, best.state, known)
+            write_table(pd.DataFrame(history), folder / paths.HISTORY.name)
+        tracker.log_metrics({"best_epoch": best.epoch})
+        tracker.log_tags({WEIGHTS_TAG: weights})
 
+
+def make_detector(params: TrainParams, hardware: Hardware) -> tuple[Detector, DetectorConfig]:
+    """Return the untrained detector on its device, and what is known of it before the training."""
+    torch.manual_seed(params.seed)  # the initial weights
+    model_args = input_size_args(params.model, params.image_size) | params.model_args
+    model = create_model(params.model, model_args, params.weights)
+    preprocessing = resolve_preprocessing(
+        model, image_size=params.image_size, interpolation=params.interpolation,
+        mean=params.mean, std=params.std, reencode=params.reencode,
+        scaled_decoding=params.scaled_decoding,
+    )  # fmt: skip
+    config = DetectorConfig(
+        model=params.model,
+        model_args=model_args,
+        preprocessing=preprocessing,
+        num_parameters=count_parameters(model),
+        initial_weights=provenance(params.model, params.weights),
+        best_epoch=0,
+    )
+    detector = Detector(model, preprocessing).to(hardware.device)
+    if params.channels_last:
+        detector = detector.to(memory_format=torch.channels_last)
+    return detector, config
+
+
+def train_epochs(
+    params: TrainParams,
+    detector: Detector,
+    images: dict[str, LabelledImages],
+    hardware: Hardware,
+    tracker: Tracker,
+) -> tuple[Best, list[dict[str, float]]]:
+    """Train and validate epoch by epoch; return the best one and the rows of history.csv."""
     loop = TrainingLoop(params, detector, images["train"], hardware)
     loader = validation_loader(images["val"], params, hardware)
     best = Best()
     history = []
+    if hardware.rank == 0:
+        print(HEADINGS, flush=True)
     for epoch in range(params.epochs):
         trained, speed = loop.train_epoch(epoch)
-        # The AUC first: MLflow's comparison of runs opens with the first metric.
+        # The AUC first: the comparison of runs in MLflow opens with the first metric.
         results = validate(loop.evaluated_detector, loader, hardware) | trained
         if not np.isfinite(results["train_loss"] + results["val_loss"]):
             raise UserError(
@@ -162,28 +191,11 @@ def train(
             state = loop.evaluated_detector.model.state_dict()
             best = Best(epoch + 1, results["val_auc"], {k: v.clone() for k, v in state.items()})
         history.append({"epoch": epoch + 1, **results})
-        if is_first:
+        if hardware.rank == 0:
             _report_epoch(params, epoch, results, speed, best, tracker)
         if params.early_stopping and epoch + 1 - best.epoch >= params.early_stopping:
             break
-    if is_first:
-        config = DetectorConfig(
-            model=params.model,
-            model_args=model_args,
-            preprocessing=preprocessing,
-            num_parameters=count_parameters(model),
-            initial_weights=provenance(params.model, params.weights),
-            best_epoch=best.epoch,
-        )
-        _write_model(best, config, history)
-        tracker.log_metrics({"best_epoch": best.epoch})
-        tracker.log_detector(MODEL, MODEL / WEIGHTS_FILE)
-
-
-def _write_model(best: Best, config: DetectorConfig, history: list[dict[str, float]]) -> None:
-    with fresh_folder(MODEL) as folder:
-        save_detector(folder, best.state, config)
-        write_table(pd.DataFrame(history), folder / "history.csv")
+    return best, history
 
 
 def _announce(
@@ -200,8 +212,8 @@ def _announce(
     print(start or f"weights from {params.weights}")
     for name, table in labels.items():
         print(f"{name}: {len(table)} images, {(table['target'] == FAKE).mean():.0%} fake")
-        tracker.log_dataset(table, name, LABELS / f"{name}.csv")
-    micro_batch = params.batch_size // (hardware.world_size * params.accumulate)
+        tracker.log_dataset(table, name, paths.LABELS / f"{name}.csv")
+    micro_batch = params.batch_size // (hardware.world_size * params.num_micro_batches)
     print(
         f"a step: {params.batch_size} images, {micro_batch} at a time in each process", flush=True
     )

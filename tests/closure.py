@@ -1,4 +1,4 @@
-"""Which of the project's modules a module imports, directly or not, read from the sources."""
+"""Which modules of the project a module imports, directly or not, read from the sources."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def import_closure(module: str) -> set[str]:
-    """Return the paths (relative to the root) of all stages.* modules that `module` needs."""
+    """Return the paths (relative to the root) of all modules of stages that `module` needs.
+
+    Two files are left out, because they cannot change a result: stages/__init__.py sets up the
+    process, and stages/lib/paths.py has the paths of dvc.yaml.
+    """
     found: set[str] = set()
     waiting = [module]
     while waiting:
@@ -15,7 +19,7 @@ def import_closure(module: str) -> set[str]:
         if path and path not in found:
             found.add(path)
             waiting += _imported_names(ROOT / path)
-    return found
+    return found - {"stages/__init__.py", "stages/lib/__init__.py", "stages/lib/paths.py"}
 
 
 def _path_of(module: str) -> str | None:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from stages.lib.params import read_yaml
+from stages.lib.core.params import read_yaml
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -170,8 +170,10 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def readme_commands(beginning: str) -> list[str]:
-    """Return the commands of the README's block that begins so."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """Return the commands of the block that begins so, in one of the README files."""
+    files = [ROOT / "README.md", *ROOT.glob("*/README.md")]
+    text = "\n".join(file.read_text() for file in files)
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     (block,) = [block for block in blocks if block.startswith(beginning)]
     return block.splitlines()
 
@@ -186,7 +188,7 @@ def wait_for(look: Callable[[], Any], seconds: int = 90) -> Any:
         except Exception:
             if time.monotonic() > deadline:
                 raise
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.5)
 
 

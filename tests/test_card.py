@@ -6,15 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stages.card import (
-    cross_section,
-    limits_section,
-    markdown_table,
-    operating_section,
-    pretraining,
-    robustness_section,
-    rules_section,
-)
+from stages.card import RESULTS, limits_of, pretraining, render, rules_of
+from stages.lib.evaluation.cross_sets import CROSS_COLUMNS
 
 CONFIG = {
     "model": "resnet18",
@@ -28,7 +21,7 @@ CONFIG = {
 def test_the_card_has_the_figures_of_the_pipeline(pipeline: Path) -> None:
     card = (pipeline / "metrics/model_card.md").read_text()
     metrics = json.loads((pipeline / "metrics/evaluation.json").read_text())
-    intervals = pd.read_csv(pipeline / "metrics/intervals.csv")
+    intervals = pd.read_csv(pipeline / "metrics/tables/intervals.csv")
     for row in intervals[
         (intervals["slice"] == "all") & (intervals["metric"] == "auc")
     ].itertuples():
@@ -37,13 +30,13 @@ def test_the_card_has_the_figures_of_the_pipeline(pipeline: Path) -> None:
         found = metrics[name]
         assert f"{name} ({found['num_real']} real, {found['num_fake']} fake)" in card
     assert metrics["weights"] in card and f"{metrics['threshold']:.4f}" in card
-    points = pd.read_csv(pipeline / "metrics/operating_points.csv")
+    points = pd.read_csv(pipeline / "metrics/tables/operating_points.csv")
     for row in points.itertuples():
         assert f"| {row.wanted_fpr:g} | {row.threshold:.4f} | {row.set} |" in card
-    assert "Learnt from the embedded generated sample" in card
+    assert "Trained on the embedded generated sample" in card
     assert "for 0.01 those are too few" in card.lower()  # a dozen calibration reals
-    for heading in ("Data", "Results", "Slices", "Points of operation", "Across sets",
-                    "Robustness", "Limits", "The competition's rules"):  # fmt: skip
+    for heading in ("Data", "Results", "Slices", "Operating points", "Across sets",
+                    "Robustness", "Limits", "The rules of the competition"):  # fmt: skip
         assert f"\n## {heading}\n" in card
 
 
@@ -76,31 +69,55 @@ def test_pretraining_is_judged_by_the_weights_tag(initial_weights: str, verdict:
 
 @pytest.mark.parametrize(("count", "verdict"), [(200_000_000, "yes"), (200_000_001, "**no**")])
 def test_parameters_are_counted_against_the_rule(count: int, verdict: str) -> None:
-    text = rules_section(CONFIG | {"num_parameters": count})
-    assert f"| at most 200 M parameters | {verdict} | {count:,} |" in text
+    rules = rules_of(CONFIG | {"num_parameters": count})
+    assert rules[0] == ("at most 200 M parameters", verdict, f"{count:,}")
+    assert f"| at most 200 M parameters | {verdict} | {count:,} |" in card(num_parameters=count)
+
+
+INTERVALS = pd.DataFrame(
+    [("val", "all", metric, 0.8, 0.7, 0.9) for metric in RESULTS]
+    + [("val", "family=swap", "auc", 0.7, 0.6, 0.8), ("val", "family=lips", "auc", 0.9, 0.8, 1)],
+    columns=["set", "slice", "metric", "value", "low", "high"],
+).assign(num_real=50, num_fake=60)
+POINT = {"set": "val", "wanted_fpr": 0.01, "threshold": 0.8, "calibration_reals": 5000,
+         "enough_reals": True, "tpr": 0.5, "tpr_low": 0.4, "tpr_high": 0.6, "fpr": 0.012,
+         "fpr_low": 0.01, "fpr_high": 0.014, "false_alarms_per_million": 12000,
+         "num_real": 9000, "num_fake": 100}  # fmt: skip
+REPORT = {"weights": "abc", "threshold": 0.5, "temperature": 1.0, "num_calibration": 9,
+          "val": {"num_real": 50, "num_fake": 60}}  # fmt: skip
+DATA = {"generated_sample": False, "bad_images": {"count": 0}, "shortcut_auc": 0.6, "splits": {},
+        "duplicates": {"groups_across_splits": {"train/val": 2, "val/test": 0}}}  # fmt: skip
+
+
+def card(points: dict | None = None, cross: pd.DataFrame | None = None, **config: object) -> str:
+    """Return a card of one small set that was not perturbed."""
+    tables = {
+        "intervals": INTERVALS,
+        "operating_points": pd.DataFrame([POINT | (points or {})]),
+        "cross_auc": pd.DataFrame(columns=CROSS_COLUMNS) if cross is None else cross,
+        "robustness": pd.DataFrame(),
+    }
+    return render(CONFIG | config, REPORT, DATA, tables)
 
 
 def test_what_was_not_measured_is_said() -> None:
-    assert "One labelled set only" in cross_section(pd.DataFrame())
-    assert "Not measured" in robustness_section(pd.DataFrame(), {})
+    text = card()
+    assert "There is only one labelled set" in text
+    assert "Not measured" in text
+    assert "Near-duplicate groups in two splits: train/val 2." in text
 
 
 def test_limits_name_the_shortcut_and_the_weakest_spots() -> None:
     found = {"val": {"num_bytes": 0.92, "worst": "num_bytes"}, "test": {"width": 0.55,
              "worst": "width"}}  # fmt: skip
-    data = {"shortcut_auc": 0.6, "splits": {k: {"shortcuts": v} for k, v in found.items()}}
-    intervals = pd.DataFrame(
-        [("val", "family=swap", "auc", 0.7, 0.6, 0.8), ("val", "family=lips", "auc", 0.9, 0.8, 1)],
-        columns=["set", "slice", "metric", "value", "low", "high"],
-    )
+    data = DATA | {"splits": {name: {"shortcuts": one} for name, one in found.items()}}
     perturbed = pd.DataFrame(
         [("jpeg", 10, 0.6, 0.5, 0.7), ("blur", 3, 0.55, 0.5, 0.6)],
         columns=["perturbation", "level", "auc", "low", "high"],
     )
     report = {"val": {}, "pooled": {"auc": 0.9}, "cross": {"worst_auc": 0.4}}
-    text = limits_section(
-        CONFIG, report, data, {"intervals": intervals, "robustness": perturbed}, drawn=False
-    )
+    tables = {"intervals": INTERVALS, "robustness": perturbed}
+    text = "\n".join(limits_of(CONFIG, report, data, tables))
     assert "In val, num_bytes alone tells real from fake with AUC 0.920" in text
     assert "width" not in text
     assert "`train.reencode` is off" in text
@@ -111,14 +128,14 @@ def test_limits_name_the_shortcut_and_the_weakest_spots() -> None:
 
 
 def test_false_alarms_are_counted_per_million() -> None:
-    point = {"set": "val", "wanted_fpr": 0.01, "threshold": 0.8, "calibration_reals": 5000,
-             "enough_reals": True, "tpr": 0.5, "tpr_low": 0.4, "tpr_high": 0.6, "fpr": 0.012,
-             "fpr_low": 0.01, "fpr_high": 0.014, "false_alarms_per_million": 12000,
-             "num_real": 9000, "num_fake": 100}  # fmt: skip
-    text = operating_section(pd.DataFrame([point]))
+    text = card()
     assert "| 12,000 [10,000, 14,000] |" in text
-    assert "too few" not in text
+    assert "too few**" not in text
+    assert "**For 0.01 those are too few**" in card({"enough_reals": False})
 
 
-def test_a_table_in_markdown() -> None:
-    assert markdown_table(["a", "b"], [[1, 2]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+def test_sets_are_crossed_in_a_square() -> None:
+    rows = [(a, b, 0.5, 0.4, 0.6, 9, 9) for a in ("val", "NA") for b in ("val", "NA")]
+    text = card(cross=pd.DataFrame(rows, columns=CROSS_COLUMNS))
+    assert "| AUC: reals of | fakes of val | fakes of NA |\n| --- | --- | --- |\n| val |" in text
+    assert text.count("| 0.5000 [0.4000, 0.6000] | 0.5000 [0.4000, 0.6000] |\n") == 2

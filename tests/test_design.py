@@ -4,12 +4,15 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
+from stages.lib import paths
 from tests.closure import import_closure
 from tests.conftest import ROOT, environment, run
 
@@ -20,51 +23,73 @@ TOP_LEVEL = {"dvc.yaml", "params.yaml", "stages", "data", "metrics", "tests", "r
              "README.md", "LICENSE", "Makefile", "pyproject.toml", "dvc.lock"}  # fmt: skip
 
 
-def stage_params() -> dict[str, dict[str, type]]:
-    """Return, for every stage, the sections that its module loads and their models."""
-    found: dict[str, dict[str, type]] = {}
-    for stage in STAGES:
-        module = __import__(f"stages.{stage}", fromlist=["_"])
-        loads = re.findall(r'load_params\("(\w+)", (\w+)\)', Path(module.__file__).read_text())
-        found[stage] = {section: getattr(module, model) for section, model in loads}
+def module_of(stage: str) -> str:
+    return STAGES[stage]["cmd"].split()[2]
+
+
+def closure_of(stage: str) -> set[str]:
+    """Return the files that a stage runs, with the served model's, which is logged by its path."""
+    needed = import_closure(module_of(stage))
+    if "stages/lib/serving/logged_model.py" in needed:
+        needed |= import_closure("stages.lib.serving.served_model")
+    return needed
+
+
+def loaded_params(stage: str) -> dict[str, type]:
+    """Return the sections of params.yaml that a stage loads, in any of its files, with models."""
+    found: dict[str, type] = {}
+    for path in import_closure(module_of(stage)):
+        loads = re.findall(r'load_params\("(\w+)", (\w+)\)', (ROOT / path).read_text())
+        module = import_module(path.removesuffix(".py").replace("/", "."))
+        found |= {section: getattr(module, model) for section, model in loads}
     return found
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_deps_name_every_module_that_the_stage_imports(stage: str) -> None:
-    listed = {dep for dep in STAGES[stage]["deps"] if dep.startswith("stages/")}
-    needed = import_closure(f"stages.{stage}")
-    if "stages/lib/tracking.py" in needed and stage == "train":
-        needed |= import_closure("stages.lib.served_model")  # logged as a file, not imported
-    assert listed == needed
+def test_the_deps_cover_every_module_that_the_stage_imports_and_no_idle_room(stage: str) -> None:
+    listed = {Path(dep) for dep in STAGES[stage]["deps"] if dep.startswith("stages/")}
+    needed = {Path(path) for path in closure_of(stage)}
+    for path in needed:
+        assert listed & {path, *path.parents}, f"{path} is not under a dependency"
+    for dep in listed:
+        assert any(dep in (path, *path.parents) for path in needed), f"{dep} is not needed"
 
 
-def test_every_stage_is_a_module_of_its_name_and_the_other_way_round() -> None:
+def test_an_edit_retrains_only_where_the_model_may_change() -> None:
+    """Metrics, plots, pages, the served model, the registry and the layouts are not among these."""
+    deps = {dep for dep in STAGES["train"]["deps"] if dep.startswith("stages/")}
+    rooms = {"core", "detector", "training", "tracking"}
+    assert deps == {"stages/train.py", *(f"stages/lib/{room}" for room in rooms)}
+
+
+def test_only_train_and_publish_know_mlflow() -> None:
+    """The other stages are pure: files in, files out."""
+    for stage in STAGES:
+        rooms = {path.split("/")[2] for path in closure_of(stage) if path.startswith("stages/lib")}
+        knows = bool(rooms & {"tracking", "publishing", "serving"})
+        assert knows == (stage in ("train", "publish")), stage
+
+
+def test_every_stage_is_a_module_and_the_other_way_round() -> None:
     modules = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
-    assert modules == set(STAGES)
+    assert {module_of(stage) for stage in STAGES} == {f"stages.{name}" for name in modules}
     for name, stage in STAGES.items():
-        assert stage["cmd"].removesuffix(" ${key}") == f"python -m stages.{name}"
+        assert stage["cmd"] == f"python -m stages.{name}".replace("pack_set", "pack ${key}")
         assert stage["desc"]
 
 
 def test_every_parameter_is_declared_by_the_stage_that_dvc_reruns_for_it() -> None:
+    """test_pipeline.py checks that each one is read."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    declared = {}
-    for stage, sections in stage_params().items():
-        watched = {name.split(".")[0] for name in STAGES[stage]["params"]}
+    declared: dict[str, set[str]] = {}
+    for stage in STAGES:
+        watched = {name.split(".")[0] for name in STAGES[stage].get("params", [])}
         if stage == "pack_set":  # DVC knows its folder as a dependency and its name by the command
             watched.add("data")
+        sections = loaded_params(stage)
         assert watched == set(sections), stage
         declared |= {section: set(model.model_fields) for section, model in sections.items()}
     assert {section: set(content) for section, content in params.items()} == declared
-
-
-def test_every_parameter_is_read() -> None:
-    sources = "\n".join(path.read_text() for path in MODULES)
-    for sections in stage_params().values():
-        for section, model in sections.items():
-            for name in model.model_fields:
-                assert re.search(rf"\.{name}\b", sources), f"{section}.{name} is never read"
 
 
 def test_every_parameter_has_a_comment() -> None:
@@ -78,8 +103,9 @@ def test_every_parameter_has_a_comment() -> None:
 def test_stages_do_not_import_stages_and_lib_does_not_import_them(path: Path) -> None:
     own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stages"):
-            assert node.module.startswith("stages.lib"), f"{own} imports {node.module}"
+        name = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+        if name.startswith("stages"):
+            assert name.startswith("stages.lib"), f"{own} imports {name}"
 
 
 def test_importing_has_no_effect(tmp_path: Path) -> None:
@@ -98,9 +124,20 @@ def test_importing_has_no_effect(tmp_path: Path) -> None:
 
 def test_mlflow_is_imported_only_where_it_is_used() -> None:
     """Stages start fast, and train where MLflow is not installed and tracking is off."""
-    imports = "".join(f"import stages.{stage}\n" for stage in STAGES)
+    imports = "".join(f"import {module_of(stage)}\n" for stage in STAGES)
     code = f"{imports}import sys; print('mlflow' in sys.modules)"
     assert run(sys.executable, "-c", code, cwd=ROOT).stdout.strip() == "False"
+
+
+def test_dvc_and_the_code_have_the_same_paths() -> None:
+    """paths.py is no dependency of a stage, because dvc.yaml has every path as well."""
+    named = {path for name, path in vars(paths).items() if name.isupper()}
+    known = (ROOT / "dvc.yaml").read_text().split()
+    for path in named - {paths.PARAMS}:
+        inside = [one for one in known if one.startswith("data/") or one.startswith("metrics/")]
+        assert any(Path(one.rstrip(":")) in (path, *path.parents) for one in inside) or any(
+            path in Path(one.rstrip(":")).parents for one in inside
+        ), path
 
 
 def test_train_has_only_cached_outputs() -> None:
@@ -121,10 +158,17 @@ def test_the_top_level_holds_what_was_agreed() -> None:
     assert {name for name in top if not name.startswith(".")} <= TOP_LEVEL
 
 
-def test_every_requirement_is_pinned() -> None:
+def test_every_requirement_is_pinned_and_the_lock_is_of_the_direct_pins() -> None:
+    """requirements.txt is what `make lock` makes of pyproject.toml, with all that those need."""
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    for line in filter(None, lines):
-        assert line.startswith("#") or re.fullmatch(r"[\w-]+==[\w.]+", line), line
+    pins = [line for line in lines if not line.startswith("#")]
+    for line in pins:
+        assert re.fullmatch(r"[\w.-]+==[\w.]+( ; .+)?", line), line
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    direct = project["project"]["dependencies"] + project["dependency-groups"]["dev"]
+    assert {pin.lower().replace("ruamel.yaml", "ruamel-yaml") for pin in direct} <= set(pins)
+    assert len(pins) > 3 * len(direct)
+    assert not [line for line in lines if "://" in line]
 
 
 def test_dvc_lock_is_of_this_code_and_these_params() -> None:

@@ -110,7 +110,7 @@ def test_a_failed_experiment_shows_as_such(team: Path) -> None:
     status = wait_for_queue(team)
     assert [line for line in status.splitlines() if "broken" in line and "Failed" in line]
     assert runs(team)["broken"].info.status == "FAILED"
-    assert "is no file" in run("dvc", "queue", "logs", "broken", cwd=team).stdout
+    assert "is not a file" in run("dvc", "queue", "logs", "broken", cwd=team).stdout
     assert "Failed" in run("dvc", "exp", "show", cwd=team).stdout
     # DVC lists it with the workspace's old metrics; they are no result of its parameters.
     summary = run("python", "-m", "stages.tools.seeds", cwd=team).stdout
@@ -162,7 +162,7 @@ def test_results_can_be_applied_branched_saved_and_removed(team: Path) -> None:
     assert experiments(team)["kept"]["metrics"] == aside
     run("bash", "-c", remove, cwd=team)
     assert "here" not in experiments(team)
-    run("python", "-m", "stages.evaluate", cwd=team)
+    run("python", "-m", "stages.publish", cwd=team)
     assert set(runs(team)) == before
 
 

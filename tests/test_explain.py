@@ -1,4 +1,4 @@
-"""Which images are shown, and that a heatmap tells what the verdict hangs on."""
+"""Which images are shown, and that a heatmap tells what drives the verdict."""
 
 from base64 import b64encode
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from PIL import Image
 from scipy import ndimage
 
 from stages.explain import (
-    SHEETS,
+    SHEET_TITLES,
     ExplainParams,
     choose,
     draw_sheet,
     occlusion_map,
     rank_correlation,
 )
-from stages.lib.forensics import VIEWS
-from stages.lib.images import Preprocessing
-from stages.lib.model import Detector
+from stages.lib.detector.model import Detector
+from stages.lib.detector.preprocessing import Preprocessing
+from stages.lib.report.forensics import FORENSIC_VIEWS
 
 PARAMS = ExplainParams(
     num_images=2, window=0.25, stride=0.125, batch_size=7, device="cpu", num_threads=1
@@ -97,15 +97,15 @@ def test_a_sheet_has_picture_map_and_every_view_for_each_image() -> None:
 def test_the_stage_writes_its_sheets_page_and_table(pipeline: Path) -> None:
     folder = pipeline / "data/explanations"
     table = pd.read_csv(folder / "images.csv")
-    assert table["sheet"].unique().tolist() == list(SHEETS)
+    assert table["sheet"].unique().tolist() == list(SHEET_TITLES)
     for name, rows in table.groupby("sheet"):
         assert rows["target"].tolist() == [int(name.endswith("fake"))] * 2
         falls = name in ("wrong_real", "confident_fake")
         assert rows["score"].is_monotonic_decreasing == falls
     page = (folder / "page.html").read_text()
-    for name, title in SHEETS.items():
+    for name, title in SHEET_TITLES.items():
         assert title in page
-        assert b64encode((folder / f"{name}.png").read_bytes()).decode() in page
+        assert b64encode((folder / "sheets" / f"{name}.png").read_bytes()).decode() in page
     correlation = table["random_weights_correlation"]
     assert f"mean {correlation.mean():.2f}" in page
     assert correlation.mean() < 0.9  # the maps of these weights are not those of any
@@ -138,19 +138,21 @@ def compressed(middle: np.ndarray) -> np.ndarray:
 
 def test_each_view_shows_what_it_is_for() -> None:
     picture, where = patched(shifted)
-    edges = VIEWS["blend edges"](picture)
+    edges = FORENSIC_VIEWS["blend edges"](picture)
     seam = np.zeros_like(edges, dtype=bool)
     seam[where] = True
     seam[34:62, 34:62] = False
     assert edges[seam].mean() > 2 * edges[~seam].mean()
     picture, where = patched(smoothed)
-    noise = VIEWS["noise residual"](picture)
+    noise = FORENSIC_VIEWS["noise residual"](picture)
     assert noise[where].mean() < 0.3 * noise[:24].mean()
     picture, where = patched(compressed)
-    level = VIEWS["error level"](picture)
+    level = FORENSIC_VIEWS["error level"](picture)
     assert level[where].mean() < 0.7 * level[:24].mean()
     picture, where = patched(lambda middle: middle // 3)
-    assert VIEWS["light"](picture)[48, 48] < 0.75 * VIEWS["light"](picture)[12, 12]
+    assert (
+        FORENSIC_VIEWS["light"](picture)[48, 48] < 0.75 * FORENSIC_VIEWS["light"](picture)[12, 12]
+    )
 
 
 def test_the_spectrum_shows_the_grid_that_enlarging_leaves() -> None:
@@ -158,13 +160,16 @@ def test_the_spectrum_shows_the_grid_that_enlarging_leaves() -> None:
     enlarged = noise.repeat(4, axis=0).repeat(4, axis=1)
     plain = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     at_a_zero = (48 + 24, slice(0, 96))  # repeating 4 times removes a quarter of the frequencies
-    assert VIEWS["spectrum"](enlarged)[at_a_zero].mean() < 0.8 * VIEWS["spectrum"](plain).mean()
+    assert (
+        FORENSIC_VIEWS["spectrum"](enlarged)[at_a_zero].mean()
+        < 0.8 * FORENSIC_VIEWS["spectrum"](plain).mean()
+    )
 
 
 @pytest.mark.parametrize("size", [(5, 7), (64, 64), (40, 90)])
 def test_every_view_has_the_pictures_size(size: tuple[int, int]) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    for name, view in VIEWS.items():
+    for name, view in FORENSIC_VIEWS.items():
         found = view(picture)
         assert found.shape == size, name
         assert found.min() >= 0 and np.isfinite(found).all(), name

@@ -11,23 +11,15 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from stages.lib import images as images_module
-from stages.lib.images import (
-    Augmentation,
-    LabelledImages,
-    Normalize,
-    Preprocessing,
-    decode,
-    make_loader,
-    resize,
-    sequential_batches,
-    to_input,
-)
+from stages.lib.detector import preprocessing as preprocessing_module
+from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
+from stages.lib.detector.preprocessing import Normalize, Preprocessing, decode, resize, to_input
+from stages.lib.training.augmentation import Augmentation
 
 PREPROCESSING = Preprocessing(
     image_size=24, interpolation="bicubic", mean=[0.5, 0.4, 0.3], std=[0.2, 0.25, 0.3]
 )
-BOTH_FLIPS = Augmentation(horizontal_flip=0.5, vertical_flip=0.5)
+BOTH_FLIPS = Augmentation(horizontal_flip=0.5, vertical_flip=0.5).apply
 
 
 def photograph(size: tuple[int, int] = (60, 50), seed: int = 0) -> Image.Image:
@@ -60,7 +52,7 @@ def test_decoding_agrees_with_pillow(format: str, mode: str, tolerance: int) -> 
 def same_picture(whole: torch.Tensor, scaled: torch.Tensor) -> bool:
     """Say whether the model would see about the same, which is rough for tiny, stark pictures."""
     seen = [resize(image, PREPROCESSING).float().flatten().numpy() for image in (whole, scaled)]
-    return np.corrcoef(*seen)[0, 1] > 0.99 and np.abs(seen[0] - seen[1]).mean() < 8
+    return np.corrcoef(seen[0], seen[1])[0, 1] > 0.99 and np.abs(seen[0] - seen[1]).mean() < 8
 
 
 SCALED = PREPROCESSING.model_copy(update={"scaled_decoding": True})
@@ -174,7 +166,9 @@ def test_chance_depends_on_seed_epoch_and_image_alone(labels: pd.DataFrame, tmp_
 def test_packed_jpegs_do_not_take_the_detour_of_other_formats(
     labels: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images_module.Image, "open", lambda _: pytest.fail("Pillow was asked"))
+    monkeypatch.setattr(
+        preprocessing_module.Image, "open", lambda _: pytest.fail("Pillow was asked")
+    )
     for preprocessing in (PREPROCESSING, SCALED):
         images = LabelledImages(labels, tmp_path, preprocessing)
         assert images[(0, 0)][0].shape == (3, 24, 24)

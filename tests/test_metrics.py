@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from stages.lib.metrics import (
+from stages.lib.evaluation.metrics import (
     METRICS,
     choose_threshold,
     confusion,

@@ -3,7 +3,7 @@
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 
@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages import pack, pack_set
-from stages.lib import packing
-from stages.lib.errors import UserError
-from stages.lib.packed import PackedImages, read_facts
-from stages.lib.params import load_params
+from stages import pack
+from stages.lib.core.errors import UserError
+from stages.lib.core.packed_images import PackedImages, read_facts
+from stages.lib.core.params import load_params
+from stages.lib.data import image_facts, packing, shards
 from tests.conftest import ROOT, set_params
 
 TRAIN = "raw/phase1/trainset"
@@ -38,7 +38,7 @@ def encoded(seed: int, format: str = "JPEG", mode: str = "RGB", **options: objec
     return buffer.getvalue()
 
 
-def write_train(workspace: Path, contents: dict[str, bytes | None]) -> None:
+def write_train(workspace: Path, contents: Mapping[str, bytes | None]) -> None:
     """Write the training set's files (None: listed only), all as old as 1970, and its list."""
     folder = workspace / TRAIN
     folder.mkdir(parents=True)
@@ -89,12 +89,12 @@ def test_the_facts_are_right(workspace: Path) -> None:
 
 def test_the_quality_of_a_jpeg_is_read_off_its_tables() -> None:
     for quality in range(5, 101, 5):
-        found = packing.image_facts(encoded(0, quality=quality))["jpeg_quality"]
+        found = image_facts.image_facts(encoded(0, quality=quality))["jpeg_quality"]
         assert abs(found - quality) <= 1
 
 
 def test_equal_tables_have_equal_digests() -> None:
-    digests = [packing.image_facts(encoded(i, quality=q))["jpeg_tables"] for i, q in
+    digests = [image_facts.image_facts(encoded(i, quality=q))["jpeg_tables"] for i, q in
                [(0, 80), (1, 80), (0, 81)]]  # fmt: skip
     assert digests[0] == digests[1] != digests[2]
 
@@ -131,9 +131,7 @@ def test_an_absent_set_is_packed_as_an_empty_one(workspace: Path) -> None:
         assert len(PackedImages(workspace / "data/packed" / name)) == 0
 
 
-def test_a_further_set_is_packed_beside_the_others(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_further_set_is_packed_beside_the_others(workspace: Path) -> None:
     content = encoded(7)
     folder = workspace / "celebrities/phase1/valset"
     folder.mkdir(parents=True)
@@ -141,8 +139,7 @@ def test_a_further_set_is_packed_beside_the_others(
     text = "img_name,target,source\nx.jpg,0,museum\n"
     folder.with_name("valset_label.txt").write_text(text)
     set_params(workspace, {"data.evaluation_sets": {"celeb": "celebrities", "gone": "nowhere"}})
-    monkeypatch.setattr("sys.argv", ["pack_set", "celeb"])
-    pack_set.main()
+    pack.main(["celeb"])
     write_train(workspace, {"a.jpg": encoded(0)})
     pack.main()
     packed = workspace / "data/packed/sets/celeb"
@@ -152,13 +149,11 @@ def test_a_further_set_is_packed_beside_the_others(
         ("other", r"a name of data.evaluation_sets \(celeb, gone\), not 'other'"),
         ("gone", "data.evaluation_sets.gone = 'nowhere' is not a folder"),
     ):
-        monkeypatch.setattr("sys.argv", ["pack_set", name])
         with pytest.raises(UserError, match=words):
-            pack_set.main()
+            pack.main([name])
     folder.with_name("valset_label.txt").unlink()
-    monkeypatch.setattr("sys.argv", ["pack_set", "celeb"])
     with pytest.raises(UserError, match="the val set has no list"):
-        pack_set.main()
+        pack.main(["celeb"])
 
 
 def test_a_wrong_list_leaves_what_was_there(workspace: Path) -> None:
@@ -182,7 +177,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch, limit: int = 10**9) -> list[str
     names: list[str] = []
     real_read = packing.read_image
 
-    def read(folder: Path, row: dict) -> packing.Packed:
+    def read(folder: Path, row: dict) -> shards.Packed:
         if len(names) == limit:
             raise KeyboardInterrupt
         names.append(row["img_name"])
@@ -221,7 +216,7 @@ def test_interrupted_packing_goes_on_where_it_stopped(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "ROWS_PER_BATCH", 5)
-    monkeypatch.setattr(packing.PieceWriter, "write", small_pieces(packing.PieceWriter.write))
+    monkeypatch.setattr(shards.ShardWriter, "write", small_shards(shards.ShardWriter.write))
     write_train(workspace, {f"{i:03d}.jpg": encoded(i) for i in range(60)})
     with monkeypatch.context() as patch:
         first = count_reads(patch, limit=42)
@@ -231,15 +226,15 @@ def test_interrupted_packing_goes_on_where_it_stopped(
     second = count_reads(monkeypatch)
     pack.main()
     assert len(first) == 42
-    assert 60 - 42 <= len(second) <= 60 - 42 + 10  # a piece that was not finished is read again
+    assert 60 - 42 <= len(second) <= 60 - 42 + 10  # a shard that was not finished is read again
     again = packed_files()
     shutil.rmtree(workspace / ".dvc")
     pack.main()
     assert packed_files() == again
 
 
-def small_pieces(write: Callable[..., None]) -> Callable[..., None]:
-    def write_small(self: packing.PieceWriter, batch: list[packing.Packed]) -> None:
+def small_shards(write: Callable[..., None]) -> Callable[..., None]:
+    def write_small(self: shards.ShardWriter, batch: list[shards.Packed]) -> None:
         self.max_bytes = 8000
         write(self, batch)
 
@@ -247,17 +242,17 @@ def small_pieces(write: Callable[..., None]) -> Callable[..., None]:
 
 
 def test_the_cues_are_right() -> None:
-    flat = packing.image_cues(Image.new("RGB", (32, 24), (200, 100, 100)))
+    flat = image_facts.image_cues(Image.new("RGB", (32, 24), (200, 100, 100)))
     assert flat["brightness"] == pytest.approx(0.299 * 200 + 0.701 * 100, abs=1)
     assert flat["saturation"] == pytest.approx(255 / 2, abs=1)
     assert flat["contrast"] == flat["sharpness"] == flat["high_frequency"] == 0
     noise = np.random.default_rng(0).integers(0, 256, (256, 256), dtype=np.uint8)
-    rough = packing.image_cues(Image.fromarray(noise))
+    rough = image_facts.image_cues(Image.fromarray(noise))
     assert rough["contrast"] == pytest.approx(255 / 12**0.5, rel=0.02)
     assert rough["sharpness"] == pytest.approx(20 * rough["contrast"] ** 2, rel=0.05)
     assert rough["high_frequency"] == pytest.approx(3 / 4, abs=0.02)  # white: 3/4 of the spectrum
     wave = 128 + 100 * np.sin(np.arange(256) * 2 * np.pi / 32)
-    smooth = packing.image_cues(Image.fromarray(np.tile(wave, (64, 1)).astype(np.uint8)))
+    smooth = image_facts.image_cues(Image.fromarray(np.tile(wave, (64, 1)).astype(np.uint8)))
     assert smooth["high_frequency"] < 0.001
 
 

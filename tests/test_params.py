@@ -7,8 +7,8 @@ import pytest
 from dvc.utils.serialize import parse_yaml
 from pydantic import Field, ValidationError
 
-from stages.lib.errors import UserError
-from stages.lib.params import StageParams, load_params, read_yaml
+from stages.lib.core.errors import UserError
+from stages.lib.core.params import StageParams, load_params, read_yaml
 
 
 class Params(StageParams):
@@ -48,7 +48,7 @@ def test_a_number_without_a_point_is_read_as_dvc_does(tmp_path: Path) -> None:
 
 def test_parameters_are_frozen(tmp_path: Path) -> None:
     with pytest.raises(ValidationError):
-        load(tmp_path).lr = 1.0
+        load(tmp_path).lr = 1.0  # pyrefly: ignore[read-only]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_all_wrong_parameters_are_named_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("train:\n  lr: 1\n  lr: 2\n", r"params.yaml:3: key 'lr' is there twice"),
+        ("train:\n  lr: 1\n  lr: 2\n", r"params.yaml:3: the key 'lr' is there twice"),
         ("train: [1\n", r"params.yaml:2: not valid YAML"),
         ("- a\n", r"expected sections"),
         ("evaluate: {}\n", r"the section 'train' is missing"),
@@ -95,5 +95,5 @@ def test_a_malformed_file_is_one_clear_line(tmp_path: Path, text: str, words: st
 
 
 def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="run from the repository's root"):
+    with pytest.raises(UserError, match="run from the root of the repository"):
         read_yaml(tmp_path / "params.yaml")

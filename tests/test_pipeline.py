@@ -3,9 +3,11 @@
 import csv
 import hashlib
 import json
+import re
 import shutil
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +15,15 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from stages import evaluate
-from stages.evaluate import flatten
-from stages.explain import SHEETS
-from tests.conftest import TINY, clone_project, draw_dataset, run, store_of
+from stages.explain import SHEET_TITLES
+from stages.lib.core.labels import read_labels
+from stages.lib.core.params import StageParams
+from stages.lib.core.tables import read_table
+from stages.lib.training.augmentation import Augmentation
+from stages.publish import flatten
+from stages.publish import main as publish
+from tests.conftest import TINY, clone_project, draw_dataset, run, set_params, store_of
+from tests.test_design import STAGES, loaded_params
 
 SPLITS = ("val", "calibration", "test")
 
@@ -29,7 +36,7 @@ def client(pipeline: Path) -> MlflowClient:
 @pytest.fixture(scope="session")
 def mlflow_run(client: MlflowClient) -> Run:
     experiment = client.get_experiment_by_name("deepfake-detection")
-    (found,) = client.search_runs([experiment.experiment_id])  # train, evaluate, submit share it
+    (found,) = client.search_runs([experiment.experiment_id])  # train and publish share it
     return found
 
 
@@ -42,10 +49,9 @@ def test_a_second_repro_does_nothing(pipeline: Path) -> None:
 def test_git_sees_only_what_it_owns(pipeline: Path) -> None:
     changed = run("git", "status", "--porcelain", "-uall", cwd=pipeline).stdout.split("\n")
     names = {line[3:] for line in changed if line} - {"repro.log"}
-    allowed = {"dvc.lock", "metrics/data.json", "metrics/evaluation.json",
-               "metrics/intervals.csv", "metrics/operating_points.csv", "metrics/cross_auc.csv",
-               "metrics/robustness.csv", "metrics/model_card.md"}  # fmt: skip
-    assert {name for name in names if not name.startswith("metrics/plots/")} <= allowed
+    allowed = {"dvc.lock", "metrics/data.json", "metrics/evaluation.json", "metrics/model_card.md"}
+    folders = ("metrics/plots/", "metrics/tables/")
+    assert {name for name in names if not name.startswith(folders)} <= allowed
 
 
 def test_training_and_evaluation_agree(pipeline: Path) -> None:
@@ -59,7 +65,7 @@ def test_training_and_evaluation_agree(pipeline: Path) -> None:
 
 def test_every_figure_has_its_interval_and_n(pipeline: Path) -> None:
     metrics = json.loads((pipeline / "metrics/evaluation.json").read_text())
-    intervals = pd.read_csv(pipeline / "metrics/intervals.csv")
+    intervals = pd.read_csv(pipeline / "metrics/tables/intervals.csv")
     for row in intervals[intervals["slice"] == "all"].itertuples():
         found = metrics[row.set]
         assert row.value == pytest.approx(found[row.metric], abs=1e-6)
@@ -79,13 +85,15 @@ def test_a_further_set_has_its_own_row_and_is_pooled_and_crossed(pipeline: Path)
     assert (metrics["drawn"]["num_real"], metrics["drawn"]["num_fake"]) == (20, 20)
     for count in ("num_real", "true_real", "num_fake", "true_fake"):
         assert metrics["pooled"][count] == metrics["val"][count] + metrics["drawn"][count]
-    cross = pd.read_csv(pipeline / "metrics/cross_auc.csv").set_index(["reals_of", "fakes_of"])
+    cross = pd.read_csv(pipeline / "metrics/tables/cross_auc.csv").set_index(
+        ["reals_of", "fakes_of"]
+    )
     assert len(cross) == 4
     for name in ("val", "drawn"):
         assert cross["auc"][name, name] == pytest.approx(metrics[name]["auc"], abs=1e-6)
     across = [cross["auc"]["val", "drawn"], cross["auc"]["drawn", "val"]]
     assert metrics["cross"]["worst_auc"] == pytest.approx(min(across), abs=1e-6)
-    points = pd.read_csv(pipeline / "metrics/operating_points.csv")
+    points = pd.read_csv(pipeline / "metrics/tables/operating_points.csv")
     assert set(points["set"]) == {"val", "drawn", "pooled"}
     assert points.groupby("wanted_fpr")["threshold"].nunique().eq(1).all()
     audit = json.loads((pipeline / "metrics/data.json").read_text())
@@ -112,9 +120,13 @@ def test_scores_and_labels_go_together(pipeline: Path) -> None:
 
 
 def test_outputs_hold_no_clock_and_no_run_id(pipeline: Path, mlflow_run: Run) -> None:
-    for path in [*(pipeline / "data/model").iterdir(), *(pipeline / "metrics").rglob("*.*")]:
-        assert mlflow_run.info.run_id.encode() not in path.read_bytes()
-        assert b"2026-" not in path.read_bytes() or path.suffix == ".safetensors"
+    clock = rb"20\d\d-[01]\d-[0-3]\d|[0-2]\d:[0-5]\d:[0-5]\d"
+    files = [path for name in ("data", "metrics") for path in (pipeline / name).rglob("*.*")]
+    for path in (path for path in files if path.is_file()):
+        content = path.read_bytes()
+        assert mlflow_run.info.run_id.encode() not in content, path
+        if path.suffix in (".json", ".csv", ".md", ".html", ".txt"):
+            assert not re.search(clock, content), path
 
 
 def test_the_run_knows_its_parameters(pipeline: Path, mlflow_run: Run) -> None:
@@ -159,7 +171,10 @@ def test_the_run_has_figures_files_and_data_sets(client: MlflowClient, mlflow_ru
     assert {
         "params.yaml",
         "evaluation.json",
+        "data.json",
         "submission.csv",
+        "model_card.md",
+        "model_card.html",
         "figures",
         "scores",
         "intervals.csv",
@@ -171,7 +186,7 @@ def test_the_run_has_figures_files_and_data_sets(client: MlflowClient, mlflow_ru
     assert figures == {"roc", "precision_recall", "scores", "confusion", "calibration", "loss",
                        "val_auc", "robustness"}  # fmt: skip
     shown = {Path(file.path).name for file in client.list_artifacts(run_id, "explanations")}
-    assert shown == {"images.csv", "page.html", *(f"{name}.png" for name in SHEETS)}
+    assert shown == {"images.csv", "page.html", *(f"{name}.png" for name in SHEET_TITLES)}
     assert {one.dataset.name for one in mlflow_run.inputs.dataset_inputs} == {"train", "val"}
 
 
@@ -196,15 +211,48 @@ def test_every_stage_gives_the_same_bytes_again(
 ) -> None:
     clone = shutil.copytree(pipeline, tmp_path / "clone", symlinks=True)
     before = outputs(clone)
-    for folder in ("data/raw", "data/labels", "data/model", "data/scores", "data/explanations"):
-        shutil.rmtree(clone / folder)
+    for folder in [*(clone / "data").iterdir(), clone / "metrics"]:
+        if folder.is_dir() and folder.name != "packed":
+            shutil.rmtree(folder)
+    for name in ("train", "val", "test"):  # the further set stays
+        shutil.rmtree(clone / "data/packed" / name)
+    (clone / "data/published.json").unlink()
     monkeypatch.chdir(clone)
     monkeypatch.setenv("DVC_ROOT", str(clone))
     monkeypatch.setenv("TRACKING", "off")
+    read = record_parameters(monkeypatch)
+    sections: dict[type, str] = {Augmentation: "train.augmentation"}
     for stage in ("sample", "pack", "prepare", "train", "predict", "explain", "evaluate", "card",
-                  "submit"):  # fmt: skip
+                  "submit", "publish"):  # fmt: skip
+        before_stage = {model: set(names) for model, names in read.items()}
         import_module(f"stages.{stage}").main()
+        sections |= {model: section for section, model in loaded_params(stage).items()}
+        declared = STAGES[stage].get("params", [])
+        for model, names in read.items():
+            for name in names - before_stage.get(model, set()):
+                dotted = f"{sections[model]}.{name}"
+                assert any(f"{dotted}.".startswith(f"{one}.") for one in declared), (stage, dotted)
     assert outputs(clone) == before
+    set_params(clone, {"data.root": str(draw_dataset(clone / "drawn", {"train": 60}))})
+    for stage in ("pack", "prepare"):  # a set without a validation set reads one more parameter
+        import_module(f"stages.{stage}").main()
+    models = {cls for cls in StageParams.__subclasses__() if cls.__module__.startswith("stages.")}
+    assert models == set(sections)
+    for model in models:
+        assert set(model.model_fields) == read.get(model, set()), f"{model}: not read"
+
+
+def record_parameters(monkeypatch: pytest.MonkeyPatch) -> dict[type, set[str]]:
+    """Return the fields of each model of parameters that are read from now on."""
+    read: dict[type, set[str]] = {}
+
+    def get(self: StageParams, name: str) -> Any:
+        if name in type(self).model_fields:
+            read.setdefault(type(self), set()).add(name)
+        return object.__getattribute__(self, name)
+
+    monkeypatch.setattr(StageParams, "__getattribute__", get)
+    return read
 
 
 def outputs(clone: Path) -> dict[str, bytes]:
@@ -218,27 +266,105 @@ def test_weights_restored_from_dvcs_cache_get_a_run_where_none_has_them(
 ) -> None:
     clone = shutil.copytree(pipeline, tmp_path / "clone", symlinks=True)
     (clone / "mlflow.db").unlink()
-    run("dvc", "repro", "--force", "--single-item", "evaluate", cwd=clone)
+    run("dvc", "repro", "--force", "--single-item", "publish", cwd=clone)
     with store_of(clone):
-        evaluate.main()  # now it is there
+        publish()  # now it is there
     client = MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("deepfake-detection")
     (made,) = client.search_runs([experiment.experiment_id])
     assert made.data.tags["restored"] == "true"
     assert made.data.metrics["val.auc"]
+    assert made.outputs.model_outputs
 
 
 def test_other_data_is_read_with_nothing_else_to_edit(tmp_path: Path) -> None:
-    """No test labels, no family, no validation set, a relative path, as the README says."""
-    clone = clone_project(tmp_path / "clone", TINY)
-    draw_dataset(tmp_path / "own", {"train": 120, "test": 10})
-    command = ["dvc", "exp", "run", "submit", "-S", "data.root=../own"]
-    done = run(*command, cwd=clone, TRACKING="off")
+    """No test list, no family, no validation set, a relative path, a bad image, as in the README.
+
+    `dvc repro` ends well although there is nothing to submit; what can be published is.
+    """
+    clone = clone_project(tmp_path / "clone", TINY | {"prepare.bad_images": "drop"})
+    root = draw_dataset(tmp_path / "own", {"train": 120})
+    empty = sorted((root / "phase1/trainset").iterdir())[7]
+    empty.write_bytes(b"")
+    done = run("dvc", "exp", "run", "publish", "-S", "data.root=../own", cwd=clone)
     assert "Running stage 'sample'" not in done.stdout
-    assert len((clone / "data/submission/submission.csv").read_text().splitlines()) == 11
-    groups = [set(pd.read_csv(clone / f"data/labels/{name}.csv")["group"])
-              for name in ("train", "val", "calibration")]  # fmt: skip
+    assert "nothing to submit" in done.stdout
+    assert (clone / "data/submission/submission.csv").read_text() == "img_name,y_pred\n"
+    parts = [pd.read_csv(clone / f"data/labels/{name}.csv")
+             for name in ("train", "val", "calibration")]  # fmt: skip
+    groups = [set(part["group"]) for part in parts]
     assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
+    assert sum(map(len, parts)) == 119
+    audit = json.loads((clone / "metrics/data.json").read_text())
+    assert audit["bad_images"]["first"] == [
+        {"set": "train", "img_name": empty.name, "error": "empty file"}
+    ]
+    client = MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
+    version = client.get_model_version_by_alias("deepfake-detector", "champion")
+    files = {file.path for file in client.list_artifacts(version.run_id)}
+    assert "model_card.md" in files and "submission.csv" not in files
+
+
+@pytest.mark.parametrize("bad", [b"", b"no image"])
+def test_a_bad_image_is_left_out_up_to_the_submission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: bytes
+) -> None:
+    """A set with a bad image has a missing hash, which must not turn the others into floats."""
+    clone = clone_project(tmp_path / "clone", TINY)
+    root = draw_dataset(clone / "own", {"train": 60, "val": 60, "test": 10})
+    for folder in ("phase1/trainset", "phase1/valset", "phase2/testset1_seen"):
+        (root / folder / f"{4:032x}.jpg").write_bytes(bad)
+    changes = {"data.root": "own", "prepare.bad_images": "drop", "submit.missing_score": 0.25}
+    set_params(clone, changes)
+    monkeypatch.chdir(clone)
+    monkeypatch.setenv("DVC_ROOT", str(clone))
+    monkeypatch.setenv("TRACKING", "off")
+    for stage in ("pack", "prepare", "train", "predict", "submit"):
+        import_module(f"stages.{stage}").main()
+    submission = pd.read_csv("data/submission/submission.csv").set_index("img_name")["y_pred"]
+    assert len(submission) == 10
+    assert submission[f"{4:032x}.jpg"] == 0.25
+    assert len(pd.read_csv("data/labels/train.csv")) == 59
+
+
+def test_words_that_pandas_takes_for_missing_reach_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source NA (North America), a family None, images called null and nan."""
+    clone = clone_project(tmp_path / "clone", TINY)
+    root = draw_dataset(clone / "own", {"train": 60, "val": 80, "test": 10})
+    for name, old in (("null", 3), ("nan", 5)):
+        (root / f"phase2/testset1_seen/{old:032x}.jpg").rename(root / "phase2/testset1_seen" / name)
+    listed = root / "phase2/testset1_seen_nolabel.txt"
+    names = listed.read_text().replace(f"{3:032x}.jpg", "null").replace(f"{5:032x}.jpg", "nan")
+    listed.write_text(names)
+    labels = root / "phase1/valset_label.txt"
+    rows = labels.read_text().split()[1:]
+    words = [
+        f"{row},{('NA', 'EU')[i // 2 % 2]},{('', 'None')[i % 2]}" for i, row in enumerate(rows)
+    ]
+    labels.write_text("\n".join(["img_name,target,source,family", *words]) + "\n")
+    set_params(clone, {"data.root": "own", "data.evaluation_sets": {"NA": "own"}})
+    monkeypatch.chdir(clone)
+    monkeypatch.setenv("DVC_ROOT", str(clone))
+    monkeypatch.setenv("TRACKING", "off")
+    import_module("stages.pack").main()
+    import_module("stages.pack").main(["NA"])
+    for stage in ("prepare", "train", "predict", "explain", "evaluate", "card", "submit"):
+        import_module(f"stages.{stage}").main()
+    submitted = Path("data/submission/submission.csv").read_text().split()[1:]
+    assert [line.split(",")[0] for line in submitted] == names.split()[1:]
+    assert submitted[3].startswith("null,")
+    for split in ("val", "calibration", "evaluation"):
+        found = read_labels(Path(f"data/labels/{split}.csv"))
+        assert found["source"].isin(["NA", "EU"]).all()
+        assert found.loc[found["target"] == 1, "family"].eq("None").all()
+        assert found.loc[found["target"] == 0, "family"].isna().all()
+    intervals = read_table(Path("metrics/tables/intervals.csv"))
+    assert {"source=NA", "source=EU", "family=None"} <= set(intervals["slice"])
+    assert set(intervals["set"]) == {"val", "NA", "pooled"}
+    card = Path("metrics/model_card.md").read_text()
+    assert "| val | source=NA |" in card and "fakes of NA" in card
 
 
 def test_a_mistake_ends_a_stage_with_one_line_and_exit_code_1(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from stages import predict, train
-from stages.lib import images as images_module
-from stages.predict import VIEWS
+from stages.lib.detector import dataset as dataset_module
+from stages.lib.prediction.views import SCORED_VIEWS
 from tests.conftest import run, set_params
 
 
@@ -49,9 +49,9 @@ def test_every_image_is_decoded_once_also_for_several_views(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[bytes] = []
-    real_decode = images_module.decode
+    real_decode = dataset_module.decode
     monkeypatch.setattr(
-        images_module, "decode", lambda c, p: decoded.append(bytes(c)) or real_decode(c, p)
+        dataset_module, "decode", lambda c, p: decoded.append(bytes(c)) or real_decode(c, p)
     )
     found = {}
     for views in (["plain"], ["mirrored"], ["plain", "mirrored"]):
@@ -67,11 +67,11 @@ def test_every_image_is_decoded_once_also_for_several_views(
 
 def test_the_views_keep_shape_and_type() -> None:
     images = torch.arange(2 * 3 * 16 * 16).reshape(2, 3, 16, 16).to(torch.uint8)
-    for view in VIEWS.values():
+    for view in SCORED_VIEWS.values():
         assert view(images).shape == images.shape
         assert view(images).dtype == torch.uint8
     flat = torch.full((1, 3, 16, 16), 9, dtype=torch.uint8)
-    assert torch.equal(VIEWS["zoomed"](flat), flat)
+    assert torch.equal(SCORED_VIEWS["zoomed"](flat), flat)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,10 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from stages import pack, prepare
-from stages.lib.audit import near_duplicate_groups
-from stages.lib.errors import UserError
-from stages.lib.labels import read_labels
-from stages.lib.packed import IMAGE_CUES
-from stages.lib.packing import FACTS_SCHEMA
+from stages.lib.audit.near_duplicates import near_duplicate_groups
+from stages.lib.core.errors import UserError
+from stages.lib.core.labels import read_labels
+from stages.lib.data.image_facts import FACTS_SCHEMA, IMAGE_CUES
 from tests.conftest import ROOT, set_params
 
 FACE_SWAPS = ROOT.parent / "shared/data/lfw_faceswap"
@@ -124,8 +123,9 @@ def test_a_set_of_one_class_is_refused(workspace: Path, which: str, target: int)
 
 
 def test_bad_images_are_refused_by_name_and_reason(workspace: Path) -> None:
-    table = facts(40, 0)
+    table = facts(40, 0).astype({"phash": object, "width": object, "jpeg_quality": object})
     table.loc[[3, 5], "error"] = "empty file"
+    table.loc[[3, 5], ["phash", "width", "jpeg_quality", *IMAGE_CUES]] = None
     write_facts(workspace, {"train": table, "val": facts(40, 1)})
     with pytest.raises(
         UserError, match=r"2 listed images .* 0-3.jpg of the train set \(empty file"
@@ -231,6 +231,22 @@ def test_a_further_set_changes_no_other_split(workspace: Path) -> None:
     assert report(workspace)["duplicates"]["groups_across_splits"]["train/celeb"] == 2
 
 
+def test_a_further_set_of_other_formats_changes_no_other_file(workspace: Path) -> None:
+    """A PNG has no JPEG quality; the missing value must not turn 90 into 90.0 elsewhere."""
+    sets = {"train": facts(60, 0), "val": facts(60, 1), "test": facts(9, 3)}
+    write_facts(workspace, sets)
+    prepare.main()
+    before = {path: path.read_bytes() for path in Path("data/labels").iterdir()}
+    png = facts(20, 2, format="PNG").astype({"jpeg_quality": object, "jpeg_tables": object})
+    png.loc[3:7, ["jpeg_quality", "jpeg_tables"]] = None
+    write_facts(workspace, sets | {"sets/png": png})
+    set_params(workspace, {"data.evaluation_sets": {"png": "x"}})
+    prepare.main()
+    for path, content in before.items():
+        assert (path.read_bytes() == content) == (path.name != "evaluation.csv"), path
+    assert read_labels(Path("data/labels/evaluation.csv"))["jpeg_quality"].isna().sum() == 5
+
+
 def test_a_further_set_needs_both_classes_and_a_free_name(workspace: Path) -> None:
     sets = {"train": facts(60, 0), "val": facts(60, 1), "sets/one": facts(9, 2, target=1)}
     write_facts(workspace, sets)
@@ -239,7 +255,7 @@ def test_a_further_set_needs_both_classes_and_a_free_name(workspace: Path) -> No
         prepare.main()
     for name in ("val", "pooled", "a/b", "2nd"):
         set_params(workspace, {"data.evaluation_sets": {name: "x"}})
-        with pytest.raises(UserError, match="data.evaluation_sets.*name the set by letters"):
+        with pytest.raises(UserError, match="data.evaluation_sets.*name the set with letters"):
             prepare.main()
 
 

@@ -4,14 +4,18 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from stages.lib.registry import register, registered_name
-from stages.lib.store import connect
-from stages.lib.tracking import tracker_of
+from stages.lib.core.tables import read_table
+from stages.lib.publishing.find_run import find_or_make_run
+from stages.lib.publishing.registry import register, registered_name
+from stages.lib.serving import logged_model
+from stages.lib.serving.logged_model import log_served_model
+from stages.lib.tracking.mlflow_store import connect
 from stages.train import main as train
 from tests.conftest import set_params, store_of
 
@@ -50,18 +54,15 @@ def scores(noise: float, seed: int = 0) -> pd.DataFrame:
 
 
 def enter(client: MlflowClient, table: pd.DataFrame, folder: Path, number: int) -> str:
-    """Make a run with a model of its own and these scores, and register it; return its id."""
-    weights = folder / "data/model/weights.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] = number  # other weights, so another model
-    weights.write_bytes(content)
-    tracker = tracker_of(folder / "data/model")
+    """Make the run of other weights with these scores, and register a model; return its id."""
+    tracker = find_or_make_run(f"{number:064x}", read_table(folder / "data/model/history.csv"))
     path = folder / "val.csv"
-    table.to_csv(path, index=False)
+    table.assign(logit=0.0).to_csv(path, index=False)
     tracker.log_file(path, "scores")
     assert not tracker.lost
-    register(client, tracker.run_id, table, "auc", 0.9)
-    return tracker.run_id
+    model_id = log_served_model(client, tracker.run_id, folder / "data/model")
+    register(client, model_id, NAME, table, "auc", 0.9)
+    return model_id
 
 
 def champion(client: MlflowClient) -> str:
@@ -74,11 +75,11 @@ def test_the_champion_is_beaten_only_by_what_is_surely_better(
     here = Path.cwd()
     first = enter(client, scores(0.3), here, 1)
     assert champion(client) == "1"
-    assert f"{NAME} version 1 is @champion: there was none" in capsys.readouterr().out
+    assert f"{NAME} version 1 is @champion: there was no champion" in capsys.readouterr().out
 
-    register(client, first, scores(0.3), "auc", 0.9)
+    register(client, first, NAME, scores(0.3), "auc", 0.9)
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 1
-    assert "version 1 is @champion: it was already" in capsys.readouterr().out
+    assert "version 1 is @champion: it was the champion before" in capsys.readouterr().out
 
     enter(client, scores(0.3, seed=1), here, 2)  # as good, by other chance
     assert champion(client) == "1"
@@ -104,11 +105,36 @@ def test_models_judged_on_other_images_are_not_compared(
     assert "version 1 was judged on other validation images" in capsys.readouterr().out
 
 
-def test_what_learnt_from_drawn_faces_has_a_name_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_model_of_drawn_faces_has_a_name_of_its_own() -> None:
+    assert registered_name(is_generated_sample=True) == f"{NAME}-generated-sample"
+    assert registered_name(is_generated_sample=False) == NAME
+
+
+def test_other_serving_code_is_another_version_and_takes_the_place_of_the_champion(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text("data:\n  root: data/raw/sample\n  evaluation_sets: {}\n")
-    assert registered_name() == f"{NAME}-generated-sample"
-    (tmp_path / "params.yaml").write_text("data:\n  root: /data/ffdi\n  evaluation_sets: {}\n")
-    assert registered_name() == NAME
+    models = [enter(client, scores(0.3), Path.cwd(), 1) for _ in range(2)]
+    assert models[0] == models[1]
+    for code in ("other code", "newer code"):
+        monkeypatch.setattr(logged_model, "_digest_of_code", lambda _, code=code: code)
+        models.append(enter(client, scores(0.3), Path.cwd(), 1))
+    assert len(client.search_model_versions(f"name = '{NAME}'")) == len(set(models)) == 3
+    assert client.get_model_version_by_alias(NAME, "champion").source == f"models:/{models[-1]}"
+    assert "the weights of the champion, and newer serving code" in capsys.readouterr().out
+
+
+def test_a_model_that_was_logged_half_is_never_registered(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow connects a model with its run before all of its files are there."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_model_artifacts", full)
+        with pytest.raises(OSError, match="No space"):
+            enter(client, scores(0.3), Path.cwd(), 1)
+    model_id = enter(client, scores(0.3), Path.cwd(), 1)
+    assert client.get_model_version_by_alias(NAME, "champion").source == f"models:/{model_id}"
+    mlflow.pyfunc.load_model(f"models:/{NAME}@champion")

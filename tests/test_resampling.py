@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from stages.lib.metrics import METRICS, RankedScores, plain_metrics
-from stages.lib.resampling import (
+from stages.lib.evaluation.metrics import METRICS, RankedScores, plain_metrics
+from stages.lib.evaluation.resampling import (
     cluster_weights,
     metric_intervals,
     paired_improvement,
@@ -78,7 +78,9 @@ def test_the_interval_is_as_wide_as_delongs() -> None:
 def test_every_metric_lies_in_its_interval() -> None:
     targets, scores = draw(300, seed=10)
     groups = np.arange(300) // 2
-    for name, found in metric_intervals(RankedScores(targets, scores), groups, METRICS).items():
+    for name, found in metric_intervals(
+        RankedScores(targets, scores), groups, list(METRICS)
+    ).items():
         assert found.low <= found.value <= found.high or name == "ece", name
         assert found.low < found.high, name
 

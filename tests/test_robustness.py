@@ -9,12 +9,18 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from stages import evaluate, predict, train
-from stages.evaluate import perturbed_scores
-from stages.lib.curves import severities
-from stages.lib.errors import UserError
-from stages.lib.images import Preprocessing
-from stages.lib.perturbations import (
+from stages import evaluate, predict, publish, train
+from stages.lib import paths
+from stages.lib.core.errors import UserError
+from stages.lib.detector.preprocessing import Preprocessing
+from stages.lib.evaluation.curves import severities
+from stages.lib.evaluation.robustness import (
+    mean_auc_interval,
+    robustness_table,
+    summarise_robustness,
+)
+from stages.lib.evaluation.scored_sets import perturbed_scores
+from stages.lib.prediction.perturbations import (
     LEVELS,
     VARIANTS,
     Perturbation,
@@ -24,7 +30,6 @@ from stages.lib.perturbations import (
     perturb_all,
     shrink,
 )
-from stages.lib.robustness import mean_auc_interval, robustness_table, summarise
 from stages.predict import NUM_VARIANTS, PerturbedImages, choose_images
 from tests.conftest import set_params
 
@@ -96,7 +101,7 @@ def test_auc_and_flips_of_an_example_worked_by_hand() -> None:
     assert found["auc"].tolist() == [1.0, 0.75, 0.0]
     assert found["flip_rate"].tolist() == [0.0, 0.25, 1.0]
     assert found[["num_real", "num_fake"]].to_numpy().tolist() == [[2, 2]] * 3
-    summary = summarise(perturbed, found)
+    summary = summarise_robustness(perturbed, found)
     assert summary.pop("mean_auc_low") <= 0.375 <= summary.pop("mean_auc_high")
     assert summary == {
         "plain_auc": 1.0, "mean_auc": 0.375, "worst_auc": 0.0, "mean_flip_rate": 0.625,
@@ -134,7 +139,7 @@ def test_the_unperturbed_variant_has_the_scores_of_the_validation_set(
     expected = pd.read_csv("data/scores/val.csv").set_index("img_name")["score"]
     assert plain.to_numpy() == pytest.approx(expected[plain.index].to_numpy(), abs=1e-6)
     assert len(found) == len(plain) * NUM_VARIANTS
-    rows = pd.read_csv("metrics/robustness.csv")
+    rows = pd.read_csv("metrics/tables/robustness.csv")
     assert len(rows) == NUM_VARIANTS
     assert (rows["low"] <= rows["auc"]).all() and (rows["auc"] <= rows["high"]).all()
 
@@ -148,7 +153,7 @@ def test_variants_come_from_one_decoding(pipeline: Path, monkeypatch: pytest.Mon
         image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.2] * 3
     )
     labels = pd.read_csv("data/labels/val.csv").head(1)
-    images = PerturbedImages(labels, predict.PACKED, preprocessing)
+    images = PerturbedImages(labels, paths.PACKED, preprocessing)
     assert images[0, 0][0].shape == (NUM_VARIANTS, 3, 32, 32)
     assert len(decoded) == 1
 
@@ -162,8 +167,8 @@ def test_it_can_be_left_out_and_a_metric_that_needs_more_reals_is_refused(
     train.main()
     predict.main()
     evaluate.main()
-    assert pd.read_csv("metrics/robustness.csv").empty
+    assert pd.read_csv("metrics/tables/robustness.csv").empty
     assert "robustness" not in json.loads(Path("metrics/evaluation.json").read_text())
-    set_params(workspace, {"evaluate.champion_metric": "tpr_at_fpr_1e-4"})
-    with pytest.raises(UserError, match="evaluate.champion_metric = tpr_at_fpr_1e-4 needs 10,000"):
-        evaluate.main()
+    set_params(workspace, {"publish.champion_metric": "tpr_at_fpr_1e-4"})
+    with pytest.raises(UserError, match="publish.champion_metric = tpr_at_fpr_1e-4 needs 10,000"):
+        publish.main()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.lib.errors import UserError
+from stages.lib.core.errors import UserError
 from stages.tools.seeds import summary
 
 SECTIONS = ["data", "train"]
@@ -12,6 +12,7 @@ def row(seed: int, auc: float | str, lr: float = 0.1, rev: str = "abc", **more: 
     return {
         "Experiment": "name", "rev": rev, "State": None, "val.auc": auc, "train.seed": seed,
         "train.lr": lr, "data.root": "faces", "stages/train.py": "1f", "data/model": str(seed),
+        "data/labels/train.csv": "1e",
     } | more  # fmt: skip
 
 
@@ -35,6 +36,12 @@ def test_seeds_of_one_configuration_are_one_line() -> None:
 
 def test_other_code_is_another_configuration() -> None:
     rows = [row(0, 0.9), row(1, 0.8, **{"stages/train.py": "2e"})]
+    assert len(summary(rows, SECTIONS, ["val.auc"]).splitlines()) == 3
+
+
+def test_what_one_commit_lacks_is_another_configuration() -> None:
+    """With --rev, commits may have other dependencies."""
+    rows = [row(0, 0.9), row(0, 0.8, **{"stages/lib/core": "3f"})]
     assert len(summary(rows, SECTIONS, ["val.auc"]).splitlines()) == 3
 
 

@@ -11,8 +11,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
-from stages.lib.images import Preprocessing, decode
-from stages.lib.packed import PackedImages
+from stages.lib.core.packed_images import PackedImages
+from stages.lib.detector.preprocessing import Preprocessing, decode
 
 SEEN = Preprocessing(image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.5] * 3)
 

@@ -118,7 +118,7 @@ def address(team: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[webdriver.Chrome]:
     programs = shutil.which("chromium"), shutil.which("chromedriver")
-    if not all(programs):
+    if not programs[0] or not programs[1]:
         pytest.skip("chromium and chromedriver are not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = programs[0]

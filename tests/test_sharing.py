@@ -6,8 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
-from stages.lib.params import read_yaml
+from stages.lib.core.files import read_json
+from stages.lib.core.params import read_yaml
+from stages.publish import flatten
 from tests.conftest import readme_commands, run, set_params
 
 
@@ -40,6 +44,52 @@ def test_a_colleague_pulls_and_computes_nothing(hub: Path, pipeline: Path, tmp_p
     assert run("git", "status", "--porcelain", cwd=theirs).stdout == ""
 
 
+def published(clone: Path) -> tuple[MlflowClient, Run]:
+    """Return the one run of the clone's store, after checking that everything is in it."""
+    client = MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("deepfake-detection")
+    (found,) = client.search_runs([experiment.experiment_id])
+    for name, value in flatten(read_json(clone / "metrics/evaluation.json")).items():
+        assert found.data.metrics[name] == pytest.approx(value)
+    files = {file.path for file in client.list_artifacts(found.info.run_id)}
+    assert {
+        "figures",
+        "explanations",
+        "model_card.md",
+        "model_card.html",
+        "submission.csv",
+    } <= files
+    name = "deepfake-detector-generated-sample"
+    version = client.get_model_version_by_alias(name, "champion")
+    assert (str(version.version), version.run_id) == ("1", found.info.run_id)
+    return client, found
+
+
+def test_a_fresh_clone_without_a_cache_publishes_all_of_its_first_run(
+    hub: Path, tmp_path: Path
+) -> None:
+    """Metrics come with Git and match dvc.lock; what MLflow gets must not depend on that."""
+    theirs = clone_of(hub, tmp_path / "theirs")
+    assert "Running stage 'publish'" in run("dvc", "repro", cwd=theirs).stdout
+    client, found = published(theirs)
+    assert "restored" not in found.data.tags
+    assert [one.step for one in client.get_metric_history(found.info.run_id, "epoch/val_auc")]
+    assert "Running stage" not in run("dvc", "repro", cwd=theirs).stdout
+
+
+def test_results_restored_from_the_run_cache_are_published_like_any_other(
+    hub: Path, pipeline: Path, tmp_path: Path
+) -> None:
+    """Two clones with one cache: the second one trains nothing, and has everything in MLflow."""
+    theirs = clone_of(hub, tmp_path / "theirs")
+    cache = shutil.copytree(pipeline / ".dvc/cache", tmp_path / "cache")
+    run("dvc", "cache", "dir", str(cache), cwd=theirs)
+    lines = run("dvc", "repro", cwd=theirs).stdout.splitlines()
+    assert [line for line in lines if "Running" in line] == ["Running stage 'publish':"]
+    _, found = published(theirs)
+    assert found.data.tags["restored"] == "true"
+
+
 @pytest.mark.slow
 def test_without_the_data_only_what_has_changed_runs(hub: Path, tmp_path: Path) -> None:
     theirs = clone_of(hub, tmp_path / "theirs")
@@ -48,7 +98,7 @@ def test_without_the_data_only_what_has_changed_runs(hub: Path, tmp_path: Path) 
     set_params(theirs, {"evaluate.threshold": "accuracy"})
     done = run("dvc", "repro", "--pull", "--allow-missing", cwd=theirs)
     ran = [line for line in done.stdout.splitlines() if line.startswith("Running stage")]
-    assert ran == ["Running stage 'evaluate':", "Running stage 'card':"]
+    assert ran == [f"Running stage '{name}':" for name in ("evaluate", "card", "publish")]
     assert not (theirs / "data/raw").exists()  # the images were not fetched for it
 
 

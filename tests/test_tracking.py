@@ -13,10 +13,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from stages.card import main as card
 from stages.evaluate import main as evaluate
-from stages.lib.signals import Stop
-from stages.lib.store import connect
+from stages.explain import main as explain
+from stages.lib.core.stopping import Stop
+from stages.lib.tracking.mlflow_store import connect
 from stages.predict import main as predict
+from stages.publish import main as publish
+from stages.submit import main as submit
 from stages.train import main as train
 from tests.conftest import environment, run, set_params, store_of
 
@@ -25,6 +29,12 @@ from tests.conftest import environment, run, set_params, store_of
 def in_workspace(workspace: Path) -> Iterator[None]:
     with store_of(workspace):
         yield
+
+
+def finish() -> None:
+    """Run the stages after training."""
+    for stage in (predict, explain, evaluate, card, submit, publish):
+        stage()
 
 
 def runs(workspace: Path) -> list[Run]:
@@ -45,12 +55,11 @@ def test_training_goes_on_without_mlflow_and_is_mirrored_later(
     train()
     shown = capsys.readouterr().out
     assert shown.count("WARNING: MLflow has failed") == 1
-    assert "dvc repro --force --single-item evaluate" in shown
+    assert "dvc repro --force --single-item publish" in shown
     assert (workspace / "data/model/weights.safetensors").is_file()
-    predict()
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    evaluate()
+    finish()
     (mirrored,) = runs(workspace)
     history = pd.read_csv(workspace / "data/model/history.csv")
     client = MlflowClient()
@@ -59,7 +68,7 @@ def test_training_goes_on_without_mlflow_and_is_mirrored_later(
     assert mirrored.data.metrics["val.auc"] == history["val_auc"].max()
     assert mirrored.info.status == "FINISHED"
     mlflow.pyfunc.load_model(f"runs:/{mirrored.info.run_id}/model")
-    evaluate()
+    publish()
     assert len(runs(workspace)) == 1
 
 
@@ -71,6 +80,13 @@ def test_an_artifact_store_that_cannot_be_written_stops_nothing(
     assert capsys.readouterr().out.count("WARNING: MLflow has failed") == 1
     assert (workspace / "data/model/weights.safetensors").is_file()
     assert [one.info.status for one in runs(workspace)] == ["FINISHED"]
+    finish()
+    assert capsys.readouterr().out.count("WARNING: MLflow has failed") == 1
+    assert (workspace / "data/published.json").is_file()
+    (workspace / "mlartifacts").unlink()
+    publish()
+    assert [one for one in runs(workspace) if "val.auc" in one.data.metrics]
+    mlflow.pyfunc.load_model("models:/deepfake-detector@champion")
 
 
 @pytest.mark.slow
@@ -85,8 +101,7 @@ def test_a_locked_store_stops_nothing_and_is_mirrored_later(
     shown = capsys.readouterr().out
     assert shown.count("WARNING: MLflow has failed") == 1
     assert "database is locked" in shown
-    predict()
-    evaluate()
+    finish()
     (mirrored,) = [one for one in runs(workspace) if "weights_sha256" in one.data.tags]
     assert mirrored.data.metrics["val.auc"]
 
@@ -114,10 +129,10 @@ def test_uncommitted_changes_are_said_and_kept(
     run("git", "add", "-A", cwd=workspace)
     run("git", "commit", "-qm", "all", cwd=workspace)
     train()
-    assert "uncommitted" not in capsys.readouterr().out
+    assert "not committed" not in capsys.readouterr().out
     set_params(workspace, {"train.lr": 0.007})
     train()
-    assert "note: 1 uncommitted files (params.yaml)" in capsys.readouterr().out
+    assert "note: files that are not committed: 1 (params.yaml)" in capsys.readouterr().out
     dirty, clean = runs(workspace)
     assert [one.data.tags["git_dirty"] for one in (dirty, clean)] == ["true", "false"]
     client = MlflowClient()
@@ -136,6 +151,7 @@ def test_a_killed_training_is_marked_by_the_next_one(workspace: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout
     assert any(line.strip().startswith("1/500") for line in process.stdout)
     process.send_signal(signal.SIGKILL)
     process.wait()

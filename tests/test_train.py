@@ -16,18 +16,16 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stages.lib.errors import UserError
-from stages.lib.hardware import Hardware
-from stages.lib.images import LabelledImages
-from stages.lib.model import Detector, create_model, resolve_preprocessing
-from stages.lib.params import load_params
-from stages.lib.training import (
-    TrainingLoop,
-    TrainParams,
-    find_accumulate,
-    make_schedule,
-    training_batches,
-)
+from stages.lib.core.errors import UserError
+from stages.lib.core.params import load_params
+from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.model import Detector, create_model, resolve_preprocessing
+from stages.lib.detector.runtime import Hardware
+from stages.lib.training.batches import training_batches
+from stages.lib.training.loop import TrainingLoop
+from stages.lib.training.micro_batch import find_accumulate
+from stages.lib.training.optimization import make_schedule
+from stages.lib.training.params import TrainParams
 from stages.predict import main as predict
 from stages.train import main
 from tests.conftest import ROOT, environment, readme_commands, run, set_params
@@ -46,7 +44,7 @@ def loop_of(**changes: Any) -> TrainingLoop:
     model = create_model("test_resnet", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=params.image_size)
     labels = pd.DataFrame({"target": [0, 1] * 40, "row": range(80), "set": "train"})
-    images = LabelledImages(labels, Path("nowhere"), preprocessing, params.augmentation)
+    images = LabelledImages(labels, Path("nowhere"), preprocessing, params.augmentation.apply)
     return TrainingLoop(params, Detector(model, preprocessing), images, Hardware(CPU, False))
 
 
@@ -193,7 +191,7 @@ class Fetches(TorchDispatchMode):
 
     count = 0
 
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # pyrefly: ignore[bad-override-param-name]
         self, operator: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         fetching = torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero
@@ -210,10 +208,10 @@ class Fetches(TorchDispatchMode):
 def test_the_device_is_waited_for_once_an_epoch(options: dict[str, Any]) -> None:
     loop = loop_of(**options, batch_size=8, image_size=32)
     params = loop.params
-    size = 8 // params.accumulate
+    size = 8 // params.num_micro_batches
     batch = torch.zeros((size, 3, 32, 32), dtype=torch.uint8), torch.arange(size) % 2
     with Fetches() as fetches:
-        loop.train_on([(*batch, batch[1])] * 5 * params.accumulate, epoch=0)
+        loop.train_on([(*batch, batch[1])] * 5 * params.num_micro_batches, epoch=0)
     assert fetches.count == 1  # the mean loss
 
 
@@ -297,7 +295,7 @@ def test_an_easy_signal_is_learnt(workspace: Path) -> None:
     [
         ({"model": "resnet_18"}, ["train.model = 'resnet_18'", "resnet18"]),
         ({"model_args": {"no_such": 1}}, ["train.model_args", "no_such"]),
-        ({"weights": "nowhere.pth"}, ["train.weights = 'nowhere.pth'", "is no file"]),
+        ({"weights": "nowhere.pth"}, ["train.weights = 'nowhere.pth'", "is not a file"]),
         ({"optimizer": "adamv"}, ["train.optimizer = 'adamv'", "did you mean adam"]),
         ({"batch_size": 30, "accumulate": 4}, ["train.batch_size = 30", "multiple of 4"]),
         ({"compile": "reduce-overhead", "accumulate": 2}, ["train.accumulate = 2", "set it to 1"]),
@@ -342,6 +340,7 @@ def test_a_stopped_training_leaves_nothing_and_its_run_is_failed(workspace: Path
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout
     for line in process.stdout:
         if line.strip().startswith("1/500"):
             break

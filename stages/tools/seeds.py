@@ -1,24 +1,25 @@
-"""Summarise experiments that differ in nothing but the seed: mean and spread of their metrics.
+"""Summarise experiments that differ only in the seed: mean and spread of their metrics.
 
 Run: python -m stages.tools.seeds [--metric val.auc --metric ...] [--rev main --rev ...]
 
 Reads what `dvc exp show` lists for the current commit, or for those of --rev. One line per
-configuration: what tells it from the others, how many seeds, and per metric the mean, the standard
-deviation over the seeds (n - 1) and the range.
+configuration: its settings that differ from the others, how many seeds, and for each metric the
+mean, the standard deviation over the seeds (n - 1) and the range.
 """
 
 import argparse
-import statistics
 from typing import Any
 
 import dvc.api
+import pandas as pd
 
-from stages.lib.errors import UserError, run_stage
-from stages.lib.params import PARAMS_FILE, read_yaml
+from stages.lib import paths
+from stages.lib.core.errors import UserError
+from stages.lib.core.params import read_yaml
+from stages.lib.core.running import run_command
 
 SEED = "train.seed"
 DEFAULT_METRICS = ("val.auc", "val.tpr_at_fpr_1e-2", "val.balanced_accuracy")
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -28,67 +29,47 @@ def main() -> None:
     parser.add_argument("--rev", action="append", help="a commit whose experiments to read")
     arguments = parser.parse_args()
     rows = dvc.api.exp_show(revs=arguments.rev)
-    print(summary(rows, list(read_yaml(PARAMS_FILE)), arguments.metric or list(DEFAULT_METRICS)))
+    metrics = arguments.metric or list(DEFAULT_METRICS)
+    print(summary(rows, list(read_yaml(paths.PARAMS)), metrics))
 
 
-def summary(rows: list[Row], sections: list[str], metrics: list[str]) -> str:
+def summary(rows: list[dict[str, Any]], sections: list[str], metrics: list[str]) -> str:
     """Return the table as text.
 
     rows: from dvc.api.exp_show; sections: of params.yaml. Raises UserError for an unknown metric
     and where no experiment has finished.
     """
-    committed = [row for row in rows if row["rev"] != "workspace"]
-    # DVC lists what failed or still runs with the metrics that the workspace had before it.
-    done = [row for row in committed if row["State"] in (None, "Success")]
-    finished = [row for row in done if all(_is_number(row.get(name)) for name in metrics)]
-    if not finished:
+    table = pd.DataFrame(rows)
+    table = table[table["rev"] != "workspace"]
+    # DVC lists an experiment that failed or still runs with the older metrics of the workspace.
+    done = table[table["State"].isna() | (table["State"] == "Success")]
+    values = done.reindex(columns=metrics).apply(pd.to_numeric, errors="coerce")
+    finished = done.assign(**values)[values.notna().all(axis=1)]
+    if finished.empty:
         known = sorted({name for row in rows for name in row if name.startswith("val.")})
         raise UserError(
-            f"none of {len(committed)} commits and experiments has {', '.join(metrics)}; "
+            f"none of {len(table)} commits and experiments has {', '.join(metrics)}; "
             f"known are {', '.join(known) or 'none: run `dvc exp run` first'}"
         )
-    configurations: dict[tuple, dict[float, Row]] = {}
-    for row in finished:  # two experiments of one seed and configuration are one result
-        configurations.setdefault(_configuration(row, sections), {})[row[SEED]] = row
-    names = _differing(list(configurations))
-    lines = []
-    for configuration, by_seed in configurations.items():
-        settings = dict(configuration)
-        label = ", ".join(f"{name}={settings.get(name)}" for name in names) or "all"
-        results = [_spread([row[name] for row in by_seed.values()]) for name in metrics]
-        lines.append([label, str(len(by_seed)), *results])
-    left_out = len(committed) - len(finished)
+    left_out = len(table) - len(finished)
+    # All that decides a result except the seed: parameters, code, labels.
+    kept = (*(f"{section}." for section in sections), "stages/", "data/labels")
+    settings = [name for name in finished if name.startswith(kept) and name != SEED]
+    finished = finished.assign(**finished[settings].astype(object).fillna("").astype(str))
+    finished = finished.drop_duplicates([*settings, SEED], keep="last")  # one result run twice
+    differing = [name for name in settings if finished[name].nunique() > 1]
+    lines = [["configuration", "seeds", *metrics]]
+    for _, part in finished.groupby(settings, sort=False):
+        label = ", ".join(f"{name}={part[name].iloc[0]}" for name in differing) or "all"
+        lines.append([label, str(len(part)), *(_spread(part[name]) for name in metrics)])
     note = [f"left out, not finished or without these metrics: {left_out}"] if left_out else []
-    return "\n".join([*_aligned([["configuration", "seeds", *metrics], *lines]), *note])
+    return "\n".join([*_aligned(lines), *note])
 
 
-def _configuration(row: Row, sections: list[str]) -> tuple[tuple[str, Any], ...]:
-    """Return all that decides a result but the seed: parameters, code, labels."""
-    kept = (*(f"{section}." for section in sections), "stages/", "data/labels/")
-    return tuple(sorted(
-        (name, value) for name, value in row.items() if name.startswith(kept) and name != SEED
-    ))  # fmt: skip
-
-
-def _differing(configurations: list[tuple[tuple[str, Any], ...]]) -> list[str]:
-    """Return the names whose values are not the same in all configurations."""
-    settings = [dict(configuration) for configuration in configurations]
-    names = sorted({name for one in settings for name in one})
-    return [name for name in names if len({str(one.get(name)) for one in settings}) > 1]
-
-
-def _spread(values: list[float]) -> str:
+def _spread(values: pd.Series) -> str:
     if len(values) == 1:
-        return f"{values[0]:.4f}"
-    deviation = statistics.stdev(values)
-    return (
-        f"{statistics.mean(values):.4f} ± {deviation:.4f} ({min(values):.4f} to {max(values):.4f})"
-    )
-
-
-def _is_number(value: Any) -> bool:
-    """Say whether a cell of the table holds a number; of a failed experiment it may not."""
-    return isinstance(value, (int, float)) and value == value
+        return f"{values.iloc[0]:.4f}"
+    return f"{values.mean():.4f} ± {values.std():.4f} ({values.min():.4f} to {values.max():.4f})"
 
 
 def _aligned(cells: list[list[str]]) -> list[str]:
@@ -97,4 +78,4 @@ def _aligned(cells: list[list[str]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_command(main)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from stages.lib.hardware import set_up_hardware
-from stages.lib.images import LabelledImages
-from stages.lib.model import Detector, create_model, resolve_preprocessing
-from stages.lib.params import load_params
+from stages.lib.core.params import load_params
+from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.model import Detector, create_model, resolve_preprocessing
+from stages.lib.detector.runtime import set_up_hardware
 from stages.predict import PredictParams, predict_logits
 from tests.benchmarks import notebook
 from tests.benchmarks.notebook import IMAGE_SIZE, draw_photographs, pack
@@ -33,7 +33,7 @@ def compare(folder: Path, num_images: int, repeats: int) -> Rates:
     preprocessing = resolve_preprocessing(model, image_size=IMAGE_SIZE)
     images = LabelledImages(labels, folder / "packed", preprocessing)
     detector = Detector(deepcopy(model), preprocessing).eval()  # of another memory format
-    detector = detector.to(hardware.device, memory_format=torch.channels_last)
+    detector = detector.to(hardware.device).to(memory_format=torch.channels_last)
     compiled = deepcopy(detector)
     compiled.compile()
     runs = {

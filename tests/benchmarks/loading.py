@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from stages.lib.decoded import decode_ahead
-from stages.lib.images import LabelledImages, Preprocessing, resize
+from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.preprocessing import Preprocessing, resize
+from stages.lib.training.decode_cache import decode_ahead
 from tests.benchmarks.notebook import IMAGE_SIZE, MEAN, STD, FileImages, draw_photographs, pack
 from tests.benchmarks.race import Rates, race, run_races
 
@@ -81,7 +82,9 @@ def compare(folder: Path, num_images: int, repeats: int, side: int) -> Rates:
     table = draw_photographs(photographs, num_images, side)
     contents = [(photographs / name).read_bytes() for name in table["img_name"]]
     files = FileImages(photographs, table)
-    runs = {"baseline": lambda: [files[i] for i in range(num_images)] and None}
+    runs: dict[str, Callable[[], object]] = {
+        "baseline": lambda: [files[i] for i in range(num_images)] and None
+    }
     for name, load in DECODERS.items():
         runs[name] = lambda load=load: [load(content) for content in contents] and None
     for name, images in ours(folder, table).items():

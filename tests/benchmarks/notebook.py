@@ -12,8 +12,8 @@ import torchvision.transforms as T
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from stages.lib.competition import ImageSet
-from stages.lib.packing import PackParams, pack_images
+from stages.lib.data.layout import ImageSet
+from stages.lib.data.packing import PackParams, pack_images
 
 IMAGE_SIZE = 256
 BATCH_SIZE = 256 if torch.cuda.is_available() else 40

@@ -4,7 +4,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ def run_race(what: str, compare: Callable[[Path], Rates]) -> Rates:
     return rates
 
 
-def race(contestants: dict[str, Callable[[], None]], num_images: int, repeats: int) -> Rates:
+def race(contestants: Mapping[str, Callable[[], object]], num_images: int, repeats: int) -> Rates:
     """Let them run in turn; a first round is a warm-up."""
     rates: Rates = {name: [] for name in contestants}
     for repeat in range(repeats + 1):

@@ -16,12 +16,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from stages.lib.decoded import decode_ahead
-from stages.lib.hardware import set_up_hardware
-from stages.lib.images import LabelledImages
-from stages.lib.model import Detector, create_model, resolve_preprocessing
-from stages.lib.params import load_params
-from stages.lib.training import Batch, TrainingLoop, TrainParams
+from stages.lib.core.params import load_params
+from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.model import Detector, create_model, resolve_preprocessing
+from stages.lib.detector.runtime import set_up_hardware
+from stages.lib.training.decode_cache import decode_ahead
+from stages.lib.training.loop import TrainingLoop
+from stages.lib.training.params import TrainParams
+from stages.lib.training.speed import Batch
 from tests.benchmarks import notebook
 from tests.benchmarks.notebook import BATCH_SIZE, IMAGE_SIZE, draw_photographs, pack
 from tests.benchmarks.race import Rates, race, run_races
@@ -36,7 +38,7 @@ def loop_of(folder: Path, labels: pd.DataFrame) -> TrainingLoop:
     hardware = set_up_hardware(params.device, params.precision, params.num_threads)
     model = create_model("resnet18", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=IMAGE_SIZE)
-    images = LabelledImages(labels, folder / "packed", preprocessing, params.augmentation)
+    images = LabelledImages(labels, folder / "packed", preprocessing, params.augmentation.apply)
     detector = Detector(model, preprocessing).to(hardware.device)
     detector = detector.to(memory_format=torch.channels_last)
     print(f"ours: {hardware}")

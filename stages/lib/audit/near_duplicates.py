@@ -1,0 +1,68 @@
+"""Near-duplicates: images with almost the same perceptual hash, such as a face and its fakes."""
+
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+HASH_BITS = 64
+PAIRS_AT_ONCE = 4_000_000  # hash pairs compared in one step, bounds the memory
+
+
+def near_duplicate_groups(hashes: np.ndarray, max_bits: int) -> np.ndarray:
+    """Number the groups of images whose hashes differ in at most max_bits bits, transitively.
+
+    hashes: uint64 (N,). Returns int (N,), groups numbered in the order of their first image. By the
+    pigeonhole principle two such hashes agree in at least one of max_bits + 1 bands (Manku et al.
+    2007), so only hashes that share a band are compared.
+    """
+    unique, inverse = np.unique(hashes, return_inverse=True)
+    edges = [_close_pairs(unique, band, max_bits) for band in _bands(max_bits + 1)]
+    left, right = np.concatenate(edges).T if max_bits else np.empty((2, 0), dtype=np.int64)
+    graph = coo_matrix((np.ones(len(left), dtype=bool), (left, right)), shape=(len(unique),) * 2)
+    component = connected_components(graph, directed=False)[1][inverse]
+    return pd.factorize(component)[0]
+
+
+def _bands(count: int) -> list[tuple[int, int]]:
+    """Cut the hash into `count` bands: (first bit, number of bits)."""
+    cuts = np.linspace(0, HASH_BITS, count + 1).astype(int)
+    return [(int(low), int(high - low)) for low, high in pairwise(cuts)]
+
+
+def _close_pairs(hashes: np.ndarray, band: tuple[int, int], max_bits: int) -> np.ndarray:
+    """Return the index pairs (M, 2) that agree in the band and differ in at most max_bits bits."""
+    low, width = band
+    mask = np.uint64((1 << width) - 1)
+    keys = (hashes >> np.uint64(low)) & mask
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
+    found = [np.empty((0, 2), dtype=np.int64)]
+    for members in np.split(order, starts[1:]):
+        rows_at_once = max(1, PAIRS_AT_ONCE // len(members))
+        for first in range(0, len(members) if len(members) > 1 else 0, rows_at_once):
+            some = members[first : first + rows_at_once]
+            differing = np.bitwise_count(hashes[some][:, None] ^ hashes[members][None, :])
+            i, j = np.nonzero(differing <= max_bits)
+            keep = some[i] < members[j]
+            found.append(np.stack([some[i][keep], members[j][keep]], axis=1))
+    return np.concatenate(found)
+
+
+def duplicates_report(splits: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Count copies and near-duplicates inside and across splits, and with different labels."""
+    everything = pd.concat(splits, names=["split"]).reset_index("split")
+    labelled = everything.dropna(subset=["target"])
+    copies = labelled.groupby("sha256")["target"].agg(["size", "nunique"])
+    groups = {name: set(rows["group"]) for name, rows in splits.items()}
+    return {
+        "exact_copies": int(everything.duplicated("sha256").sum()),
+        "exact_copies_with_both_labels": int((copies["nunique"] > 1).sum()),
+        "largest_group": int(everything["group"].value_counts().max()),
+        "groups_across_splits": {
+            f"{a}/{b}": len(groups[a] & groups[b]) for a, b in combinations(groups, 2)
+        },
+    }

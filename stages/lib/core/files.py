@@ -1,0 +1,67 @@
+"""Writing outputs whole or not at all, and digests of files."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def fresh_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `target` on success and disappears on failure."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder in one step, because other runs assume that an existing folder is complete.
+
+    After an interruption, the rest is next to it under the name `.NAME.gone`.
+    """
+    gone = folder.with_name(f".{folder.name}.gone")
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step, so that a crash leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON with the keys in the given order; NaN and infinity raise ValueError."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read what write_json wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256_of(*paths: Path) -> str:
+    """Return the SHA-256 (hexadecimal) of the contents of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def main_workspace() -> Path:
+    """Return the root of the repository; in a temporary workspace of DVC, that of the main one."""
+    return Path(os.environ.get("DVC_ROOT", Path(__file__).parents[3])).resolve()

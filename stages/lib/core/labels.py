@@ -1,0 +1,28 @@
+"""What a label is, and the label tables that stages.prepare writes."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from stages.lib.core.tables import read_table
+
+REAL, FAKE = 0, 1  # a score is P(fake)
+CLASS_NAMES = ("real", "fake")
+
+LABEL_TYPES = {
+    "img_name": "str",
+    "target": "Int8",  # 0 real, 1 fake, empty: unknown
+    "family": "str",  # the method of a fake, empty: unknown
+    "source": "str",  # the collection that an image is from, empty: unknown
+    "width": "int64",  # pixels
+    "height": "int64",
+    "jpeg_quality": "Int8",  # 1 to 100, empty for other formats
+    "set": "str",  # the image is row `row` of data/packed/`set`
+    "row": "int64",
+    "group": "int64",  # near-duplicates share one
+}
+
+
+def read_labels(path: Path) -> pd.DataFrame:
+    """Read a label table: one row per image, the columns of LABEL_TYPES."""
+    return read_table(path, LABEL_TYPES)

@@ -1,0 +1,74 @@
+"""How a stage runs: alone, with an orderly end, and with a user's mistake reported in one line."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from stages.lib.core.errors import UserError
+from stages.lib.core.stopping import stoppable
+
+LOCKS = Path(".dvc/tmp/stages")
+SECONDS_TO_WAIT = 30  # a stage whose DVC was killed stops within a few seconds
+
+
+def run_stage(main: Callable[[], None], *parts: str) -> None:
+    """Run a stage's main; a UserError becomes one line on stderr and exit code 1.
+
+    parts: what tells several processes of one stage apart that write different outputs.
+    """
+    with _errors_in_one_line(), _only_writer("-".join([Path(sys.argv[0]).stem, *parts])):
+        main()
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run the main of a command that writes no output of the pipeline; errors as in run_stage."""
+    with _errors_in_one_line():
+        main()
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    try:
+        with stoppable():
+            yield
+    except UserError as error:
+        if _is_first_process():
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@contextmanager
+def _only_writer(stage: str) -> Iterator[None]:
+    """Hold the lock of the outputs of a stage, so that two processes never write the same ones.
+
+    DVC has a lock of its own, but a stage can outlive a DVC that is killed. Raises UserError where
+    another process keeps the lock.
+    """
+    if not _is_first_process():  # under torchrun, the first process writes
+        yield
+        return
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(LOCKS / f"{stage.replace(os.sep, '_')}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process runs stage {stage} in this folder: waiting for its end", flush=True)
+        try:
+            lock.acquire(timeout=SECONDS_TO_WAIT)
+        except Timeout:
+            raise UserError(
+                f"stage {stage}: another process still runs it in {Path.cwd()}; wait for its end, "
+                f"or find it with `pgrep -f stages.{stage.split('-')[0]}` and stop it"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,124 @@
+"""How a stage stops in order: on SIGTERM, on Ctrl-C, and when the DVC that started it has died."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
+
+SECONDS_BETWEEN_LOOKS = 1
+
+
+class Stop:
+    """A signal handler that raises KeyboardInterrupt for Ctrl-C and SystemExit for SIGTERM.
+
+    An interrupted SQLite transaction keeps its store locked. So a signal that arrives inside
+    `after_write` waits for the end of the write.
+    """
+
+    def __init__(self) -> None:
+        self.writing = False
+        self.pending: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None = None) -> None:
+        """Handle a signal, now or after the write."""
+        if self.writing:
+            self.pending = number
+            return
+        self.pending = None
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    @contextmanager
+    def after_write(self) -> Iterator[None]:
+        """Delay signals until the body is done."""
+        outer, self.writing = self.writing, True
+        try:
+            yield
+        finally:
+            self.writing = outer
+        if self.pending is not None and not outer:
+            self(self.pending)
+
+
+stop = Stop()
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C raise in the body, so that it can clean up."""
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def start_dvc_watch() -> None:
+    """Start a thread that sends SIGTERM to this process when the DVC that started it has died.
+
+    `dvc queue kill --force` and the out-of-memory killer of the kernel end DVC and leave its stage
+    running, even in a workspace that another stage is about to use. Until `stoppable` handles the
+    signal, it ends the process at once; nothing has been written by then.
+    """
+    threading.Thread(target=_stop_with_dvc, daemon=True).start()
+
+
+def _stop_with_dvc() -> None:
+    import psutil
+
+    dvc = _dvc_of(psutil.Process())
+    while dvc and dvc.is_running() and _status(dvc) != psutil.STATUS_ZOMBIE:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _dvc_of(stage: "psutil.Process") -> "psutil.Process | None":
+    """Return the process that started this stage, or None where it has died already.
+
+    It is the parent of the outermost process with the variable that DVC sets for its stages: it is
+    called dvc, or it is a Python program that uses DVC's API. When it dies, the system gives its
+    children to another parent: a program of another kind, or of another session.
+    """
+    import psutil
+
+    top = stage
+    while True:
+        try:
+            parent = top.parent()
+            if parent is None:
+                return None
+            if "DVC_STAGE" in parent.environ():
+                top = parent
+                continue
+            words = _first_words(parent)
+            same_session = os.getsid(parent.pid) == os.getsid(top.pid)
+            uses_api = words[:1] and words[0].startswith("python") and same_session
+            return parent if "dvc" in words or uses_api else None
+        except psutil.AccessDenied:  # of another user, who has not started this stage
+            return None
+        except (psutil.Error, OSError):  # a process has just ended: look again
+            time.sleep(0.1)
+            top = stage
+
+
+def _first_words(process: "psutil.Process") -> list[str]:
+    """Return the file names in the first words of a command line, as in `python -m dvc repro`."""
+    return [Path(word).name for word in process.cmdline()[:4]]
+
+
+def _status(process: "psutil.Process") -> str:
+    """Return the status of a process, that of a zombie where it has just ended."""
+    import psutil
+
+    try:
+        return process.status()
+    except psutil.Error:
+        return psutil.STATUS_ZOMBIE

@@ -1,0 +1,97 @@
+"""What one look at an image file tells: its header, its hashes and the cues of its pixels."""
+
+import hashlib
+from functools import cache
+from io import BytesIO
+from typing import Any
+
+import imagehash
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from scipy import ndimage
+
+# Numbers for a whole picture that say nothing about manipulation: what a lazy detector would learn.
+IMAGE_CUES = ("brightness", "contrast", "saturation", "sharpness", "high_frequency")
+FACTS_SCHEMA = pa.schema(
+    [
+        ("img_name", pa.string()),
+        ("target", pa.int8()),  # 0 real, 1 fake, null unknown
+        ("family", pa.string()),  # the method of a fake, where the list names it
+        ("source", pa.string()),  # the collection that an image is from, where the list names it
+        ("error", pa.string()),  # why the image cannot be used, null for a good one
+        ("num_bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("format", pa.string()),
+        ("mode", pa.string()),
+        ("width", pa.int32()),  # pixels
+        ("height", pa.int32()),
+        ("phash", pa.uint64()),  # 64-bit perceptual hash (Zauner 2010, as in ImageHash)
+        ("jpeg_tables", pa.string()),  # digest of the quantisation tables, null for other formats
+        ("jpeg_quality", pa.int8()),  # 1 to 100 on libjpeg's scale, from the luminance table
+        *[(cue, pa.float32()) for cue in IMAGE_CUES],
+    ]
+)
+
+
+def image_facts(content: bytes) -> dict[str, Any]:
+    """Decode an encoded image fully and return the columns of FACTS_SCHEMA that follow from it."""
+    if not content:
+        return {"error": "empty file"}
+    with Image.open(BytesIO(content)) as image:
+        image.load()
+        tables = getattr(image, "quantization", None)  # of a JPEG
+        return {
+            "num_bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "format": image.format,
+            "mode": image.mode,
+            "width": image.width,
+            "height": image.height,
+            "phash": int(str(imagehash.phash(image)), 16),
+            "jpeg_tables": _tables_digest(tables) if tables else None,
+            "jpeg_quality": _jpeg_quality(tables[0]) if tables else None,
+            **image_cues(image),
+        }
+
+
+def image_cues(image: Image.Image) -> dict[str, float]:
+    """Return IMAGE_CUES of a decoded picture, one number each for the whole picture.
+
+    Brightness, contrast (standard deviation) and saturation on a scale of 0 to 255, sharpness as
+    the variance of the Laplacian (Pech-Pacheco et al. 2000), and the share of the spectrum's energy
+    beyond half the highest frequency.
+    """
+    luma = np.asarray(image.convert("L"), dtype=np.float32)
+    energy = np.abs(np.fft.rfft2(luma - luma.mean())) ** 2
+    vertical, horizontal = np.fft.fftfreq(luma.shape[0]), np.fft.rfftfreq(luma.shape[1])
+    is_high = np.maximum(np.abs(vertical)[:, None], horizontal[None]) > 0.25
+    return {
+        "brightness": float(luma.mean()),
+        "contrast": float(luma.std()),
+        "saturation": float(np.asarray(image.convert("RGB").convert("HSV"))[..., 1].mean()),
+        "sharpness": float(ndimage.laplace(luma).var()),
+        "high_frequency": float(energy[is_high].sum() / max(energy.sum(), 1e-9)),
+    }
+
+
+def _tables_digest(tables: dict[int, list[int]]) -> str:
+    text = str([(number, list(table)) for number, table in sorted(tables.items())])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def _libjpeg_tables() -> np.ndarray:
+    """Return the luminance tables of libjpeg for the qualities 1 to 100: int (100, 64)."""
+    tables = []
+    for quality in range(1, 101):
+        buffer = BytesIO()
+        Image.new("L", (8, 8)).save(buffer, "JPEG", quality=quality)
+        with Image.open(buffer) as image:
+            tables.append(image.quantization[0])  # pyrefly: ignore[missing-attribute]
+    return np.array(tables)
+
+
+def _jpeg_quality(luminance: list[int]) -> int:
+    """Return the quality whose table in libjpeg is the closest."""
+    return 1 + int(np.abs(_libjpeg_tables() - luminance).sum(axis=1).argmin())

@@ -1,0 +1,37 @@
+"""The parameters of data sets: where the images are, and how to pack them."""
+
+import re
+from typing import Annotated
+
+import pydantic
+
+from stages.lib.core.params import StageParams
+
+# What metrics/evaluation.json and metrics/data.json hold beside the sets.
+RESERVED_NAMES = ("train", "val", "calibration", "test", "pooled", "cross", "robustness",
+                  "weights", "threshold", "temperature", "num_calibration")  # fmt: skip
+
+
+def _check_set_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][\w-]*", name) or name in RESERVED_NAMES:
+        raise ValueError(
+            f"name the set with letters, digits, - and _, and not {', '.join(RESERVED_NAMES)}"
+        )
+    return name
+
+
+SetName = Annotated[str, pydantic.AfterValidator(_check_set_name)]
+
+
+class DataParams(StageParams):
+    """Section `data`: folders with images."""
+
+    root: str
+    evaluation_sets: dict[SetName, str]
+
+
+class PackParams(StageParams):
+    """Section `pack`."""
+
+    shard_mb: Annotated[int, pydantic.Field(ge=1)]
+    num_threads: Annotated[int, pydantic.Field(ge=1)]

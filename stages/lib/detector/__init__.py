@@ -1,0 +1,1 @@
+"""The detector, its input and the hardware that it runs on."""

@@ -1,0 +1,165 @@
+"""The detector: a timm model with two outputs and its preprocessing, in memory and on disk."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import timm
+import torch
+from safetensors.torch import load_file, save
+from timm.data import resolve_model_data_config
+
+from stages.lib import paths
+from stages.lib.core.errors import UserError, did_you_mean
+from stages.lib.core.files import sha256_of, write_text
+from stages.lib.core.labels import CLASS_NAMES
+from stages.lib.detector.preprocessing import Normalize, Preprocessing
+
+WEIGHTS_FILE, CONFIG_FILE = paths.WEIGHTS.name, paths.CONFIG.name
+
+
+class DetectorConfig(pydantic.BaseModel):
+    """config.json: what is needed besides the weights to use them."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    model: str  # timm's name
+    model_args: dict[str, Any]
+    preprocessing: Preprocessing
+    num_parameters: int
+    initial_weights: str  # what `provenance` returns
+    best_epoch: int  # counted from 1
+    weights_sha256: str = ""  # of weights.safetensors, set by save_detector
+    classes: list[str] = list(CLASS_NAMES)  # the score is P(classes[1])
+
+
+def create_model(name: str, model_args: dict[str, Any], weights: str) -> torch.nn.Module:
+    """Create a timm model with 2 classes; weights: "random", "hub" or the path of a file.
+
+    Raises UserError for an unknown model, for arguments that it does not accept, and for weights
+    that cannot be loaded or do not fit: no model ever starts from scratch in silence.
+    """
+    if ":" not in name and not timm.is_model(name):
+        hint = did_you_mean(name, timm.list_models() + timm.list_pretrained())
+        raise UserError(f"train.model = '{name}' is not a model of timm{hint}")
+    random_state = torch.get_rng_state()
+    try:
+        untrained = timm.create_model(name, num_classes=len(CLASS_NAMES), **model_args)
+    except TypeError as error:
+        raise UserError(
+            f"train.model_args = {model_args}: {name} does not accept it: {error}"
+        ) from error
+    if weights == "random":
+        return untrained
+    overlay = None if weights == "hub" else {"file": weights}
+    if overlay and not Path(weights).is_file():
+        raise UserError(
+            f"train.weights = '{weights}' is not a file; give random, hub, or the path of a "
+            ".safetensors or .pth file"
+        )
+    torch.set_rng_state(random_state)
+    try:
+        model = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=len(CLASS_NAMES),
+            **model_args,
+        )  # fmt: skip
+    except Exception as error:  # anything that the client of the hub, the reader or timm raises
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"train.weights = '{weights}': cannot load weights for {name}: {reason}"
+        ) from error
+    _check_all_loaded(model, untrained, f"train.weights = '{weights}' do not fit {name}")
+    return model
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Return the number of parameters, without buffers."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def provenance(name: str, weights: str) -> str:
+    """Say where the first weights came from: random, hub:TAG (a tag of timm) or sha256:DIGEST."""
+    if weights == "random":
+        return weights
+    if weights == "hub":
+        config = timm.get_pretrained_cfg(name)
+        return f"hub:{config.tag if config else name}"
+    return f"sha256:{sha256_of(Path(weights))}"
+
+
+def _check_all_loaded(model: torch.nn.Module, untrained: torch.nn.Module, problem: str) -> None:
+    """Raise UserError where a tensor still has its random values from before loading.
+
+    With another number of classes timm loads what fits and says nothing about the rest, so weights
+    of a different model would pass. Both models began with the same random numbers.
+    """
+    before = dict(untrained.named_parameters())
+    config: Any = model.pretrained_cfg
+    heads = config.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    tensors = {
+        name: tensor
+        for name, tensor in model.named_parameters()
+        if tensor.ndim > 1 and before[name].std() > 0 and not name.startswith(heads)
+    }
+    left = [name for name, tensor in tensors.items() if torch.equal(tensor, before[name])]
+    if left:
+        raise UserError(
+            f"{problem}: {len(left)} of {len(tensors)} tensors are missing, such as {left[0]}"
+        )
+
+
+def input_size_args(name: str, image_size: int) -> dict[str, int]:
+    """Return the argument that sets the input size of a model where it is fixed, as in a ViT."""
+    config = timm.get_pretrained_cfg(name)
+    return {"img_size": image_size} if config and config.fixed_input_size else {}
+
+
+def resolve_preprocessing(model: torch.nn.Module, **chosen: Any) -> Preprocessing:
+    """Return the preprocessing that the model was made for, except where `chosen` is not None."""
+    own = resolve_model_data_config(model)
+    own = {"interpolation": own["interpolation"], "mean": own["mean"], "std": own["std"]}
+    return Preprocessing(**own | {key: value for key, value in chosen.items() if value is not None})
+
+
+def save_detector(folder: Path, state: dict[str, torch.Tensor], config: DetectorConfig) -> str:
+    """Write weights.safetensors and config.json, the same bytes for the same detector.
+
+    Returns the SHA-256 of the weights, which config.json has as well.
+    """
+    content = save({name: tensor.contiguous().cpu() for name, tensor in state.items()})
+    (folder / WEIGHTS_FILE).write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    known = config.model_copy(update={"weights_sha256": digest})
+    write_text(folder / CONFIG_FILE, known.model_dump_json(indent=2) + "\n")
+    return digest
+
+
+def load_detector(folder: Path) -> tuple["Detector", DetectorConfig]:
+    """Load what save_detector wrote; raises UserError where the folder has no detector."""
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise UserError(f"{folder}: no {WEIGHTS_FILE} in it; train a model with `dvc repro train`")
+    config = DetectorConfig.model_validate_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    model = create_model(config.model, config.model_args, "random")
+    model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    return Detector(model, config.preprocessing).eval(), config
+
+
+class Detector(torch.nn.Module):
+    """Normalisation and network together: from uint8 images to the logits of the two classes."""
+
+    def __init__(self, model: torch.nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.normalize = Normalize(preprocessing)
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, 3, S, S) -> float (N, 2)."""
+        return self.model(self.normalize(images))
+
+
+def fake_logit(outputs: torch.Tensor) -> torch.Tensor:
+    """Turn the logits of the two classes (N, 2) into log(P(fake) / P(real)), float32 (N,)."""
+    outputs = outputs.float()
+    return outputs[:, 1] - outputs[:, 0]

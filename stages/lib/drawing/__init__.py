@@ -1,0 +1,1 @@
+"""Drawn faces, photographs of them and their manipulations: the generated sample."""

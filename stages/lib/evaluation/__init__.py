@@ -1,0 +1,1 @@
+"""From scores to metrics, intervals and curves."""

@@ -1,0 +1,60 @@
+"""How well a detector works on perturbed pictures."""
+
+import numpy as np
+import pandas as pd
+
+from stages.lib.evaluation.metrics import RankedScores
+from stages.lib.evaluation.resampling import Interval, cluster_weights, interval
+from stages.lib.evaluation.rows import arrays, columns_of, counts, intervals_of
+
+
+def robustness_table(perturbed: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Return AUC with its interval, flip rate and n for every perturbation and level, in order.
+
+    perturbed: columns img_name, perturbation, level, score, target, group. An image flips where its
+    verdict at the threshold differs from that on the unperturbed image.
+    """
+    plain = perturbed[perturbed["perturbation"] == "none"].set_index("img_name")["score"]
+    rows = []
+    for (kind, level), part in perturbed.groupby(["perturbation", "level"], sort=False):
+        found = intervals_of(part, ["auc"])["auc"]
+        before = part["img_name"].map(plain) >= threshold
+        flips = float(((part["score"] >= threshold) != before).mean())
+        numbers = columns_of("auc", found) | {"flip_rate": flips} | counts(part)
+        rows.append({"perturbation": kind, "level": level} | numbers)
+    columns = ["perturbation", "level", "auc", "low", "high", "flip_rate", "num_real", "num_fake"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def summarise_robustness(perturbed: pd.DataFrame, table: pd.DataFrame) -> dict[str, float]:
+    """Return mean_auc, the one number to compare detectors by, and what belongs to it.
+
+    table: what robustness_table returns for perturbed. Every kind of perturbation counts the same.
+    The interval of mean_auc is from resamples of the images, each with all its perturbed versions.
+    """
+    plain, others = table["perturbation"] == "none", table["perturbation"] != "none"
+    flip_rates = table[others].groupby("perturbation")["flip_rate"].mean()
+    found = mean_auc_interval(perturbed[perturbed["perturbation"] != "none"])
+    return {
+        "plain_auc": float(table.loc[plain, "auc"].iloc[0]),
+        "mean_auc": found.value,
+        "mean_auc_low": found.low,
+        "mean_auc_high": found.high,
+        "worst_auc": float(table.loc[others, "auc"].min()),
+        "mean_flip_rate": float(flip_rates.mean()),
+    }
+
+
+def mean_auc_interval(perturbed: pd.DataFrame) -> Interval:
+    """Return the mean over kinds of the mean AUC over levels, with its interval."""
+    parts = list(perturbed.groupby(["perturbation", "level"], sort=False))
+    kinds = pd.Series([kind for (kind, _), _ in parts])
+    share = 1 / kinds.map(kinds.value_counts()).to_numpy() / kinds.nunique()
+    ranked = [RankedScores(*arrays(part)) for _, part in parts]
+    groups = parts[0][1]["group"].to_numpy()
+
+    def mean_auc(weights: np.ndarray) -> float:
+        return share @ [one.metrics(weights[one.order], ["auc"])["auc"] for one in ranked]
+
+    resampled = [mean_auc(weights) for weights in cluster_weights(groups)]
+    return interval(mean_auc(np.ones(len(groups))), resampled)

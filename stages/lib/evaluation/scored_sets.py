@@ -1,0 +1,39 @@
+"""Labels and scores of the same images, joined."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from stages.lib import paths
+from stages.lib.core.errors import UserError
+from stages.lib.core.labels import CLASS_NAMES, read_labels
+from stages.lib.core.tables import read_scores
+
+
+def labelled_sets() -> dict[str, pd.DataFrame]:
+    """Return the scored sets with both classes: val, the test set if labelled, and further sets."""
+    sets = {name: labelled_scores(name) for name in ("val", "test")}
+    more = labelled_scores("evaluation")
+    sets |= {Path(name).name: part for name, part in more.groupby("set", sort=False)}
+    return {k: part for k, part in sets.items() if part["target"].nunique() == len(CLASS_NAMES)}
+
+
+def labelled_scores(split: str) -> pd.DataFrame:
+    """Join the labels and scores of a split; rows without a target are left out.
+
+    Raises UserError where the two do not name the same images in the same order.
+    """
+    labels_file, scores_file = paths.LABELS / f"{split}.csv", paths.SCORES / f"{split}.csv"
+    labels, scores = read_labels(labels_file), read_scores(scores_file)
+    if not labels["img_name"].equals(scores["img_name"]):
+        raise UserError(
+            f"{scores_file} and {labels_file} do not list the same images; run `dvc repro predict`"
+        )
+    scored = labels.assign(logit=scores["logit"], score=scores["score"])
+    return scored.dropna(subset=["target"])
+
+
+def perturbed_scores(val: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores of perturbed images with the target and the group of each image."""
+    scores = read_scores(paths.SCORES / "robustness.csv")
+    return scores.merge(val[["img_name", "target", "group"]], on="img_name", validate="many_to_one")

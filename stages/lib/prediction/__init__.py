@@ -1,0 +1,1 @@
+"""What happens to images before they are scored: views and perturbations."""

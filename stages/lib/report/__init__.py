@@ -1,0 +1,1 @@
+"""Figures, views, pages and the text of the model card."""

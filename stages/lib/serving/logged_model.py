@@ -1,0 +1,80 @@
+"""Logging the served model to MLflow: safetensors and source text, no pickle."""
+
+import hashlib
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from PIL import Image
+
+from stages.lib.core.files import sha256_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+STAGES = Path(__file__).parents[2]
+CODE_TAG = "serving_code_sha256"
+MODEL_TAG = "served_model"
+SERVED_WITH = ("torch", "torchvision", "timm", "pandas", "pillow", "numpy", "pydantic",
+               "pyarrow", "safetensors", "simplejpeg", "mlflow")  # fmt: skip
+
+
+def log_served_model(client: "MlflowClient", run_id: str, model: Path) -> str:
+    """Log the detector in the folder `model` as the model of a run; return the id of the model.
+
+    A model that is logged already is not logged again. The same weights with other serving code or
+    other versions of libraries are another model. Tags say which one is whole: MLflow connects a
+    model with its run before it has all files.
+    """
+    import mlflow
+    from mlflow.models import Model
+
+    requirements = [f"{name}=={version(name).split('+')[0]}" for name in SERVED_WITH]
+    code = _digest_of_code(requirements)
+    tags = client.get_run(run_id).data.tags
+    if tags.get(CODE_TAG) == code:
+        return tags[MODEL_TAG]
+    # mlflow.pyfunc.log_model writes to the active run only; this run may have ended long ago.
+    logged = Model.log(
+        artifact_path=None,
+        name="model",
+        flavor=mlflow.pyfunc,
+        run_id=run_id,
+        python_model=str(Path(__file__).with_name("served_model.py")),
+        artifacts={"detector": str(model)},
+        code_paths=[str(STAGES)],
+        signature=_signature(),
+        input_example=pd.DataFrame({"image": [_example_image()]}),
+        pip_requirements=requirements,
+    )
+    client.set_tag(run_id, MODEL_TAG, logged.model_id)
+    client.set_tag(run_id, CODE_TAG, code)
+    return logged.model_id
+
+
+def _digest_of_code(requirements: list[str]) -> str:
+    """Return a digest of what the served model runs: the code of its rooms, and versions."""
+    rooms = [STAGES / "lib" / room for room in ("serving", "detector", "core")]
+    files = [path for room in rooms for path in sorted(room.glob("*.py"))]
+    return hashlib.sha256("\n".join([sha256_of(*files), *requirements]).encode()).hexdigest()
+
+
+def _signature() -> "ModelSignature":
+    """Return the schema of the served model: one of three columns in, the score out."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import AnyType
+
+    kinds = {"image": DataType.binary, "path": DataType.string, "pixels": AnyType()}
+    inputs = [ColSpec(kind, name, required=False) for name, kind in kinds.items()]
+    return ModelSignature(Schema(inputs), Schema([ColSpec(DataType.double, "score")]))
+
+
+def _example_image() -> bytes:
+    """Return a small grey JPEG: an example of the input that shows nobody's face."""
+    buffer = BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(buffer, "JPEG")
+    return buffer.getvalue()

@@ -1,0 +1,133 @@
+"""A cache of decoded images on disk, for the epochs and experiments to come.
+
+A cache is a folder of memory-mapped Arrow files that stages/lib/core/packed_images.py reads. Image
+i is the uint8 (3, S, S) bytes of image i of the table, decoded and resized. Everything random comes
+later, so training with a cache gives the same weights as without. Processes share the pages of the
+files, and the operating system keeps in memory what fits there.
+"""
+
+import hashlib
+import os
+import shutil
+from copy import copy
+from errno import ENOSPC
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+from stages.lib.core.errors import UserError
+from stages.lib.core.files import fresh_folder, main_workspace, remove_folder, sha256_of
+from stages.lib.core.packed_images import FACTS_FILE, IMAGE_SCHEMA, PackedImages, image_batch
+from stages.lib.core.progress import progress_bar
+from stages.lib.detector import dataset, preprocessing
+from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
+
+IMAGES_PER_BATCH = 64
+
+
+def decode_ahead(sets: dict[str, LabelledImages], limit_gb: float, num_workers: int) -> bool:
+    """Let the sets read decoded images; returns False where they do not fit into limit_gb.
+
+    The caches are in `.dvc/tmp/decoded` of the main workspace. A cache of the same images from an
+    earlier run is used again, and the least recently used caches make room. The first process that
+    needs a cache writes it, with num_workers of its own; others wait for it. Raises UserError where
+    the disk is full.
+    """
+    root = main_workspace() / ".dvc/tmp/decoded"
+    root.mkdir(parents=True, exist_ok=True)
+    sizes = {root / _digest(images): _num_bytes(images) for images in sets.values()}
+    with FileLock(root.with_suffix(".lock")):
+        _sweep(root)
+        free = shutil.disk_usage(root).free + sum(map(_size, _caches(root)))
+        room = min(limit_gb * 1e9, free) - sum(sizes.values())
+        if room < 0:
+            return False
+        _make_room(root, set(sizes), room)
+    for (name, images), folder in zip(sets.items(), sizes, strict=True):
+        with _lock(folder):
+            if not folder.exists():
+                _write(images, folder, name, num_workers)
+            os.utime(folder)
+            images.decoded = PackedImages(folder)
+    return True
+
+
+def _num_bytes(images: LabelledImages) -> int:
+    """Return the size of the decoded images in bytes."""
+    return len(images) * 3 * images.preprocessing.image_size**2
+
+
+def _digest(images: LabelledImages) -> str:
+    """Return a digest of what decides the decoded images: which ones, how, and by which code."""
+    facts = sha256_of(*(pack.folder / FACTS_FILE for pack in images.packs.values()))
+    how = images.preprocessing.model_dump(exclude={"mean", "std", "reencode"})
+    code = sha256_of(*(Path(file) for file in (dataset.__file__, preprocessing.__file__, __file__)))
+    decoders = ["torch", "torchvision", "pillow"]
+    decoders += ["simplejpeg"] if images.preprocessing.scaled_decoding else []
+    versions = [version(name) for name in decoders]
+    digest = hashlib.sha256(repr((list(images.packs), facts, how, code, versions)).encode())
+    digest.update(repr(images.sets.tolist()).encode())
+    digest.update(images.rows.astype(np.int64).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder.with_suffix(".lock"))
+
+
+def _caches(root: Path) -> list[Path]:
+    """Return the caches that are whole, the least recently used first."""
+    folders = [path for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
+    return sorted(folders, key=lambda folder: folder.stat().st_mtime)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _sweep(root: Path) -> None:
+    """Remove what interrupted runs left: a cache half written or half removed."""
+    for leftover in root.glob(".*"):
+        try:
+            with _lock(root / leftover.name.split(".")[1]).acquire(timeout=0):
+                shutil.rmtree(leftover)
+        except Timeout:  # another process is writing it
+            continue
+
+
+def _make_room(root: Path, wanted: set[Path], room: float) -> None:
+    """Remove the least recently used caches until all but the wanted ones fit into room bytes.
+
+    A run that has a cache open keeps its pages, and so do workers that it forked. Spawned workers
+    (macOS) open it again: there, parallel experiments need room for all their images.
+    """
+    others = [folder for folder in _caches(root) if folder not in wanted]
+    sizes = [_size(folder) for folder in others]
+    while sum(sizes) > room:
+        remove_folder(others.pop(0))
+        sizes.pop(0)
+
+
+def _write(images: LabelledImages, folder: Path, name: str, num_workers: int) -> None:
+    plain = copy(images)
+    plain.augment = None
+    plain.preprocessing = images.preprocessing.model_copy(update={"reencode": None})
+    batches = sequential_batches(len(images), IMAGES_PER_BATCH)
+    try:
+        with (
+            fresh_folder(folder) as partial,
+            pa.ipc.new_file(str(partial / "images-00000.arrow"), IMAGE_SCHEMA) as writer,
+            progress_bar(f"decode {name}", len(images)) as bar,
+        ):
+            for batch, _, _ in make_loader(plain, batches, num_workers, pin=False):
+                writer.write_batch(image_batch([image.tobytes() for image in batch.numpy()]))
+                bar.update(len(batch))
+    except OSError as error:
+        if error.errno != ENOSPC:
+            raise
+        raise UserError(f"{folder}: the disk is full; set train.decoded_gb to 0") from error
+    gigabytes = _num_bytes(images) / 1e9
+    print(f"decoded {name} for this and later runs: {gigabytes:.3g} GB", flush=True)

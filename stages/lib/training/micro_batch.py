@@ -1,0 +1,79 @@
+"""Finding the largest micro-batch that fits into memory, by trying."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from timm.utils import check_batch_size_retry
+
+from stages.lib.core.errors import UserError
+from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.model import Detector
+from stages.lib.detector.runtime import Hardware
+from stages.lib.training.loop import TrainingLoop
+from stages.lib.training.params import TrainParams
+
+
+def find_accumulate(
+    params: TrainParams, detector: Detector, images: LabelledImages, hardware: Hardware
+) -> int:
+    """Return the smallest number of micro-batches per step that fits into memory in all processes.
+
+    It takes real steps on a copy of the detector, with the whole step first, then with ever smaller
+    parts of it. Raises UserError where not even the smallest part fits.
+    """
+    share = params.batch_size // hardware.world_size
+    step = 2 if params.mixup or params.cutmix else 1  # they need an even number of images
+    alone = replace(hardware, rank=0, world_size=1)
+    problem = None
+    for size in (size for size in range(share, 0, -step) if share % size == 0):
+        accumulate = min(
+            2, share // size
+        )  # the second one needs memory beside the gradients of the first
+        changes = {"batch_size": size * accumulate, "accumulate": accumulate, "compile": None}
+        problem = try_steps(params.model_copy(update=changes), detector, images, alone)
+        if hardware.device.type == "cuda":  # the next try needs the memory back
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(hardware.device)
+        if problem is None:
+            break
+    else:
+        raise UserError(
+            f"train.accumulate = auto: not even {size} of {share} images fit into memory at once; "
+            f"lower train.image_size, or take a smaller train.model ({problem})"
+        )
+    found = torch.tensor(share // size, device=hardware.device)
+    if hardware.world_size > 1:
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def try_steps(
+    params: TrainParams, detector: Detector, images: LabelledImages, hardware: Hardware
+) -> str | None:
+    """Take two steps in 90 % of the free memory of a GPU; return what went wrong, or None.
+
+    The second step has the state of the optimizer in memory as well. Libraries have many words for
+    a lack of memory; timm knows them.
+    """
+    gpus = [hardware.device] if hardware.device.type == "cuda" else []
+    size, side = params.batch_size // params.num_micro_batches, images.preprocessing.image_size
+    batch = torch.zeros((size, 3, side, side), dtype=torch.uint8)
+    targets = torch.zeros(size, dtype=torch.long)
+    for gpu in gpus:
+        free, total = torch.cuda.mem_get_info(gpu)
+        own = torch.cuda.memory_reserved(gpu)
+        torch.cuda.set_per_process_memory_fraction(0.9 * (free + own) / total, gpu)
+    try:
+        with torch.random.fork_rng(gpus):
+            loop = TrainingLoop(params, deepcopy(detector), images, hardware)
+            loop.train_on([(batch, targets, targets)] * 2 * params.num_micro_batches, epoch=0)
+    except (RuntimeError, MemoryError) as error:
+        if not check_batch_size_retry(str(error)):
+            raise
+        return str(error).split("\n")[0]
+    finally:
+        for gpu in gpus:
+            torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+    return None

@@ -1,0 +1,50 @@
+"""Optimizer, schedule and mixup, all from timm."""
+
+import torch
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2, get_optimizer_class
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+
+from stages.lib.core.labels import CLASS_NAMES
+from stages.lib.training.params import TrainParams
+
+
+def make_optimizer(params: TrainParams, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer; PyTorch's own ones update all tensors in one fused kernel."""
+    fusible = (torch.optim.Adam, torch.optim.SGD)
+    kind = get_optimizer_class(params.optimizer, bind_defaults=False)
+    return create_optimizer_v2(
+        model, opt=params.optimizer, lr=params.lr,
+        weight_decay=params.weight_decay, momentum=params.momentum,
+        **({"fused": True} if issubclass(kind, fusible) else {}),
+    )  # fmt: skip
+
+
+def make_schedule(
+    params: TrainParams, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+) -> Scheduler:
+    """Return the schedule of the learning rate, with one step per update."""
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=params.schedule,
+        num_epochs=params.epochs,
+        warmup_epochs=params.warmup_epochs,
+        warmup_lr=params.lr / 100,
+        min_lr=params.min_lr,
+        decay_epochs=params.decay_epochs,
+        decay_rate=params.decay_rate,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    return schedule
+
+
+def make_mixup(params: TrainParams) -> Mixup | None:
+    """Return Mixup (Zhang 2018) or CutMix (Yun 2019) or both, or None where they are off."""
+    if not (params.mixup or params.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=params.mixup, cutmix_alpha=params.cutmix,
+        label_smoothing=params.label_smoothing, num_classes=len(CLASS_NAMES),
+    )  # fmt: skip

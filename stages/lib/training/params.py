@@ -1,0 +1,64 @@
+"""The parameters of training."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from stages.lib.core.params import StageParams
+from stages.lib.detector.runtime import CompileMode, DeviceName, Precision
+from stages.lib.training.augmentation import Augmentation
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Quality = Annotated[int, Field(ge=1, le=100)]
+
+
+class TrainParams(StageParams):
+    """Section `train`; params.yaml explains each one."""
+
+    model: str
+    model_args: dict[str, Any]
+    weights: str
+    image_size: Annotated[int, Field(ge=16, le=4096)]
+    interpolation: Literal["bilinear", "bicubic"] | None
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)] | None
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] | None
+    reencode: Annotated[list[Quality], Field(min_length=2, max_length=2)] | None
+    scaled_decoding: bool
+    decoded_gb: NonNegative
+    augmentation: Augmentation
+    mixup: NonNegative
+    cutmix: NonNegative
+    label_smoothing: Share
+    class_balance: Literal["none", "weights", "sampler"]
+    epochs: Positive
+    early_stopping: Positive | None
+    batch_size: Positive
+    accumulate: Positive | Literal["auto"]
+    optimizer: str
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Share
+    weight_decay: NonNegative
+    schedule: Literal["cosine", "step", "constant"]
+    warmup_epochs: Count
+    min_lr: NonNegative
+    decay_epochs: Positive
+    decay_rate: Annotated[float, Field(gt=0, le=1)]
+    clip_grad: Annotated[float, Field(gt=0)] | None
+    ema_decay: Share
+    precision: Precision
+    channels_last: bool
+    compile: CompileMode | None
+    device: DeviceName
+    num_processes: Positive
+    num_workers: Count
+    num_threads: Positive
+    seed: Count
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches per optimizer step, once find_accumulate has replaced `auto`."""
+        assert self.accumulate != "auto"
+        return self.accumulate

@@ -1,0 +1,99 @@
+"""Publish the results to MLflow: metrics, figures, pages, the served model and its registry.
+
+params.yaml: publish; data/{labels,model,scores,explanations,card,submission}, metrics
+  ->  data/published.json (digests of the results), and all of it in the MLflow run of the model
+Run: python -m stages.publish
+
+The run is that of the training, found by the digest of the weights, or a new one where no run has
+them. Publishing the same results again writes the same values again. data/published.json is cached
+by DVC, is not in Git, and is `persist` in dvc.yaml, which keeps DVC from restoring it from its run
+cache: so this stage runs wherever the results are new to a workspace.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from stages.lib import paths
+from stages.lib.core.errors import UserError
+from stages.lib.core.files import read_json, sha256_of, write_json
+from stages.lib.core.params import StageParams, load_params, one_of
+from stages.lib.core.running import run_stage
+from stages.lib.core.tables import read_table, read_tables
+from stages.lib.evaluation.metrics import METRICS
+from stages.lib.evaluation.scored_sets import labelled_scores
+from stages.lib.evaluation.slices import REALS_FOR_1E_4
+from stages.lib.publishing.find_run import find_or_make_run, publishing_lock
+from stages.lib.publishing.registry import register, registered_name
+from stages.lib.report.figures import draw_all
+from stages.lib.serving.logged_model import log_served_model
+from stages.lib.tracking.run import Tracker
+
+
+class PublishParams(StageParams):
+    """Section `publish`."""
+
+    champion_metric: Annotated[str, one_of(METRICS)]
+
+
+def main() -> None:
+    """Publish everything, and write down what."""
+    params = load_params("publish", PublishParams)
+    report = read_json(paths.EVALUATION)
+    if params.champion_metric not in report["val"]:
+        raise UserError(
+            f"publish.champion_metric = {params.champion_metric} needs {REALS_FOR_1E_4:,} "
+            f"validation reals, not {report['val']['num_real']}; choose another metric"
+        )
+    files = files_to_publish()
+    weights = read_json(paths.CONFIG)["weights_sha256"]
+    with publishing_lock():
+        tracker = find_or_make_run(weights, read_table(paths.HISTORY))
+        publish(tracker, report, files, params.champion_metric)
+    digests = {str(path): sha256_of(path) for path in files}
+    write_json(paths.PUBLISHED, {"weights": weights, "files": digests})
+
+
+def files_to_publish() -> dict[Path, str | None]:
+    """Return each file with its folder among the artifacts of the run."""
+    files: dict[Path, str | None] = {paths.EVALUATION: None, paths.DATA_REPORT: None}
+    files |= dict.fromkeys(sorted(paths.TABLES.iterdir()))
+    files |= {paths.SCORES / "val.csv": "scores", paths.CARD: None, paths.CARD_PAGE: None}
+    explanations = [*paths.EXPLANATIONS.glob("*.*"), *paths.SHEETS.iterdir()]
+    files |= dict.fromkeys(sorted(explanations), "explanations")
+    if len(read_table(paths.SUBMISSION)):
+        files[paths.SUBMISSION] = None
+    return files
+
+
+def publish(
+    tracker: Tracker, report: dict[str, Any], files: dict[Path, str | None], metric: str
+) -> None:
+    """Put everything into the run of the model, and register the model."""
+    tracker.log_metrics(flatten(report))
+    for path, folder in files.items():
+        tracker.log_file(path, folder)
+    for name, figure in draw_all(read_tables(paths.PLOTS)).items():
+        tracker.log_figure(figure, f"figures/{name}.png")
+    name = registered_name(read_json(paths.DATA_REPORT)["generated_sample"])
+    val, value = labelled_scores("val"), report["val"][metric]
+
+    def publish_model(client: Any, run_id: str) -> None:
+        model_id = log_served_model(client, run_id, paths.MODEL)
+        register(client, model_id, name, val, metric, value)
+
+    tracker.attempt(publish_model)
+
+
+def flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Turn nested numbers into {"val.auc": ...}, as `dvc metrics show` names them."""
+    flat: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        elif not isinstance(value, str):
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,93 @@
+"""Race training whose waiting threads sleep with training whose threads spin, on a shared machine.
+
+Run: python -m tests.benchmarks.sharing [--images 960] [--repeats 5]   (from the repository root)
+
+OpenMP's threads spin by default (the baseline); stages/__init__.py sets OMP_WAIT_POLICY=PASSIVE.
+Each contestant trains resnet18 at 64 px on images that are in memory, in a process of its own,
+because the policy is read when torch is imported: once on an idle machine, once beside one program
+that computes all the time.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from stages.lib.core.params import load_params
+from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.model import Detector, create_model, resolve_preprocessing
+from stages.lib.detector.runtime import set_up_hardware
+from stages.lib.training.loop import TrainingLoop
+from stages.lib.training.params import TrainParams
+from tests.benchmarks.race import Rates, run_races
+
+POLICIES = {"baseline": "", "PASSIVE": "PASSIVE"}
+
+
+def compare_alone(folder: Path, num_images: int, repeats: int) -> Rates:
+    """Return images per second of each repetition on an idle machine."""
+    rates: Rates = {name: [] for name in POLICIES}
+    for _ in range(repeats):
+        for name, policy in POLICIES.items():
+            rates[name].append(_measure(policy, num_images))
+    return rates
+
+
+def compare_beside(folder: Path, num_images: int, repeats: int) -> Rates:
+    """Return images per second of each repetition beside one busy program."""
+    with _busy_program():
+        return compare_alone(folder, num_images, repeats)
+
+
+@contextmanager
+def _busy_program() -> Iterator[None]:
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        busy.kill()
+        busy.wait()
+
+
+def _measure(policy: str, num_images: int) -> float:
+    """Train in a new process under the policy; return its images per second."""
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    code = f"from tests.benchmarks.sharing import train; train({num_images})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=env | ({"OMP_WAIT_POLICY": policy} if policy else {}),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return float(done.stdout.split()[-1])
+
+
+def train(num_images: int) -> None:
+    """Train on batches in memory, after a warm-up, and print images per second."""
+    params = load_params("train", TrainParams)
+    params = params.model_copy(update={"num_threads": os.cpu_count(), "accumulate": 1})
+    hardware = set_up_hardware(params.device, "fp32", params.num_threads)
+    model = create_model("resnet18", {}, "random")
+    preprocessing = resolve_preprocessing(model, image_size=64)
+    labels = pd.DataFrame({"target": [0, 1], "row": [0, 1], "set": "train"})
+    labels = pd.concat([labels] * num_images, ignore_index=True)
+    images = LabelledImages(labels, Path("nowhere"), preprocessing)
+    loop = TrainingLoop(params, Detector(model, preprocessing), images, hardware)
+    pixels = torch.randint(0, 256, (params.batch_size, 3, 64, 64), dtype=torch.uint8)
+    targets = torch.arange(params.batch_size) % 2
+    loop.train_on([(pixels, targets, targets)] * 3, epoch=0)
+    batches = [(pixels, targets, targets)] * (num_images // params.batch_size)
+    start = time.perf_counter()
+    loop.train_on(batches, epoch=0)
+    print(len(batches) * params.batch_size / (time.perf_counter() - start))
+
+
+if __name__ == "__main__":
+    run_races(__doc__, 960, {"alone": compare_alone, "beside a busy program": compare_beside})

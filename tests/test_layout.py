@@ -1,0 +1,125 @@
+"""The competition's layout in all its spellings, and the mistakes that lists contain."""
+
+from pathlib import Path
+
+import pytest
+
+from stages.lib.core.errors import UserError
+from stages.lib.data.layout import ImageSet, find_sets, read_list
+
+
+def touch(root: Path, *names: str) -> Path:
+    """Make empty files, and folders where the name ends in a slash."""
+    for name in names:
+        path = root / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.write_text("")
+    return root
+
+
+def read(folder: Path, text: str | bytes, name: str = "train") -> list[tuple]:
+    path = folder / "labels.txt"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    table = read_list(ImageSet(name, folder, path))
+    plain = table.astype(object).where(table.notna(), None)
+    return list(plain.itertuples(index=False, name=None))
+
+
+@pytest.mark.parametrize("spelling", ["trainset_label.txt", "train_label.txt"])
+@pytest.mark.parametrize("phase", ["", "phase1/"])
+def test_every_spelling_is_found(tmp_path: Path, spelling: str, phase: str) -> None:
+    root = touch(tmp_path, f"{phase}trainset/", f"{phase}{spelling}")
+    sets = find_sets(root)
+    assert list(sets) == ["train"]
+    assert sets["train"].list_file == root / phase / spelling
+
+
+def test_all_three_sets_are_found(tmp_path: Path) -> None:
+    root = touch(tmp_path, "phase1/trainset/", "phase1/trainset_label.txt", "phase1/valset/",
+                 "phase1/val_label.txt", "phase2/testset1_seen/",
+                 "phase2/testset1_seen_nolabel.txt")  # fmt: skip
+    assert list(find_sets(root)) == ["train", "val", "test"]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], "train set has no list; expected one of trainset, "),
+        (["trainset/"], "train set has no list; expected one of trainset_label.txt"),
+        (["train_label.txt"], "train set has no image folder; expected one of trainset"),
+        (["trainset/", "train_label.txt", "valset/"], "val set has no list"),
+        (["trainset/", "train_label.txt", "trainset_label.txt"], "second list"),
+        (["trainset/", "phase1/trainset/", "train_label.txt"], "second image folder"),
+    ],
+)
+def test_an_incomplete_data_set_is_named(tmp_path: Path, names: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        find_sets(touch(tmp_path, *names))
+
+
+def test_a_missing_root_is_named() -> None:
+    with pytest.raises(UserError, match="data.root = 'nowhere' is not a folder"):
+        find_sets(Path("nowhere"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "img_name,target\na.jpg,1\nb.jpg,0\n",
+        "\ufeffimg_name,target\r\na.jpg,1\r\nb.jpg,0\r\n",
+        "img_name, target\n a.jpg , 1\n\nb.jpg,0",
+        'img_name,target\n"a.jpg",1\nb.jpg,0\n\n',
+    ],
+    ids=["plain", "bom-crlf", "spaces-blank-lines", "quotes"],
+)
+def test_a_list_is_read_in_its_order(tmp_path: Path, text: str) -> None:
+    assert read(tmp_path, text) == [("a.jpg", 1, None, None), ("b.jpg", 0, None, None)]
+
+
+def test_family_and_source_are_optional_in_any_order(tmp_path: Path) -> None:
+    text = "img_name,target,family\na.jpg,1,swap\nb.jpg,0,\n"
+    assert read(tmp_path, text) == [("a.jpg", 1, "swap", None), ("b.jpg", 0, None, None)]
+    text = "img_name,target,source,family\na.jpg,1,web,swap\nb.jpg,0,film,\n"
+    assert read(tmp_path, text) == [("a.jpg", 1, "swap", "web"), ("b.jpg", 0, None, "film")]
+
+
+def test_only_the_test_list_may_lack_labels(tmp_path: Path) -> None:
+    assert read(tmp_path, "img_name\na.jpg\n", "test") == [("a.jpg", None, None, None)]
+    with pytest.raises(UserError, match="labels.txt:1: header 'img_name', expected"):
+        read(tmp_path, "img_name\na.jpg\n")
+
+
+@pytest.mark.parametrize("name", ["../a.jpg", "/etc/passwd", "a/b.jpg", "a\\b.jpg", "..", ".",
+                                  "", "C:a.jpg"])  # fmt: skip
+def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"labels.txt:3: img_name '.*' is not a plain file name"):
+        read(tmp_path, f"img_name,target\nok.jpg,0\n{name},1\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "labels.txt:1: header ''"),
+        ("img_name,target\n", "lists no image"),
+        ("name,label\na.jpg,1\n", "header 'name,label', expected 'img_name,target[,"),
+        ("img_name,target,family,family\na.jpg,1,x,y\n", "header 'img_name,target,family,family'"),
+        ("a.jpg,1\n", "header 'a.jpg,1'"),
+        ("img_name,target\na.jpg,2\n", "labels.txt:2: target '2', expected 0"),
+        ("img_name,target\na.jpg,\n", "labels.txt:2: target ''"),
+        ("img_name,target\na.jpg,fake\n", "labels.txt:2: target 'fake'"),
+        ("img_name,target\na.jpg\n", "labels.txt:2: 1 fields, the header has 2"),
+        ("img_name,target\na.jpg,1,x\n", "labels.txt:2: 3 fields, the header has 2"),
+        ("img_name,target\na.jpg,1\na.jpg,1\n", "labels.txt:3: 'a.jpg' is listed before, line 2, "
+         "with the same target"),
+        ("img_name,target\na.jpg,1\na.jpg,0\n", "line 2, with another target"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "not a CSV text file"),
+    ],
+)  # fmt: skip
+def test_a_wrong_list_is_one_line_with_file_and_line(
+    tmp_path: Path, text: str | bytes, words: str
+) -> None:
+    with pytest.raises(UserError, match="labels.txt") as error:
+        read(tmp_path, text)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)

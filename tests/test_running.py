@@ -1,0 +1,141 @@
+"""How a stage starts and ends: it never outlives its DVC, and never writes beside another one."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from filelock import FileLock
+
+from stages.lib.core import running
+from stages.lib.core.errors import UserError
+from tests.conftest import environment, run, set_params, wait_for
+
+# Takes the place of DVC: starts a stage through a shell, says its pid, and waits.
+FAKE_DVC = """
+import os, subprocess, sys
+command = f"sleep {sys.argv[1]}; python -m stages.train"
+child = subprocess.Popen(["sh", "-c", command], env=os.environ | {"DVC_STAGE": "train"})
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.fixture
+def endless(workspace: Path) -> Path:
+    """A workspace whose training takes long."""
+    set_params(workspace, {"train.epochs": 5000})
+    (workspace / "dvc").write_text(FAKE_DVC)
+    return workspace
+
+
+@pytest.fixture
+def left() -> Iterator[list[psutil.Process]]:
+    """Processes that are killed at the end, whatever happens."""
+    processes: list[psutil.Process] = []
+    yield processes
+    for process in processes:
+        if process.is_running():
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("delay", "seconds"),
+    [(1, 0.0), (0, 0.2), (0, 0.8), (0, 5.0)],
+    ids=["before-it-starts", "as-it-starts", "while-it-imports", "later"],
+)
+def test_a_stage_ends_with_the_dvc_that_started_it(
+    endless: Path, left: list[psutil.Process], delay: float, seconds: float
+) -> None:
+    env = environment() | {"TRACKING": "off"}
+    command = [sys.executable, "dvc", str(delay)]
+    dvc = subprocess.Popen(command, cwd=endless, env=env, stdout=subprocess.PIPE, text=True)
+    assert dvc.stdout
+    shell = psutil.Process(int(dvc.stdout.readline()))
+    left.append(shell)
+    try:
+        dvc.wait(seconds)
+    except subprocess.TimeoutExpired:
+        left += shell.children()
+    dvc.kill()
+    dvc.wait()
+    wait_for(lambda: not shell.is_running() or shell.status() == psutil.STATUS_ZOMBIE, seconds=15)
+    assert not [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    assert not list((endless / "data").glob("*model*"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["python -m stages.sample", "setsid --wait python -m stages.sample; true"],
+    ids=["plain", "as-a-worker-of-torchrun"],
+)
+def test_a_program_that_uses_the_api_of_dvc_may_have_any_name(
+    workspace: Path, command: str
+) -> None:
+    """torchrun starts its workers in sessions of their own."""
+    code = f"""
+import os, subprocess
+subprocess.run(["sh", "-c", "{command}"], env=os.environ | {{"DVC_STAGE": "sample"}})
+"""
+    done = run(sys.executable, "-c", code, cwd=workspace)
+    assert "data/raw/sample: " in done.stdout
+
+
+def test_a_second_writer_waits_for_the_end_of_the_first(workspace: Path) -> None:
+    lock = workspace / ".dvc/tmp/stages/sample.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        second = subprocess.Popen(
+            ["python", "-m", "stages.sample"],
+            cwd=workspace,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert second.stdout
+        assert "another process runs stage sample" in second.stdout.readline()
+        assert second.poll() is None
+    assert second.wait(60) == 0
+
+
+def test_a_writer_that_does_not_end_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(running, "SECONDS_TO_WAIT", 0.1)
+    lock = tmp_path / ".dvc/tmp/stages/train.lock"
+    lock.parent.mkdir(parents=True)
+    expected = r"stage train: .*pgrep -f stages.train"
+    with FileLock(lock), pytest.raises(UserError, match=expected), running._only_writer("train"):
+        pytest.fail("both write")
+    with running._only_writer("train"):
+        pass
+
+
+def test_threads_do_not_spin_unless_the_user_says_so(workspace: Path) -> None:
+    """Read in the stage, before torch is imported."""
+    code = "import os, stages; print(os.environ.get('OMP_WAIT_POLICY'))"
+    assert run(sys.executable, "-c", code, cwd=workspace).stdout.strip() == "None"
+    probe = workspace / "stages/probe.py"
+    probe.write_text("import os, sys\nprint(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)")
+    command = ["python", "-m", "stages.probe"]
+    assert run(*command, cwd=workspace).stdout.split() == ["PASSIVE", "False"]
+    own = run(*command, cwd=workspace, OMP_WAIT_POLICY="ACTIVE")
+    assert own.stdout.split() == ["ACTIVE", "False"]
+
+
+@pytest.mark.parametrize(("version", "is_refused"), [((3, 10, 13), True), ((3, 11, 0), False)])
+def test_an_older_python_is_refused_before_anything_is_installed(
+    workspace: Path, version: tuple[int, int, int], is_refused: bool
+) -> None:
+    stub = workspace / "python-stub"
+    code = f"import sys; sys.version_info = {version}; exec(sys.argv[2])"
+    stub.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} -c "{code}" "$@"\nexit 7\n')
+    stub.chmod(0o755)
+    done = run("make", "repro", f"PYTHON={stub}", cwd=workspace, check=False)
+    assert done.returncode
+    refused = [line for line in done.stderr.splitlines() if "Python 3.11" in line]
+    assert len(refused) == is_refused
+    assert not (workspace / ".venv").exists()

@@ -1,0 +1,107 @@
+"""The metrics of parts: slices, sets against each other, operating points."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from stages.lib.evaluation.cross_sets import cross_rows
+from stages.lib.evaluation.operating_points import operating_rows
+from stages.lib.evaluation.slices import set_rows, slice_rows
+
+
+def table(count: int, seed: int, shift: float = 0.0, **columns: Any) -> pd.DataFrame:
+    """Return scored images, reals and fakes in turn, their logits shifted."""
+    random = np.random.default_rng(seed)
+    targets = np.arange(count) % 2
+    logits = random.normal(2.0 * targets + shift, 1)
+    plain = {"family": None, "source": None, "width": 64, "height": 64, "jpeg_quality": pd.NA}
+    scored = {"target": targets, "score": 1 / (1 + np.exp(-logits)), "group": np.arange(count)}
+    return pd.DataFrame(scored | plain | columns).astype({"jpeg_quality": "Int8"})
+
+
+def slices(rows: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
+    found = slice_rows(rows, 0.5, [128, 256], [50, 75])
+    return {(row["slice"], row["metric"]): row for row in found}
+
+
+def test_a_family_is_judged_against_all_reals() -> None:
+    rows = table(200, 0)
+    families = np.where(rows.index < 100, "swap", "lips")
+    rows["family"] = [
+        name if target else None for name, target in zip(families, rows["target"], strict=True)
+    ]
+    found = slices(rows)
+    part = rows[(rows["target"] == 0) | (rows["family"] == "swap")]
+    row = found["family=swap", "auc"]
+    assert row["value"] == pytest.approx(roc_auc_score(part["target"], part["score"]))
+    assert row["low"] < row["value"] < row["high"]
+    assert (row["num_real"], row["num_fake"]) == (100, 50)
+    fakes = part[part["target"] == 1]
+    assert found["family=swap", "tpr"]["value"] == pytest.approx((fakes["score"] >= 0.5).mean())
+    assert ("family=swap", "fpr") not in found  # it has no reals of its own
+
+
+def test_sizes_qualities_and_sources_are_judged_among_themselves() -> None:
+    rows = table(300, 1)
+    rows["width"] = np.repeat([100, 128, 400], 100)
+    rows["height"] = np.repeat([900, 255, 256], 100)
+    rows["jpeg_quality"] = pd.array(np.repeat([49, 50, 75], 100), dtype="Int8")
+    rows["source"] = ["film", "web"] * 75 + ["web", "web"] * 75  # film: reals only
+    found = slices(rows)
+    names = list(dict.fromkeys(name for name, _ in found))
+    assert names == ["source=film", "source=web", "size=below 128", "size=128 to 255",
+                     "size=256 and more", "quality=below 50", "quality=50 to 74",
+                     "quality=75 and more"]  # fmt: skip
+    for name in ("size=128 to 255", "quality=50 to 74"):
+        part = rows[100:200]
+        expected = roc_auc_score(part["target"], part["score"])
+        assert found[name, "auc"]["value"] == pytest.approx(expected)
+        assert found[name, "fpr"]["num_real"] == 50
+    film = rows[(rows["source"] == "film") | (rows["target"] == 1)]
+    expected = roc_auc_score(film["target"], film["score"])
+    assert found["source=film", "auc"]["value"] == pytest.approx(expected)
+
+
+def test_what_does_not_differ_is_no_slice() -> None:
+    assert slices(table(50, 2)) == {}
+
+
+def test_an_image_that_is_no_jpeg_has_no_quality_band() -> None:
+    rows = table(100, 2)
+    rows.loc[:49, "jpeg_quality"] = 90
+    assert {name for name, _ in slices(rows)} == {"quality=75 and more"}
+
+
+def test_cross_auc_tells_of_scores_that_drift_from_set_to_set() -> None:
+    tables = {"here": table(400, 3), "there": table(300, 4, shift=3.0)}
+    found = {(row["reals_of"], row["fakes_of"]): row for row in cross_rows(tables)}
+    assert found["here", "here"]["auc"] > 0.85 < found["there", "there"]["auc"]
+    assert found["there", "here"]["auc"] < 0.5 < 0.95 < found["here", "there"]["auc"]
+    assert found["there", "here"]["num_real"], found["there", "here"]["num_fake"] == (150, 200)
+
+
+def test_operating_points_are_set_on_calibration_and_judged_elsewhere() -> None:
+    calibration, val = table(4000, 5), table(2000, 6)
+    fine, rare = operating_rows(calibration, {"val": val})
+    reals = calibration.loc[calibration["target"] == 0, "score"]
+    assert (reals >= fine["threshold"]).sum() == 20
+    assert (reals >= rare["threshold"]).sum() == 2
+    assert fine["enough_reals"] and rare["enough_reals"]
+    assert fine["fpr_low"] < 0.01 < fine["fpr_high"]
+    assert fine["tpr"] > rare["tpr"]
+    assert fine["false_alarms_per_million"] == round(1e6 * fine["fpr"])
+    few = operating_rows(calibration.head(100), {"val": val})
+    assert not few[0]["enough_reals"]
+    assert few[0]["threshold"] > calibration.head(100).query("target == 0")["score"].max()
+
+
+def test_the_figure_that_needs_ten_thousand_reals_comes_with_them() -> None:
+    for count, expected in ((1000, False), (20_000, True)):
+        rows = table(count, 7)
+        rows["logit"] = np.log(rows["score"] / (1 - rows["score"]))
+        metrics = {row["metric"] for row in set_rows(rows, 0.5, temperature=1.0)}
+        assert ("tpr_at_fpr_1e-4" in metrics) == expected
+        assert {"auc", "ece_scaled", "tpr", "fpr"} <= metrics
