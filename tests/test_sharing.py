@@ -65,6 +65,7 @@ def published(clone: Path) -> tuple[MlflowClient, Run]:
     return client, found
 
 
+@pytest.mark.slow
 def test_a_fresh_clone_without_a_cache_publishes_all_of_its_first_run(
     hub: Path, tmp_path: Path
 ) -> None:
@@ -80,12 +81,16 @@ def test_a_fresh_clone_without_a_cache_publishes_all_of_its_first_run(
 def test_results_restored_from_the_run_cache_are_published_like_any_other(
     hub: Path, pipeline: Path, tmp_path: Path
 ) -> None:
-    """Two clones with one cache: the second one trains nothing, and has everything in MLflow."""
+    """Two clones with one cache: the second one trains nothing, and has everything in MLflow.
+
+    The metrics are there with Git, so DVC skips evaluate.
+    """
     theirs = clone_of(hub, tmp_path / "theirs")
     cache = shutil.copytree(pipeline / ".dvc/cache", tmp_path / "cache")
     run("dvc", "cache", "dir", str(cache), cwd=theirs)
     lines = run("dvc", "repro", cwd=theirs).stdout.splitlines()
-    assert [line for line in lines if "Running" in line] == ["Running stage 'publish':"]
+    ran = {line.split("'")[1] for line in lines if line.startswith("Running stage")}
+    assert "publish" in ran and not ran & {"train", "predict", "explain", "evaluate"}
     _, found = published(theirs)
     assert found.data.tags["restored"] == "true"
 

@@ -1,11 +1,11 @@
-"""Race training whose waiting threads sleep with training whose threads spin, on a shared machine.
+"""Race ways of OpenMP's threads to wait for each other, on an idle and on a shared machine.
 
 Run: python -m tests.benchmarks.sharing [--images 960] [--repeats 5]   (from the repository root)
 
-OpenMP's threads spin by default (the baseline); stages/__init__.py sets OMP_WAIT_POLICY=PASSIVE.
-Each contestant trains resnet18 at 64 px on images that are in memory, in a process of its own,
-because the policy is read when torch is imported: once on an idle machine, once beside one program
-that computes all the time.
+By default they spin for long (the baseline). OMP_WAIT_POLICY=PASSIVE lets them sleep at once, and
+GOMP_SPINCOUNT spin so many times before that. Each contestant trains resnet18 at 64 px on images in
+memory, in a new process, because the variables are read when torch is imported: on an idle machine,
+and beside one program that computes all the time.
 """
 
 import os
@@ -27,15 +27,19 @@ from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.params import TrainParams
 from tests.benchmarks.race import Rates, run_races
 
-POLICIES = {"baseline": "", "PASSIVE": "PASSIVE"}
+SETTINGS = {
+    "baseline": {},
+    "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "GOMP_SPINCOUNT=5000": {"GOMP_SPINCOUNT": "5000"},
+}
 
 
 def compare_alone(folder: Path, num_images: int, repeats: int) -> Rates:
     """Return images per second of each repetition on an idle machine."""
-    rates: Rates = {name: [] for name in POLICIES}
+    rates: Rates = {name: [] for name in SETTINGS}
     for _ in range(repeats):
-        for name, policy in POLICIES.items():
-            rates[name].append(_measure(policy, num_images))
+        for name, variables in SETTINGS.items():
+            rates[name].append(_measure(variables, num_images))
     return rates
 
 
@@ -55,13 +59,14 @@ def _busy_program() -> Iterator[None]:
         busy.wait()
 
 
-def _measure(policy: str, num_images: int) -> float:
-    """Train in a new process under the policy; return its images per second."""
-    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+def _measure(variables: dict[str, str], num_images: int) -> float:
+    """Train in a new process with these variables; return its images per second."""
+    own = {name for one in SETTINGS.values() for name in one}
+    env = {name: value for name, value in os.environ.items() if name not in own}
     code = f"from tests.benchmarks.sharing import train; train({num_images})"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=env | ({"OMP_WAIT_POLICY": policy} if policy else {}),
+        env=env | variables,
         check=True,
         capture_output=True,
         text=True,
