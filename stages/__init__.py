@@ -8,9 +8,11 @@ import os
 import sys
 
 if sys.argv[0] == "-m":
-    # The threads of OpenMP spin while they wait, which makes training several times slower beside
-    # another busy program. PyTorch reads this when it is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # The threads of OpenMP spin while they wait for each other, which makes training several times
+    # slower beside another busy program. Spinning for less time helps there and costs little
+    # elsewhere (tests/benchmarks/sharing.py). PyTorch reads this when it is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     if "DVC_STAGE" in os.environ:
         from stages.lib.core.stopping import start_dvc_watch
 

@@ -114,16 +114,29 @@ def test_a_writer_that_does_not_end_is_named(
         pass
 
 
-def test_threads_do_not_spin_unless_the_user_says_so(workspace: Path) -> None:
-    """Read in the stage, before torch is imported."""
-    code = "import os, stages; print(os.environ.get('OMP_WAIT_POLICY'))"
-    assert run(sys.executable, "-c", code, cwd=workspace).stdout.strip() == "None"
-    probe = workspace / "stages/probe.py"
-    probe.write_text("import os, sys\nprint(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)")
-    command = ["python", "-m", "stages.probe"]
-    assert run(*command, cwd=workspace).stdout.split() == ["PASSIVE", "False"]
-    own = run(*command, cwd=workspace, OMP_WAIT_POLICY="ACTIVE")
-    assert own.stdout.split() == ["ACTIVE", "False"]
+@pytest.mark.parametrize(
+    ("own", "seen"),
+    [({}, "5000 None"), ({"GOMP_SPINCOUNT": "7"}, "7 None"),
+     ({"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE")],
+    ids=["default", "own-count", "own-policy"],
+)  # fmt: skip
+def test_threads_spin_for_a_short_time_unless_the_user_says_otherwise(
+    workspace: Path, own: dict[str, str], seen: str
+) -> None:
+    """Set for a stage alone, before it imports torch."""
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    code = f"import os, sys; print(*(os.environ.get(name) for name in {names}))"
+    (workspace / "stages/probe.py").write_text(f"{code}; assert 'torch' not in sys.modules")
+    plain = {name: value for name, value in environment().items() if name not in names}
+    for arguments, expected in (
+        (["-m", "stages.probe"], seen),
+        (["-c", f"import stages; {code}"], ""),
+    ):
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=workspace, env=plain | own, check=True,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == (expected or seen.replace("5000", "None"))
 
 
 @pytest.mark.parametrize(("version", "is_refused"), [((3, 10, 13), True), ((3, 11, 0), False)])
