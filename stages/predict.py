@@ -27,7 +27,7 @@ from stages.lib.core.labels import read_labels
 from stages.lib.core.params import StageParams, load_params, one_of
 from stages.lib.core.running import run_stage
 from stages.lib.core.tables import write_table
-from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
+from stages.lib.detector.dataset import Key, LabelledImages, make_loader, sequential_batches
 from stages.lib.detector.model import Detector, fake_logit, load_detector
 from stages.lib.detector.preprocessing import decode, to_input
 from stages.lib.detector.runtime import (
@@ -134,11 +134,11 @@ def predict_logits(
 class PerturbedImages(LabelledImages):
     """Images with all their perturbed variants, from one decoding."""
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
+    def __getitem__(self, key: Key) -> tuple[torch.Tensor, int, int]:
         """Return (uint8 (V, 3, S, S), target, index)."""
-        _, index = key
+        index = key[1]
         image = decode(self.content(index), self.preprocessing)
-        variants = perturb_all(image, np.random.default_rng([self.seed, index]))
+        variants = perturb_all(image, np.random.default_rng([0, index]))
         inputs = [to_input(variant, self.preprocessing) for variant in variants]
         return torch.stack(inputs), int(self.targets[index]), index
 

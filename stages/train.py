@@ -10,6 +10,7 @@ together, so the number of GPUs changes the speed and not the training.
 """
 
 import os
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,12 +36,15 @@ from stages.lib.detector.model import (
     provenance,
     resolve_preprocessing,
     save_detector,
+    zero_head,
 )
 from stages.lib.detector.runtime import Hardware, meet, processes_of
 from stages.lib.tracking.run import WEIGHTS_TAG, Tracker, training_run
 from stages.lib.training.decode_cache import decode_ahead
+from stages.lib.training.images import TrainingImages
 from stages.lib.training.loop import TrainingLoop, validate, validation_loader
 from stages.lib.training.micro_batch import find_accumulate
+from stages.lib.training.optimization import average_states
 from stages.lib.training.params import TrainParams
 
 SPLITS = ("train", "val")
@@ -73,6 +77,11 @@ def _check(params: TrainParams, num_images: int) -> None:
         raise UserError(f"train.optimizer = '{params.optimizer}' is not an optimizer of timm{hint}")
     if params.reencode and params.reencode[0] > params.reencode[1]:
         raise UserError(f"train.reencode = {params.reencode}: give the lowest quality first")
+    kinds = params.pseudo_fakes.kinds
+    if max(params.pseudo_fakes.first_share, params.pseudo_fakes.last_share) and not any(
+        kinds.model_dump().values()
+    ):
+        raise UserError("train.pseudo_fakes.kinds: every weight is 0; give one of them a weight")
     world_size = int(os.environ.get("WORLD_SIZE", params.num_processes))
     accumulate = 1 if params.accumulate == "auto" else params.accumulate
     micro_batch, rest = divmod(params.batch_size, world_size * accumulate)
@@ -100,11 +109,12 @@ def _check(params: TrainParams, num_images: int) -> None:
 
 @dataclass
 class Best:
-    """The best epoch so far and its weights."""
+    """The best epoch so far, or the average of the last ones, and its weights."""
 
     epoch: int = 0
     auc: float = -1.0
     state: dict[str, torch.Tensor] = field(default_factory=dict)
+    averaged: int = 1  # epochs, up to this one
 
 
 def train(
@@ -112,10 +122,10 @@ def train(
 ) -> None:
     """Train for params.epochs and write data/model (first process only)."""
     detector, config = make_detector(params, hardware)
-    images = {
-        "train": LabelledImages(
-            labels["train"], paths.PACKED, config.preprocessing, params.augmentation.apply,
-            params.seed,
+    images: dict[str, LabelledImages] = {
+        "train": TrainingImages(
+            labels["train"], paths.PACKED, config.preprocessing, params.augmentation,
+            params.pseudo_fakes.kinds, params.seed,
         ),
         "val": LabelledImages(labels["val"], paths.PACKED, config.preprocessing),
     }  # fmt: skip
@@ -133,7 +143,9 @@ def train(
     best, history = train_epochs(params, detector, images, hardware, tracker)
     if is_first:
         with fresh_folder(paths.MODEL) as folder:
-            known = config.model_copy(update={"best_epoch": best.epoch})
+            known = config.model_copy(
+                update={"best_epoch": best.epoch, "averaged_epochs": best.averaged}
+            )
             weights = save_detector(folder, best.state, known)
             write_table(pd.DataFrame(history), folder / paths.HISTORY.name)
         tracker.log_metrics({"best_epoch": best.epoch})
@@ -145,6 +157,8 @@ def make_detector(params: TrainParams, hardware: Hardware) -> tuple[Detector, De
     torch.manual_seed(params.seed)  # the initial weights
     model_args = input_size_args(params.model, params.image_size) | params.model_args
     model = create_model(params.model, model_args, params.weights)
+    if params.zero_head:
+        zero_head(model)
     preprocessing = resolve_preprocessing(
         model, image_size=params.image_size, interpolation=params.interpolation,
         mean=params.mean, std=params.std, reencode=params.reencode,
@@ -176,6 +190,7 @@ def train_epochs(
     loader = validation_loader(images["val"], params, hardware)
     best = Best()
     history = []
+    last: deque[dict[str, torch.Tensor]] = deque(maxlen=max(1, params.average_last))
     if hardware.rank == 0:
         print(HEADINGS, flush=True)
     for epoch in range(params.epochs):
@@ -187,14 +202,23 @@ def train_epochs(
                 f"training diverged in epoch {epoch + 1} (training loss {results['train_loss']}); "
                 "lower train.lr, or set train.clip_grad"
             )
+        state = loop.evaluated_detector.model.state_dict()
+        last.append({name: tensor.clone() for name, tensor in state.items()})
         if results["val_auc"] > best.auc:
-            state = loop.evaluated_detector.model.state_dict()
-            best = Best(epoch + 1, results["val_auc"], {k: v.clone() for k, v in state.items()})
+            best = Best(epoch + 1, results["val_auc"], last[-1])
         history.append({"epoch": epoch + 1, **results})
         if hardware.rank == 0:
             _report_epoch(params, epoch, results, speed, best, tracker)
         if params.early_stopping and epoch + 1 - best.epoch >= params.early_stopping:
             break
+    if params.average_last:
+        average = average_states(last)
+        loop.evaluated_detector.model.load_state_dict(average)
+        auc = validate(loop.evaluated_detector, loader, hardware)["val_auc"]
+        if hardware.rank == 0:
+            print(f"average of the last {len(last)} epochs: val AUC {auc:.4f}", flush=True)
+        if auc > best.auc:
+            best = Best(len(history), auc, average, len(last))
     return best, history
 
 

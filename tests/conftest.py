@@ -131,7 +131,11 @@ def draw_dataset(root: Path, counts: dict[str, int], size: int = 48) -> Path:
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone in which `dvc repro` has run on a tiny sample and a further set; only look at it."""
     drawn = draw_dataset(tmp_path_factory.mktemp("drawn"), {"val": 40})
-    more = {"data.evaluation_sets": {"drawn": str(drawn)}}
+    more = {
+        "data.evaluation_sets": {"drawn": str(drawn)},
+        "train.augmentation.jpeg.probability": 0.5,
+        "train.pseudo_fakes.first_share": 0.2,
+    }
     clone = clone_project(tmp_path_factory.mktemp("pipeline"), TINY | more)
     # MLflow looks at the machine every 10 s by default; this training takes one second.
     done = run("dvc", "repro", cwd=clone, MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="0.05")

@@ -11,15 +11,20 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
+from stages.lib.core.params import load_params
 from stages.lib.detector import preprocessing as preprocessing_module
 from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
 from stages.lib.detector.preprocessing import Normalize, Preprocessing, decode, resize, to_input
-from stages.lib.training.augmentation import Augmentation
+from stages.lib.training.batches import PLAIN
+from stages.lib.training.images import TrainingImages
+from stages.lib.training.params import TrainParams
+from tests.conftest import ROOT
 
 PREPROCESSING = Preprocessing(
     image_size=24, interpolation="bicubic", mean=[0.5, 0.4, 0.3], std=[0.2, 0.25, 0.3]
 )
-BOTH_FLIPS = Augmentation(horizontal_flip=0.5, vertical_flip=0.5).apply
+PARAMS = load_params("train", TrainParams, ROOT / "params.yaml")
+BOTH_FLIPS = PARAMS.augmentation.model_copy(update={"horizontal_flip": 0.5, "vertical_flip": 0.5})
 
 
 def photograph(size: tuple[int, int] = (60, 50), seed: int = 0) -> Image.Image:
@@ -151,8 +156,9 @@ def load(images: LabelledImages, batches: list, num_workers: int) -> dict[int, t
 
 def test_chance_depends_on_seed_epoch_and_image_alone(labels: pd.DataFrame, tmp_path: Path) -> None:
     def loaded(seed: int, epoch: int, order: list[int], num_workers: int) -> torch.Tensor:
-        images = LabelledImages(labels, tmp_path, PREPROCESSING, BOTH_FLIPS, seed)
-        batches = [[(epoch, i) for i in order[:7]], [(epoch, i) for i in order[7:]]]
+        kinds = PARAMS.pseudo_fakes.kinds
+        images = TrainingImages(labels, tmp_path, PREPROCESSING, BOTH_FLIPS, kinds, seed)
+        batches = [[(epoch, i, PLAIN) for i in part] for part in (order[:7], order[7:])]
         found = load(images, batches, num_workers)
         return torch.stack([found[index] for index in range(20)])
 

@@ -19,7 +19,8 @@ from stages.explain import SHEET_TITLES
 from stages.lib.core.labels import read_labels
 from stages.lib.core.params import StageParams
 from stages.lib.core.tables import read_table
-from stages.lib.training.augmentation import Augmentation
+from stages.lib.training.augmentation import Augmentation, Degradation
+from stages.lib.training.pseudo_fakes import Kinds, PseudoFakes
 from stages.publish import flatten
 from tests.conftest import TINY, clone_project, draw_dataset, run, set_params, store_of
 from tests.test_design import STAGES, loaded_params
@@ -217,7 +218,12 @@ def test_every_stage_gives_the_same_bytes_again(
     monkeypatch.setenv("DVC_ROOT", str(clone))
     monkeypatch.setenv("TRACKING", "off")
     read = record_parameters(monkeypatch)
-    sections: dict[type, str] = {Augmentation: "train.augmentation"}
+    sections: dict[type, str] = {
+        Augmentation: "train.augmentation",
+        Degradation: "train.augmentation",
+        PseudoFakes: "train.pseudo_fakes",
+        Kinds: "train.pseudo_fakes",
+    }
     for stage in ("sample", "pack", "prepare", "train", "predict", "explain", "evaluate", "card",
                   "submit", "publish"):  # fmt: skip
         before_stage = {model: set(names) for model, names in read.items()}

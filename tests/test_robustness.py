@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 from stages import evaluate, predict, publish, train
 from stages.lib import paths
 from stages.lib.core.errors import UserError
+from stages.lib.detector.pixel_operations import PixelOperation
 from stages.lib.detector.preprocessing import Preprocessing
 from stages.lib.evaluation.curves import severities
 from stages.lib.evaluation.robustness import (
@@ -23,7 +24,6 @@ from stages.lib.evaluation.scored_sets import perturbed_scores
 from stages.lib.prediction.perturbations import (
     LEVELS,
     VARIANTS,
-    Perturbation,
     crop,
     grey,
     noise,
@@ -40,7 +40,7 @@ IMAGE = torch.from_numpy(
 
 
 @pytest.mark.parametrize("kind", LEVELS, ids=lambda kind: kind.__name__)
-def test_the_levels_go_from_mild_to_severe(kind: Perturbation) -> None:
+def test_the_levels_go_from_mild_to_severe(kind: PixelOperation) -> None:
     """The picture, resized to one size, differs from what it was the more the higher the level."""
     textured = noise(IMAGE, 12, np.random.default_rng(2))
     size = list(textured.shape[1:])

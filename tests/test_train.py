@@ -19,12 +19,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import load_params
 from stages.lib.detector.dataset import LabelledImages
-from stages.lib.detector.model import Detector, create_model, resolve_preprocessing
+from stages.lib.detector.model import (
+    Detector,
+    create_model,
+    fake_logit,
+    resolve_preprocessing,
+    zero_head,
+)
 from stages.lib.detector.runtime import Hardware
 from stages.lib.training.batches import training_batches
 from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.micro_batch import find_accumulate
-from stages.lib.training.optimization import make_schedule
+from stages.lib.training.optimization import average_states, make_schedule
 from stages.lib.training.params import TrainParams
 from stages.predict import main as predict
 from stages.train import main
@@ -44,7 +50,7 @@ def loop_of(**changes: Any) -> TrainingLoop:
     model = create_model("test_resnet", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=params.image_size)
     labels = pd.DataFrame({"target": [0, 1] * 40, "row": range(80), "set": "train"})
-    images = LabelledImages(labels, Path("nowhere"), preprocessing, params.augmentation.apply)
+    images = LabelledImages(labels, Path("nowhere"), preprocessing)
     return TrainingLoop(params, Detector(model, preprocessing), images, Hardware(CPU, False))
 
 
@@ -85,7 +91,7 @@ def test_each_step_sees_the_same_images_with_any_number_of_processes(
         micro = slice(step * accumulate, (step + 1) * accumulate)
         together = [key for batches in dealt for part in batches[micro] for key in part]
         assert sorted(together) == sorted(batch)
-    seen = [index for batch in alone for _, index in batch]
+    seen = [index for batch in alone for _, index, _ in batch]
     assert len(seen) == len(set(seen)) == 96
 
 
@@ -95,14 +101,14 @@ def test_every_epoch_has_its_own_order() -> None:
         training_batches(params_with(batch_size=10), targets, epoch, Hardware(CPU, False))
         for epoch in (0, 1)
     ]
-    assert [i for b in orders[0] for _, i in b] != [i for b in orders[1] for _, i in b]
+    assert [i for b in orders[0] for _, i, _ in b] != [i for b in orders[1] for _, i, _ in b]
 
 
 def test_the_balanced_sampler_draws_both_classes_equally_often() -> None:
     targets = (np.arange(4000) % 10 > 0).astype(int)  # 90 % fake
     params = params_with(batch_size=100, class_balance="sampler")
     batches = training_batches(params, targets, 0, Hardware(CPU, False))
-    share = targets[[index for batch in batches for _, index in batch]].mean()
+    share = targets[[index for batch in batches for _, index, _ in batch]].mean()
     assert abs(share - 0.5) < 4 * 0.5 / np.sqrt(4000)
 
 
@@ -184,6 +190,86 @@ def test_every_option_trains(workspace: Path, options: dict[str, Any]) -> None:
     if "mean" in options:
         assert config["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
         assert config["preprocessing"]["interpolation"] == "bilinear"
+
+
+def changed_tensors(loop: TrainingLoop, epoch: int) -> set[str]:
+    """Return which parameters a step of this epoch changes."""
+    before = {name: one.clone() for name, one in loop.detector.model.named_parameters()}
+    batch = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8) % 2
+    if epoch == loop.params.frozen_epochs and epoch:
+        loop._let_learn(loop.params.trainable)
+    loop.train_on([(*batch, batch[1])] * 3, epoch)
+    return {name for name, one in loop.detector.model.named_parameters()
+            if not torch.equal(one, before[name])}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", ["all", "norms", "head"])
+def test_only_what_is_trainable_learns(which: str) -> None:
+    loop = loop_of(trainable=which, batch_size=8, image_size=32, warmup_epochs=0)
+    changed = changed_tensors(loop, 0)
+    names = [name for name, _ in loop.detector.model.named_parameters()]
+    head = {name for name in names if name.startswith("fc.")}
+    norms = {name for name in names if "bn" in name or ".1." in name or "conv1.1" in name}
+    assert head <= changed
+    if which == "head":
+        assert changed == head
+    elif which == "norms":
+        assert changed & norms and not [
+            name
+            for name in changed - head
+            if "weight" in name and loop.detector.model.get_parameter(name).ndim > 1
+        ]
+    else:
+        assert len(changed) == len(names)
+
+
+def test_frozen_epochs_come_first() -> None:
+    loop = loop_of(frozen_epochs=1, batch_size=8, image_size=32, warmup_epochs=0)
+    assert all(name.startswith("fc.") for name in changed_tensors(loop, 0))
+    assert len(changed_tensors(loop, 1)) > 10
+
+
+def test_layer_decay_slows_the_first_layers_down() -> None:
+    loop = loop_of(layer_decay=0.5, batch_size=8, image_size=32)
+    scales = [group["lr_scale"] for group in loop.optimizer.param_groups]
+    assert max(scales) == 1 and min(scales) < 0.2
+
+
+def test_the_average_of_the_last_epochs_is_their_mean(workspace: Path) -> None:
+    states = [{"a": torch.tensor([1.0, 3.0]), "n": torch.tensor(4)},
+              {"a": torch.tensor([3.0, 5.0]), "n": torch.tensor(6)}]  # fmt: skip
+    mean = average_states(states)
+    assert torch.equal(mean["a"], torch.tensor([2.0, 4.0]))
+    assert torch.equal(mean["n"], torch.tensor(5))
+    train(workspace, average_last=2, epochs=3, lr=3e-3)
+    config = json.loads((workspace / "data/model/config.json").read_text())
+    assert config["averaged_epochs"] in (1, 2)
+    predict()
+    scores = pd.read_csv("data/scores/val.csv")["score"]
+    targets = pd.read_csv("data/labels/val.csv")["target"]
+    auc = roc_auc_score(targets, scores)
+    assert auc >= history(workspace)["val_auc"].max() - 1e-9
+
+
+def test_a_zero_head_begins_at_one_half() -> None:
+    model = create_model("test_resnet", {}, "random")
+    images = torch.randn(16, 3, 32, 32) * 3
+    model.eval()
+    before = fake_logit(model(images)).abs().max()
+    zero_head(model)
+    after = fake_logit(model(images)).abs().max()
+    assert after < 0.05 * before
+
+
+def test_pairs_are_trained_on(workspace: Path) -> None:
+    train(workspace)
+    plain = (workspace / "data/model/weights.safetensors").read_bytes()
+    changes = {"pseudo_fakes.first_share": 0.5, "pseudo_fakes.last_share": 1.0}
+    files = []
+    for num_workers in (0, 2):
+        train(workspace, num_workers=num_workers, **changes)
+        files.append((workspace / "data/model/weights.safetensors").read_bytes())
+    assert files[0] == files[1] != plain
 
 
 class Fetches(TorchDispatchMode):

@@ -17,10 +17,10 @@ import pandas as pd
 import torch
 
 from stages.lib.core.params import load_params
-from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.model import Detector, create_model, resolve_preprocessing
 from stages.lib.detector.runtime import set_up_hardware
 from stages.lib.training.decode_cache import decode_ahead
+from stages.lib.training.images import TrainingImages
 from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.params import TrainParams
 from stages.lib.training.speed import Batch
@@ -38,7 +38,10 @@ def loop_of(folder: Path, labels: pd.DataFrame) -> TrainingLoop:
     hardware = set_up_hardware(params.device, params.precision, params.num_threads)
     model = create_model("resnet18", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=IMAGE_SIZE)
-    images = LabelledImages(labels, folder / "packed", preprocessing, params.augmentation.apply)
+    images = TrainingImages(
+        labels, folder / "packed", preprocessing, params.augmentation,
+        params.pseudo_fakes.kinds, params.seed,
+    )  # fmt: skip
     detector = Detector(model, preprocessing).to(hardware.device)
     detector = detector.to(memory_format=torch.channels_last)
     print(f"ours: {hardware}")

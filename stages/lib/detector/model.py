@@ -30,6 +30,7 @@ class DetectorConfig(pydantic.BaseModel):
     num_parameters: int
     initial_weights: str  # what `provenance` returns
     best_epoch: int  # counted from 1
+    averaged_epochs: int = 1  # the weights are the mean of so many epochs, up to best_epoch
     weights_sha256: str = ""  # of weights.safetensors, set by save_detector
     classes: list[str] = list(CLASS_NAMES)  # the score is P(classes[1])
 
@@ -71,6 +72,18 @@ def create_model(name: str, model_args: dict[str, Any], weights: str) -> torch.n
         ) from error
     _check_all_loaded(model, untrained, f"train.weights = '{weights}' do not fit {name}")
     return model
+
+
+def zero_head(model: torch.nn.Module) -> None:
+    """Let a timm model begin with P(fake) of nearly 0.5 for every image, and so a loss of ln 2.
+
+    Large first logits of a new head on pretrained features give losses far above that, and
+    gradients that spoil the features.
+    """
+    head: Any = model
+    with torch.no_grad():
+        for parameter in head.get_classifier().parameters():
+            parameter.mul_(0.01)
 
 
 def count_parameters(model: torch.nn.Module) -> int:

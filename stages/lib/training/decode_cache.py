@@ -9,7 +9,6 @@ files, and the operating system keeps in memory what fits there.
 import hashlib
 import os
 import shutil
-from copy import copy
 from errno import ENOSPC
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +22,12 @@ from stages.lib.core.files import fresh_folder, main_workspace, remove_folder, s
 from stages.lib.core.packed_images import FACTS_FILE, IMAGE_SCHEMA, PackedImages, image_batch
 from stages.lib.core.progress import progress_bar
 from stages.lib.detector import dataset, preprocessing
-from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
+from stages.lib.detector.dataset import (
+    LabelledImages,
+    ResizedImages,
+    make_loader,
+    sequential_batches,
+)
 
 IMAGES_PER_BATCH = 64
 
@@ -112,9 +116,6 @@ def _make_room(root: Path, wanted: set[Path], room: float) -> None:
 
 
 def _write(images: LabelledImages, folder: Path, name: str, num_workers: int) -> None:
-    plain = copy(images)
-    plain.augment = None
-    plain.preprocessing = images.preprocessing.model_copy(update={"reencode": None})
     batches = sequential_batches(len(images), IMAGES_PER_BATCH)
     try:
         with (
@@ -122,7 +123,7 @@ def _write(images: LabelledImages, folder: Path, name: str, num_workers: int) ->
             pa.ipc.new_file(str(partial / "images-00000.arrow"), IMAGE_SCHEMA) as writer,
             progress_bar(f"decode {name}", len(images)) as bar,
         ):
-            for batch, _, _ in make_loader(plain, batches, num_workers, pin=False):
+            for batch, _, _ in make_loader(ResizedImages(images), batches, num_workers, pin=False):
                 writer.write_batch(image_batch([image.tobytes() for image in batch.numpy()]))
                 bar.update(len(batch))
     except OSError as error:

@@ -18,9 +18,14 @@ from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_
 from stages.lib.detector.model import Detector, fake_logit
 from stages.lib.detector.runtime import Hardware
 from stages.lib.detector.scoring import gather_logits
-from stages.lib.training.batches import training_batches
-from stages.lib.training.optimization import make_mixup, make_optimizer, make_schedule
-from stages.lib.training.params import TrainParams
+from stages.lib.training.batches import Key, training_batches
+from stages.lib.training.optimization import (
+    make_mixup,
+    make_optimizer,
+    make_schedule,
+    set_trainable,
+)
+from stages.lib.training.params import Trainable, TrainParams
 from stages.lib.training.speed import Batch, Clock, timed
 
 
@@ -32,19 +37,15 @@ class TrainingLoop:
     ) -> None:
         self.params, self.images, self.hardware = params, images, hardware
         self.detector = detector
-        self.parallel: DistributedDataParallel | None = None
-        if hardware.world_size > 1:
-            if hardware.device.type == "cuda":
-                detector.model = convert_sync_batchnorm(detector.model)
-            self.parallel = DistributedDataParallel(detector.model)
-        network = self.parallel or detector.model
-        self.network = torch.compile(network, mode=params.compile) if params.compile else network
+        if hardware.world_size > 1 and hardware.device.type == "cuda":
+            detector.model = convert_sync_batchnorm(detector.model)
         self.steps_per_epoch = len(images) // params.batch_size
-        self.batches: list[list[tuple[int, int]]] = []  # of the current epoch
+        self.batches: list[list[Key]] = []  # of the current epoch
         pin = hardware.device.type == "cuda"
         self.loader = make_loader(images, self.batches, params.num_workers, pin)
         self.optimizer = make_optimizer(params, detector.model)
         self.schedule = make_schedule(params, self.optimizer, self.steps_per_epoch)
+        self._let_learn("head" if params.frozen_epochs else params.trainable)
         self.class_weights = self._class_weights().to(hardware.device)
         self.mix = make_mixup(params)
         self.ema = (
@@ -52,6 +53,16 @@ class TrainingLoop:
             if params.ema_decay
             else None
         )
+
+    def _let_learn(self, which: Trainable) -> None:
+        """Set which parameters learn; processes and the compiler must know before the next step."""
+        set_trainable(self.detector.model, which)
+        self.parallel: DistributedDataParallel | None = None
+        if self.hardware.world_size > 1:
+            self.parallel = DistributedDataParallel(self.detector.model)
+        network = self.parallel or self.detector.model
+        mode = self.params.compile
+        self.network = torch.compile(network, mode=mode) if mode else network
 
     @property
     def evaluated_detector(self) -> Detector:
@@ -67,6 +78,8 @@ class TrainingLoop:
 
     def train_epoch(self, epoch: int) -> tuple[dict[str, float], dict[str, float]]:
         """Train on every image once; return ({lr, train_loss}, speed)."""
+        if epoch and epoch == self.params.frozen_epochs:
+            self._let_learn(self.params.trainable)
         self.batches[:] = training_batches(self.params, self.images.targets, epoch, self.hardware)
         return self.train_on(self.loader, epoch)
 

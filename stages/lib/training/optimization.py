@@ -1,4 +1,7 @@
-"""Optimizer, schedule and mixup, all from timm."""
+"""Optimizer, schedule and mixup, all from timm, and which parameters learn."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.data import Mixup
@@ -7,7 +10,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 
 from stages.lib.core.labels import CLASS_NAMES
-from stages.lib.training.params import TrainParams
+from stages.lib.training.params import Trainable, TrainParams
 
 
 def make_optimizer(params: TrainParams, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -17,8 +20,28 @@ def make_optimizer(params: TrainParams, model: torch.nn.Module) -> torch.optim.O
     return create_optimizer_v2(
         model, opt=params.optimizer, lr=params.lr,
         weight_decay=params.weight_decay, momentum=params.momentum,
+        layer_decay=params.layer_decay,
         **({"fused": True} if issubclass(kind, fusible) else {}),
     )  # fmt: skip
+
+
+def set_trainable(model: torch.nn.Module, which: Trainable) -> None:
+    """Let a timm model learn all parameters, those of the norms and the head, or the head alone."""
+    head: Any = model
+    learning = {id(one) for one in head.get_classifier().parameters()}
+    if which == "norms":
+        norms = [one for one in model.modules() if "norm" in type(one).__name__.lower()]
+        learning |= {id(one) for norm in norms for one in norm.parameters(recurse=False)}
+    for parameter in model.parameters():
+        parameter.requires_grad_(which == "all" or id(parameter) in learning)
+
+
+def average_states(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the mean of the weights of several epochs (Izmailov et al. 2018), in their dtypes."""
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(tensor.dtype)
+        for name, tensor in states[-1].items()
+    }
 
 
 def make_schedule(

@@ -7,6 +7,7 @@ from pydantic import Field
 from stages.lib.core.params import StageParams
 from stages.lib.detector.runtime import CompileMode, DeviceName, Precision
 from stages.lib.training.augmentation import Augmentation
+from stages.lib.training.pseudo_fakes import PseudoFakes
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -15,12 +16,16 @@ NonNegative = Annotated[float, Field(ge=0)]
 Quality = Annotated[int, Field(ge=1, le=100)]
 
 
+Trainable = Literal["all", "norms", "head"]
+
+
 class TrainParams(StageParams):
     """Section `train`; params.yaml explains each one."""
 
     model: str
     model_args: dict[str, Any]
     weights: str
+    zero_head: bool
     image_size: Annotated[int, Field(ge=16, le=4096)]
     interpolation: Literal["bilinear", "bicubic"] | None
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] | None
@@ -29,6 +34,7 @@ class TrainParams(StageParams):
     scaled_decoding: bool
     decoded_gb: NonNegative
     augmentation: Augmentation
+    pseudo_fakes: PseudoFakes
     mixup: NonNegative
     cutmix: NonNegative
     label_smoothing: Share
@@ -46,6 +52,10 @@ class TrainParams(StageParams):
     min_lr: NonNegative
     decay_epochs: Positive
     decay_rate: Annotated[float, Field(gt=0, le=1)]
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None
+    trainable: Trainable
+    frozen_epochs: Count
+    average_last: Count
     clip_grad: Annotated[float, Field(gt=0)] | None
     ema_decay: Share
     precision: Precision
