@@ -12,7 +12,7 @@ export GIT_COMMITTER_EMAIL ?= $(GIT_AUTHOR_EMAIL)
 RUNS := http://localhost:5000/\#/experiments/1?workflowType=machine_learning
 OLD := This project needs Python 3.11 or newer; set one with: make PYTHON=python3.12
 
-.PHONY: repro help ui check test test-slow bench lock clean
+.PHONY: repro help preset ui check test test-slow bench lock clean
 .DEFAULT_GOAL := repro
 
 $(BIN)/python:
@@ -28,6 +28,9 @@ repro: $(VENV)/installed  ## run the whole pipeline on the embedded sample
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+
+preset: $(VENV)/installed  ## write a preset into params.yaml: make preset NAME=fast
+	python -m stages.tools.preset $(NAME)
 
 ui: $(VENV)/installed  ## browse the runs
 	@echo 'Runs: $(RUNS)'

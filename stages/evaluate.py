@@ -6,7 +6,8 @@ Run: python -m stages.evaluate
 
 The thresholds and the temperature are chosen on the calibration split alone, which had no part in
 training or in choosing the epoch, and are the same for every set. The epoch was chosen on val,
-whose metrics therefore flatter the model a little. `pooled` is all labelled sets together.
+whose metrics therefore flatter the model a little. `held_out` is the reals of val and the fakes of
+prepare.hold_out_families. `pooled` is all labelled images together.
 metrics/README.md explains the tables.
 """
 
@@ -26,7 +27,12 @@ from stages.lib.evaluation.metrics import choose_threshold, confusion, fit_tempe
 from stages.lib.evaluation.operating_points import operating_rows
 from stages.lib.evaluation.robustness import robustness_table, summarise_robustness
 from stages.lib.evaluation.rows import Row, arrays, counts
-from stages.lib.evaluation.scored_sets import labelled_scores, labelled_sets, perturbed_scores
+from stages.lib.evaluation.scored_sets import (
+    HELD_OUT,
+    labelled_scores,
+    labelled_sets,
+    perturbed_scores,
+)
 from stages.lib.evaluation.slices import REALS_FOR_1E_4, set_rows, slice_rows
 
 INTERVAL_COLUMNS = ["set", "slice", "metric", "value", "low", "high", "num_real", "num_fake"]
@@ -86,7 +92,10 @@ def judge(
         "temperature": temperature,
         "num_calibration": len(calibration),
     }
-    pool = {"pooled": pd.concat(sets.values(), ignore_index=True)} if len(sets) > 1 else {}
+    everything = pd.concat(sets.values(), ignore_index=True).drop_duplicates(["set", "row"])
+    pool = {"pooled": everything} if len(sets) > 1 else {}
+    with_own_reals = {name: table for name, table in sets.items() if name != HELD_OUT}
+    cross = cross_rows(with_own_reals) if len(with_own_reals) > 1 else []
     intervals = []
     for name, table in (sets | pool).items():
         rows = set_rows(table, threshold, temperature)
@@ -96,9 +105,9 @@ def judge(
     tables = {
         "intervals": pd.DataFrame(intervals, columns=INTERVAL_COLUMNS),
         "operating_points": pd.DataFrame(operating_rows(calibration, sets | pool)),
-        "cross_auc": pd.DataFrame(cross_rows(sets) if pool else [], columns=CROSS_COLUMNS),
+        "cross_auc": pd.DataFrame(cross, columns=CROSS_COLUMNS),
     }
-    if pool:
+    if cross:
         report["cross"] = summarise_cross(tables["cross_auc"])
     return report, tables
 

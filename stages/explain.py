@@ -153,10 +153,12 @@ def occlusion_map(detector: Detector, image: torch.Tensor, params: ExplainParams
         max(1, round(share * image.shape[1])) for share in (params.window, params.stride)
     )
     occlusion = Occlusion(lambda inputs: fake_logit(detector.model(inputs)))
+    inputs = detector.normalize(image[None])
+    num_channels = inputs.shape[1]
     effect = occlusion.attribute(
-        detector.normalize(image[None]),
-        sliding_window_shapes=(3, window, window),
-        strides=(3, min(stride, window), min(stride, window)),
+        inputs,
+        sliding_window_shapes=(num_channels, window, window),
+        strides=(num_channels, min(stride, window), min(stride, window)),
         perturbations_per_eval=params.batch_size,
     )
     return effect[0, 0].cpu().numpy()

@@ -1,7 +1,7 @@
 """Score images with the trained detector: P(fake) of every image that was not trained on.
 
 params.yaml: predict; data/model, data/labels, data/packed
-  ->  data/scores/{val,calibration,test,evaluation}.csv, data/scores/robustness.csv
+  ->  data/scores/{val,calibration,test,held_out,evaluation}.csv, data/scores/robustness.csv
 Run: python -m stages.predict          (starts torchrun itself where predict.num_processes > 1)
      torchrun ... -m stages.predict    (several machines)
 
@@ -42,7 +42,7 @@ from stages.lib.detector.scoring import gather_logits
 from stages.lib.prediction.perturbations import VARIANTS, perturb_all
 from stages.lib.prediction.views import SCORED_VIEWS
 
-SPLITS = ("val", "calibration", "test", "evaluation")
+SPLITS = ("val", "calibration", "test", "held_out", "evaluation")
 NUM_VARIANTS = 1 + len(VARIANTS)
 
 

@@ -1,12 +1,13 @@
 """Prepare the labels: decide on bad images, group near-duplicates, split, audit.
 
 params.yaml: data, prepare; data/packed/**/facts.parquet
-  ->  data/labels/{train,val,calibration,test,evaluation}.csv, metrics/data.json
+  ->  data/labels/{train,val,calibration,test,held_out,evaluation}.csv, metrics/data.json
 Run: python -m stages.prepare
 
 A label file has one row per image; its columns are LABEL_TYPES in stages/lib/core/labels.py. The
 calibration split is a part of the validation set. Without a validation set, both are parts of the
-training set. No split divides a group of near-duplicates. evaluation.csv has all sets of
+training set. No split divides a group of near-duplicates. Fakes of prepare.hold_out_families leave
+train, val and calibration; held_out.csv has those of val. evaluation.csv has all sets of
 data.evaluation_sets; one more set changes no other file.
 """
 
@@ -39,6 +40,7 @@ class PrepareParams(StageParams):
     near_duplicate_bits: Annotated[int, Field(ge=0, le=7)]
     val_share: Annotated[float, Field(gt=0, lt=0.5)]
     calibration_share: Annotated[float, Field(gt=0, lt=0.5)]
+    hold_out_families: list[str]
     shortcuts: Literal["warn", "refuse"]
     shortcut_auc: Annotated[float, Field(ge=0.5, le=1)]
     seed: Annotated[int, Field(ge=0)]
@@ -57,13 +59,15 @@ def main() -> None:
     good["group"] = near_duplicate_groups(_hashes(good), params.near_duplicate_bits)
     more["group"] = _groups_of_more(good, more, params.near_duplicate_bits)
     splits = split(good, params)
+    splits, held_out = hold_out(splits, params.hold_out_families)
     for name in names:
         splits[name] = _checked(name, more[more["set"] == f"sets/{name}"])
     report = {
         "generated_sample": data.root == str(paths.SAMPLE),
         "bad_images": _bad_images_report(bad),
         "splits": {name: audit_split(rows, params.seed) for name, rows in splits.items()},
-        "duplicates": duplicates_report(splits),
+        "held_out": held_out["family"].value_counts().sort_index().to_dict(),
+        "duplicates": duplicates_report(splits | {"val": pd.concat([splits["val"], held_out])}),
         "shortcut_auc": params.shortcut_auc,
     }
     _say_what_was_found(report)
@@ -71,6 +75,7 @@ def main() -> None:
     with fresh_folder(paths.LABELS) as labels:
         for name in ("train", "val", "calibration", "test"):
             write_table(_labels_of(splits[name]), labels / f"{name}.csv")
+        write_table(_labels_of(held_out), labels / "held_out.csv")
         write_table(_labels_of(more), labels / "evaluation.csv")
     write_json(paths.DATA_REPORT, report)
 
@@ -124,16 +129,36 @@ def _bad_images_report(bad: pd.DataFrame) -> dict[str, Any]:
 
 
 def split(good: pd.DataFrame, params: PrepareParams) -> dict[str, pd.DataFrame]:
-    """Return the rows of train, val, calibration and test.
-
-    Raises UserError where a labelled split lacks one of the classes.
-    """
+    """Return the rows of train, val, calibration and test."""
     train, val, test = (good[good["set"] == name] for name in SET_NAMES)
     if val.empty:
         train, val = _split_groups(train, params.val_share, params.seed)
     val, calibration = _split_groups(val, params.calibration_share, params.seed)
-    labelled = {"train": train, "val": val, "calibration": calibration}
-    return {name: _checked(name, rows) for name, rows in labelled.items()} | {"test": test}
+    return {"train": train, "val": val, "calibration": calibration, "test": test}
+
+
+def hold_out(
+    splits: dict[str, pd.DataFrame], families: list[str]
+) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """Take the fakes of these families out of all that training and choosing sees.
+
+    Returns the splits without them, and those of val, which measure how the detector does on
+    families that it has not seen. Raises UserError for a family that val does not have, and where a
+    labelled split lacks one of the classes.
+    """
+    seen = ("train", "val", "calibration")
+    fakes = splits["val"][splits["val"]["target"] == FAKE]
+    for family in families:
+        if family not in set(fakes["family"]):
+            known = ", ".join(sorted(fakes["family"].dropna().unique()))
+            raise UserError(
+                f"prepare.hold_out_families: the val split has no fakes of '{family}'; "
+                + (f"it has {known}" if known else "its list has no column family")
+            )
+    held = {name: splits[name]["family"].isin(families) & (splits[name]["target"] == FAKE)
+            for name in seen}  # fmt: skip
+    kept = {name: _checked(name, splits[name][~held[name]]) for name in seen}
+    return splits | kept, splits["val"][held["val"]]
 
 
 def _checked(name: str, rows: pd.DataFrame) -> pd.DataFrame:
@@ -186,6 +211,8 @@ def _say_what_was_found(report: dict[str, Any]) -> None:
     for name, found in report["splits"].items():
         counts = ", ".join(f"{found[kind]} {kind}" for kind in (*CLASS_NAMES, "unlabelled"))
         print(f"{name:12s}{counts}, {found['num_groups']} near-duplicate groups")
+    for family, count in report["held_out"].items():
+        print(f"held out    {count} fake of {family}, which nothing is trained or chosen on")
     across = report["duplicates"]["groups_across_splits"]
     for pair, count in across.items():
         if count:

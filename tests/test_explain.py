@@ -4,6 +4,7 @@ from base64 import b64encode
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -37,19 +38,20 @@ class BrightCorner(torch.nn.Module):
         return torch.stack([torch.zeros_like(logit), logit], dim=1)
 
 
-def detector(network: torch.nn.Module) -> Detector:
+def detector(network: torch.nn.Module, residuals: Literal["srm"] | None = None) -> Detector:
     preprocessing = Preprocessing(
-        image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.2] * 3
+        image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.2] * 3, residuals=residuals
     )
     return Detector(network, preprocessing).eval()
 
 
+@pytest.mark.parametrize("residuals", [None, "srm"])
 @pytest.mark.parametrize(("brightness", "sign"), [(255, 1), (0, -1)])
 def test_the_map_is_red_where_the_model_finds_fake_and_blue_where_real(
-    brightness: int, sign: int
+    brightness: int, sign: int, residuals: Literal["srm"] | None
 ) -> None:
     image = torch.full((3, 32, 32), brightness, dtype=torch.uint8)
-    heat = sign * occlusion_map(detector(BrightCorner()), image, PARAMS)
+    heat = sign * occlusion_map(detector(BrightCorner(), residuals), image, PARAMS)
     assert heat.shape == (32, 32)
     assert heat[:12, :12].min() > 0
     assert np.abs(heat[20:, 20:]).max() == pytest.approx(0, abs=1e-6)

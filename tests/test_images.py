@@ -14,7 +14,14 @@ from torchvision.transforms.v2 import functional as tv
 from stages.lib.core.params import load_params
 from stages.lib.detector import preprocessing as preprocessing_module
 from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
-from stages.lib.detector.preprocessing import Normalize, Preprocessing, decode, resize, to_input
+from stages.lib.detector.preprocessing import (
+    CHANNELS_WITH_RESIDUALS,
+    Normalize,
+    Preprocessing,
+    decode,
+    resize,
+    to_input,
+)
 from stages.lib.training.batches import PLAIN
 from stages.lib.training.images import TrainingImages
 from stages.lib.training.params import TrainParams
@@ -198,3 +205,21 @@ def test_every_image_goes_to_exactly_one_process(count: int, world_size: int) ->
     seen = [index for part in parts for batch in part for _, index in batch]
     assert sorted(seen) == list(range(count))
     assert all(0 < len(batch) <= 4 for part in parts for batch in part)
+
+
+def test_residuals_are_those_of_the_filters_and_blind_to_content() -> None:
+    preprocessing = PREPROCESSING.model_copy(update={"residuals": "srm"})
+    normalize = Normalize(preprocessing)
+    images = torch.randint(0, 256, (2, 3, 9, 9), dtype=torch.uint8)
+    found = normalize(images)
+    torch.testing.assert_close(found[:, :3], Normalize(PREPROCESSING)(images))
+    assert found.shape == (2, CHANNELS_WITH_RESIDUALS, 9, 9)
+    assert found[:, 3:].abs().max() <= 1
+    # A ramp of brightness has no residual inside of the border.
+    ramp = (10 * torch.arange(9, dtype=torch.uint8)).expand(1, 3, 9, 9)
+    assert normalize(ramp)[:, 3:, 2:-2, 2:-2].abs().max() < 1e-5
+    # One level more in one pixel: the middle weight of each filter, over the limit of two levels.
+    dot = torch.full((1, 3, 9, 9), 100, dtype=torch.uint8)
+    dot[..., 4, 4] += 1
+    expected = torch.tensor([-4 / 4, -12 / 12, -2 / 2]) / 2
+    torch.testing.assert_close(normalize(dot)[0, 3:, 4, 4], expected)

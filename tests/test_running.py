@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from stages.lib.core import running
 from stages.lib.core.errors import UserError
-from tests.conftest import environment, run, set_params, wait_for
+from tests.conftest import ROOT, environment, run, set_params, wait_for
 
 # Takes the place of DVC: starts a stage through a shell, says its pid, and waits.
 FAKE_DVC = """
@@ -152,3 +152,21 @@ def test_an_older_python_is_refused_before_anything_is_installed(
     refused = [line for line in done.stderr.splitlines() if "Python 3.11" in line]
     assert len(refused) == is_refused
     assert not (workspace / ".venv").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator of glibc is that of Linux")
+def test_memory_that_a_step_frees_is_kept_for_the_next_one() -> None:
+    """Fetching it again from the system, a page of zeros at a time, takes half of the training."""
+    code = """
+import resource
+import torch
+from stages.lib.detector.runtime import set_up_hardware
+set_up_hardware("cpu", "fp32", 1)
+for step in range(8):
+    if step == 3:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(50_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = run("python", "-c", code, cwd=ROOT)
+    assert int(done.stdout) < 10_000  # of 244,000 pages

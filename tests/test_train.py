@@ -175,9 +175,9 @@ def test_two_processes_keep_the_weights_that_they_judged(workspace: Path) -> Non
         {"class_balance": "sampler", "optimizer": "adam", "schedule": "constant",
          "channels_last": False, "early_stopping": 1, "epochs": 12, "lr": 1e-9},
         {"precision": "bf16", "interpolation": "bilinear", "mean": [0.5, 0.5, 0.5],
-         "std": [0.2, 0.2, 0.2], "batch_size": 8, "epochs": 1},
+         "std": [0.2, 0.2, 0.2], "batch_size": 8, "epochs": 1, "residuals": "srm"},
     ],
-    ids=["ema-weights-sgd-step", "sampler-adam-constant-stopping", "bf16-own-normalisation"],
+    ids=["ema-weights-sgd-step", "sampler-adam-constant-stopping", "bf16-own-input"],
 )  # fmt: skip
 def test_every_option_trains(workspace: Path, options: dict[str, Any]) -> None:
     train(workspace, **options)
@@ -190,6 +190,8 @@ def test_every_option_trains(workspace: Path, options: dict[str, Any]) -> None:
     if "mean" in options:
         assert config["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
         assert config["preprocessing"]["interpolation"] == "bilinear"
+        assert config["model_args"]["in_chans"] == 6
+        predict()  # with the residuals, too
 
 
 def changed_tensors(loop: TrainingLoop, epoch: int) -> set[str]:

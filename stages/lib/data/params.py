@@ -8,8 +8,9 @@ import pydantic
 from stages.lib.core.params import StageParams
 
 # What metrics/evaluation.json and metrics/data.json hold beside the sets.
-RESERVED_NAMES = ("train", "val", "calibration", "test", "pooled", "cross", "robustness",
-                  "weights", "threshold", "temperature", "num_calibration")  # fmt: skip
+RESERVED_NAMES = ("train", "val", "calibration", "test", "held_out", "pooled", "cross",
+                  "robustness", "weights", "threshold", "temperature",
+                  "num_calibration")  # fmt: skip
 
 
 def _check_set_name(name: str) -> str:

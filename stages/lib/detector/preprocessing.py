@@ -10,11 +10,13 @@ from typing import Literal
 import numpy as np
 import pydantic
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
 JPEG_MAGIC = b"\xff\xd8"
+CHANNELS_WITH_RESIDUALS = 6  # RGB and three residuals
 
 
 class Preprocessing(pydantic.BaseModel):
@@ -28,6 +30,7 @@ class Preprocessing(pydantic.BaseModel):
     std: list[float]
     reencode: list[int] | None = None  # lowest and highest JPEG quality
     scaled_decoding: bool = False
+    residuals: Literal["srm"] | None = None  # three more channels
 
 
 def decode(content: bytes | memoryview, preprocessing: Preprocessing) -> torch.Tensor:
@@ -101,7 +104,38 @@ class Normalize(torch.nn.Module):
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1), persistent=False)
+        self.residuals = Residuals() if preprocessing.residuals else None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return images * scale + shift."""
-        return torch.addcmul(self.shift, images.float(), self.scale)
+        """Return images * scale + shift, and three more channels where residuals are wanted."""
+        normal = torch.addcmul(self.shift, images.float(), self.scale)
+        return torch.cat([normal, self.residuals(images)], dim=1) if self.residuals else normal
+
+
+class Residuals(torch.nn.Module):
+    """What three high-pass filters leave of the brightness: noise and edges, and no content.
+
+    The filters and their limit are those of Zhou et al. 2018 (arXiv 1805.04953), who took them from
+    the spatial rich model of steganalysis (SRM; Fridrich and Kodovsky 2012).
+    """
+
+    LIMIT = 2.0  # levels of 255
+    FILTERS = (
+        (4, ((0, 0, 0, 0, 0), (0, -1, 2, -1, 0), (0, 2, -4, 2, 0), (0, -1, 2, -1, 0),
+             (0, 0, 0, 0, 0))),
+        (12, ((-1, 2, -2, 2, -1), (2, -6, 8, -6, 2), (-2, 8, -12, 8, -2), (2, -6, 8, -6, 2),
+              (-1, 2, -2, 2, -1))),
+        (2, ((0, 0, 0, 0, 0), (0, 0, 0, 0, 0), (0, 1, -2, 1, 0), (0, 0, 0, 0, 0),
+             (0, 0, 0, 0, 0))),
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        kernels = [torch.tensor(rows).float() / divisor for divisor, rows in self.FILTERS]
+        self.register_buffer("kernels", torch.stack(kernels)[:, None], persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, 3, H, W) -> float32 (N, 3, H, W), from -1 to 1."""
+        brightness = images.float().mean(dim=1, keepdim=True)
+        padded = F.pad(brightness, [2] * 4, mode="reflect")
+        return F.conv2d(padded, self.kernels).clamp(-self.LIMIT, self.LIMIT) / self.LIMIT

@@ -6,13 +6,20 @@ import pandas as pd
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError
-from stages.lib.core.labels import CLASS_NAMES, read_labels
+from stages.lib.core.labels import CLASS_NAMES, REAL, read_labels
 from stages.lib.core.tables import read_scores
+
+HELD_OUT = "held_out"
 
 
 def labelled_sets() -> dict[str, pd.DataFrame]:
-    """Return the scored sets with both classes: val, the test set if labelled, and further sets."""
+    """Return the scored sets with both classes: val, the test set if labelled, and further sets.
+
+    held_out has the reals of val and the fakes of the families that were held out.
+    """
     sets = {name: labelled_scores(name) for name in ("val", "test")}
+    reals = sets["val"][sets["val"]["target"] == REAL]
+    sets[HELD_OUT] = pd.concat([reals, labelled_scores(HELD_OUT)], ignore_index=True)
     more = labelled_scores("evaluation")
     sets |= {Path(name).name: part for name, part in more.groupby("set", sort=False)}
     return {k: part for k, part in sets.items() if part["target"].nunique() == len(CLASS_NAMES)}

@@ -67,7 +67,7 @@ def _num_bytes(images: LabelledImages) -> int:
 def _digest(images: LabelledImages) -> str:
     """Return a digest of what decides the decoded images: which ones, how, and by which code."""
     facts = sha256_of(*(pack.folder / FACTS_FILE for pack in images.packs.values()))
-    how = images.preprocessing.model_dump(exclude={"mean", "std", "reencode"})
+    how = images.preprocessing.model_dump(exclude={"mean", "std", "reencode", "residuals"})
     code = sha256_of(*(Path(file) for file in (dataset.__file__, preprocessing.__file__, __file__)))
     decoders = ["torch", "torchvision", "pillow"]
     decoders += ["simplejpeg"] if images.preprocessing.scaled_decoding else []

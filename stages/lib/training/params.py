@@ -32,6 +32,7 @@ class TrainParams(StageParams):
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] | None
     reencode: Annotated[list[Quality], Field(min_length=2, max_length=2)] | None
     scaled_decoding: bool
+    residuals: Literal["srm"] | None
     decoded_gb: NonNegative
     augmentation: Augmentation
     pseudo_fakes: PseudoFakes

@@ -1,0 +1,180 @@
+"""Measure what each ingredient of a recipe does, on real data, in and across data sets.
+
+Run: python -m tests.benchmarks.ablation --lfw FOLDER --dfdc FOLDER --weights FILE \
+         [--rows plain fast ...] [--seeds 0 1 2] [--train lfw dfdc both]   (from the root)
+
+The folders are in the competition's layout (tests/README.md says which data they are). Each row of
+ROWS is the preset `fast` with some parameters changed; `plain` is the fine-tuning without all of
+it. Each is trained by `dvc repro` in a clone in .bench/ablation, and a result is kept there by the
+digest of code, data and parameters (DVC's run cache), so the command goes on where it was
+interrupted. It prints a Markdown table: mean and standard deviation over the seeds.
+
+The sets are neutral: LFW's validation pictures are resized to 224 px and compressed as JPEG of
+quality 90 and 30, real and fake alike, because its files tell the classes apart by their headers.
+"""
+
+import argparse
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from stages.lib.core.files import write_text
+from stages.lib.core.params import read_yaml
+from stages.tools.preset import with_preset
+from tests.conftest import ROOT, clone_project, run, set_params
+
+FOLDER = ROOT / ".bench/ablation"
+QUALITIES = (90, 30)
+OFF = {f"train.augmentation.{name}.probability": 0.0
+       for name in ("jpeg", "webp", "rescale", "blur", "noise", "colour", "grey", "crop", "shift",
+                    "erase")}  # fmt: skip
+NO_PAIRS = {"train.pseudo_fakes.first_share": 0.0, "train.pseudo_fakes.last_share": 0.0}
+ONLY_PAIRS = {"train.pseudo_fakes.first_share": 1.0, "train.pseudo_fakes.last_share": 1.0}
+KINDS = ("blend", "part", "resample", "smooth")
+
+
+def only(kind: str) -> dict[str, float]:
+    """Return the parameters that make one kind of pseudo-fake alone."""
+    return {f"train.pseudo_fakes.kinds.{name}": float(name == kind) for name in KINDS}
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "plain": OFF | NO_PAIRS,
+    "no degradations": OFF,
+    "no pseudo-fakes": NO_PAIRS,
+    "pseudo-fakes alone": ONLY_PAIRS,
+    "curriculum": {"train.pseudo_fakes.first_share": 0.0, "train.pseudo_fakes.last_share": 1.0},
+    **{f"only {kind}": only(kind) for kind in KINDS},
+    "residuals": {"train.residuals": "srm"},
+    "no zero_head": {"train.zero_head": False},
+    "norms": {"train.trainable": "norms"},
+    "layer_decay": {"train.layer_decay": 0.75},
+    "frozen_epochs": {"train.frozen_epochs": 1},
+    "average_last": {"train.average_last": 2},
+    "ema": {"train.ema_decay": 0.99},
+    "label_smoothing": {"train.label_smoothing": 0.1},
+    "mixup": {"train.mixup": 0.2},
+    "160 px": {"train.image_size": 160},
+}
+COLUMNS = ("JPEG 90", "TPR at FPR 1e-2", "JPEG 30", "robustness", "DFDC", "minutes")
+
+
+def main() -> None:
+    """Run what is missing, and print the table after each row."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--lfw", type=Path, required=True)
+    parser.add_argument("--dfdc", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True, help="of the network of `fast`")
+    parser.add_argument("--rows", nargs="+", default=["fast"], choices=ROWS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--train", nargs="+", default=["lfw"], choices=["lfw", "dfdc", "both"])
+    options = parser.parse_args()
+    roots = {"lfw": options.lfw.resolve(), "dfdc": options.dfdc.resolve()}
+    sets = neutral_sets(roots["lfw"]) | {"dfdc": roots["dfdc"]}
+    roots["both"] = joined(roots)
+    results = []
+    for row in options.rows:
+        for trained_on in options.train:
+            clone = clone_of(trained_on)
+            for seed in options.seeds:
+                changes = ROWS[row] | {
+                    "data.root": str(roots[trained_on]),
+                    "data.evaluation_sets": {name: str(path) for name, path in sets.items()},
+                    "train.weights": str(options.weights.resolve()),
+                    "train.seed": seed,
+                    "train.decoded_gb": 4.0,
+                }
+                results.append({"row": row, "trained on": trained_on} | measure(clone, changes))
+                print(table_of(results), flush=True)
+
+
+def neutral_sets(lfw: Path) -> dict[str, Path]:
+    """Write the validation pictures of LFW at 224 px and each quality; return the folders."""
+    sets = {}
+    for quality in QUALITIES:
+        folder = FOLDER / f"jpeg{quality}"
+        sets[folder.name] = folder
+        if folder.exists():
+            continue
+        partial = folder.with_suffix(".partial")
+        (partial / "valset").mkdir(parents=True)
+        shutil.copy(lfw / "valset_label.txt", partial)
+        for file in sorted((lfw / "valset").iterdir()):
+            with Image.open(file) as image:
+                small = image.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+            small.save(partial / "valset" / file.name, quality=quality)
+        partial.rename(folder)
+    return sets
+
+
+def joined(roots: dict[str, Path]) -> Path:
+    """Link both data sets into one folder, with the collection as `source`; return it."""
+    folder = FOLDER / "both"
+    for part in ("trainset", "valset"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        lines = io.StringIO()
+        writer = csv.writer(lines)
+        writer.writerow(["img_name", "target", "source"])
+        for source in ("lfw", "dfdc"):
+            table = pd.read_csv(roots[source] / f"{part}_label.txt")
+            for name, target in table[["img_name", "target"]].itertuples(index=False):
+                writer.writerow([f"{source}_{name}", target, source])
+                link = folder / part / f"{source}_{name}"
+                if not link.exists():
+                    link.symlink_to(roots[source] / part / name)
+        write_text(folder / f"{part}_label.txt", lines.getvalue())
+    return folder
+
+
+def clone_of(trained_on: str) -> Path:
+    """Return the clone for one training set, with the code of today and the preset `fast`."""
+    clone = FOLDER / trained_on
+    if not clone.exists():
+        clone_project(clone)
+    for name in ("stages", "dvc.yaml", "params.yaml"):
+        run("rsync", "-a", "--delete", f"{ROOT / name}", f"{clone}/", cwd=ROOT)
+    write_text(clone / "params.yaml", with_preset((ROOT / "params.yaml").read_text(), "fast"))
+    return clone
+
+
+def measure(clone: Path, changes: dict[str, Any]) -> dict[str, float]:
+    """Train and evaluate; return the columns of the table."""
+    before = read_yaml(clone / "params.yaml")
+    set_params(clone, changes)
+    run("dvc", "repro", "evaluate", cwd=clone, TRACKING="off")
+    write_text(clone / "params.yaml", json.dumps(before))  # YAML, too
+    report = json.loads((clone / "metrics/evaluation.json").read_text())
+    history = pd.read_csv(clone / "data/model/history.csv")
+    return {
+        "JPEG 90": report["jpeg90"]["auc"],
+        "TPR at FPR 1e-2": report["jpeg90"]["tpr_at_fpr_1e-2"],
+        "JPEG 30": report["jpeg30"]["auc"],
+        "robustness": report["robustness"]["mean_auc"],
+        "DFDC": report["dfdc"]["auc"],
+        "epochs": len(history),
+    }
+
+
+def table_of(results: list[dict[str, Any]]) -> str:
+    """Return the results as Markdown: mean ± standard deviation over the seeds, n in brackets."""
+    table = pd.DataFrame(results)
+    names = [name for name in table if name not in ("row", "trained on")]
+    lines = [f"| row | trained on | n | {' | '.join(names)} |", "|---" * (len(names) + 3) + "|"]
+    for (row, trained_on), part in table.groupby(["row", "trained on"], sort=False):
+        cells = [
+            f"{part[name].mean():.3f}" + (f" ± {part[name].std():.3f}" if len(part) > 1 else "")
+            for name in names
+        ]
+        lines.append(f"| {row} | {trained_on} | {len(part)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Time training to a stated validation AUC: the preset `fast`, plain fine-tuning, the notebooks.
+
+Run: python -m tests.benchmarks.time_to_quality --lfw FOLDER --weights FILE \
+         [--auc 0.98] [--minutes 20] [--seeds 0 1 2]               (from the repository's root)
+
+The folder has the LFW face swaps of tests/README.md in the competition's layout. All three train
+the same network from the same weights and are judged on the same pictures: LFW's validation set at
+224 px, compressed alike as JPEG of quality 90. The clock runs while they train and stops while they
+are judged, after each epoch. Each recipe runs in a process of its own.
+
+- fast: `stages.train`'s loop with the preset
+- plain: the same with the settings that a plain fine-tuning has: flips, one more JPEG compression
+  that hides the traces of the files, one epoch of warm-up, a new head as it comes
+- notebooks: one file per image, Pillow, 256 px, both flips, Adam at 1e-4, the files as they are
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+from sklearn.metrics import roc_auc_score
+from torch.utils.data import DataLoader
+
+from stages.lib.core.params import load_params
+from stages.lib.data.layout import find_sets, read_list
+from stages.lib.data.packing import PackParams, pack_images
+from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.runtime import set_up_hardware
+from stages.lib.training.images import TrainingImages
+from stages.lib.training.loop import TrainingLoop, validate, validation_loader
+from stages.lib.training.params import TrainParams
+from stages.tools.preset import with_preset
+from stages.train import make_detector
+from tests.benchmarks.ablation import NO_PAIRS, OFF, neutral_sets
+from tests.benchmarks.notebook import BATCH_SIZE, FileImages
+from tests.conftest import ROOT, environment, set_params
+
+PLAIN = OFF | NO_PAIRS | {"train.zero_head": False, "train.warmup_epochs": 1}
+RECIPES = ("fast", "plain", "notebooks")
+
+
+def main() -> None:
+    """Print a line of JSON for each recipe and seed, and the ratio of the seconds."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--lfw", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True, help="of the network of `fast`")
+    parser.add_argument("--auc", type=float, default=0.98)
+    parser.add_argument("--minutes", type=float, default=20, help="when to give up")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--only", choices=RECIPES, help="one recipe and seed, in this process")
+    options = parser.parse_args()
+    if options.only:
+        print(json.dumps(measure(options.only, options, options.seeds[0])), flush=True)
+        return
+    neutral_sets(options.lfw)
+    for seed in options.seeds:
+        for recipe in RECIPES:
+            command = [sys.executable, "-m", "tests.benchmarks.time_to_quality", *sys.argv[1:]]
+            one = ["--seeds", str(seed), "--only", recipe]
+            subprocess.run([*command, *one], cwd=ROOT, env=environment(), check=True)
+
+
+def measure(recipe: str, options: argparse.Namespace, seed: int) -> dict[str, object]:
+    """Train until the AUC is reached or the time is up."""
+    neutral = neutral_sets(options.lfw)["jpeg90"]
+    with tempfile.TemporaryDirectory() as folder:
+        make = of_notebooks if recipe == "notebooks" else of_stage
+        epoch, judge = make(recipe, options.lfw, neutral, options.weights, Path(folder), seed)
+        seconds, aucs = 0.0, []
+        while not aucs or (aucs[-1] < options.auc and seconds < 60 * options.minutes):
+            start = time.perf_counter()
+            if not epoch(len(aucs)):
+                break
+            seconds += time.perf_counter() - start
+            aucs.append(round(judge(), 4))
+            print(f"{recipe}, seed {seed}: {seconds:.0f} s, AUC {aucs[-1]}", flush=True)
+    reached = bool(aucs) and aucs[-1] >= options.auc
+    return {"recipe": recipe, "seed": seed, "reached": reached, "seconds": round(seconds),
+            "auc": aucs}  # fmt: skip
+
+
+Recipe = tuple[Callable[[int], bool], Callable[[], float]]  # an epoch, False: no more; the AUC
+
+
+def of_stage(
+    recipe: str, lfw: Path, neutral: Path, weights: Path, folder: Path, seed: int
+) -> Recipe:
+    """Return the loop of stages.train with the preset, or with what a plain fine-tuning has."""
+    (folder / "params.yaml").write_text(with_preset((ROOT / "params.yaml").read_text(), "fast"))
+    changes = {"train.weights": str(weights), "train.seed": seed}
+    set_params(folder, changes | (PLAIN if recipe == "plain" else {}))
+    params = load_params("train", TrainParams, folder / "params.yaml")
+    labels = {}
+    for name, root in (("train", lfw), ("val", neutral)):
+        image_set = find_sets(root, required=name)[name]
+        labels[name] = read_list(image_set).assign(set=name)
+        packed = folder / "packed" / name
+        packed.mkdir(parents=True)
+        pack_images(image_set, labels[name], packed, PackParams(shard_mb=512, num_threads=2))
+        labels[name]["row"] = range(len(labels[name]))
+    hardware = set_up_hardware(params.device, params.precision, params.num_threads)
+    detector, config = make_detector(params, hardware)
+    images = TrainingImages(
+        labels["train"], folder / "packed", config.preprocessing, params.augmentation,
+        params.pseudo_fakes.kinds, seed,
+    )  # fmt: skip
+    loop = TrainingLoop(params, detector, images, hardware)
+    val = LabelledImages(labels["val"], folder / "packed", config.preprocessing)
+    loader = validation_loader(val, params, hardware)
+
+    def epoch(number: int) -> bool:
+        if number < params.epochs:
+            loop.train_epoch(number)
+        return number < params.epochs
+
+    return epoch, lambda: validate(loop.evaluated_detector, loader, hardware)["val_auc"]
+
+
+def of_notebooks(
+    recipe: str, lfw: Path, neutral: Path, weights: Path, folder: Path, seed: int
+) -> Recipe:
+    """Return the notebooks' epoch and validation, with the network of the preset `fast`."""
+    torch.manual_seed(seed)
+    (folder / "params.yaml").write_text(with_preset((ROOT / "params.yaml").read_text(), "fast"))
+    params = load_params("train", TrainParams, folder / "params.yaml")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaders = {}
+    for name, root in (("train", lfw), ("val", neutral)):
+        image_set = find_sets(root, required=name)[name]
+        images = FileImages(image_set.folder, read_list(image_set))
+        if name == "val":
+            del images.transform.transforms[1:3]  # the flips
+        loaders[name] = DataLoader(images, BATCH_SIZE, shuffle=name == "train", num_workers=2)
+    model = timm.create_model(
+        params.model, pretrained=True, pretrained_cfg_overlay={"file": str(weights)}, num_classes=2
+    ).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+    loss_function = torch.nn.CrossEntropyLoss()
+
+    def epoch(number: int) -> bool:
+        model.train()
+        for batch, targets in loaders["train"]:
+            loss = loss_function(model(batch.to(device)), targets.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return True
+
+    @torch.no_grad()
+    def judge() -> float:
+        model.eval()
+        parts = [(model(batch.to(device)).cpu(), targets) for batch, targets in loaders["val"]]
+        outputs, targets = (torch.cat(part) for part in zip(*parts, strict=True))
+        return float(roc_auc_score(targets, outputs[:, 1] - outputs[:, 0]))
+
+    return epoch, judge
+
+
+if __name__ == "__main__":
+    main()
