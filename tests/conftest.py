@@ -16,6 +16,8 @@ import mlflow
 import numpy as np
 import pytest
 import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
 from PIL import Image
 
 from stages.lib.core.params import read_yaml
@@ -207,6 +209,17 @@ def wait_for_queue(clone: Path) -> str:
         return done.stdout
 
     return wait_for(look, seconds=900)
+
+
+def client_of(workspace: Path) -> MlflowClient:
+    """Return a client of the store in this folder."""
+    return MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+
+
+def runs_of(client: MlflowClient) -> list[MlflowRun]:
+    """Return the runs of the project's experiment, the latest first."""
+    experiment = client.get_experiment_by_name("deepfake-detection")
+    return client.search_runs([experiment.experiment_id])
 
 
 @contextmanager

@@ -6,23 +6,24 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.conftest import environment, readme_commands, run, wait_for, wait_for_queue
+from tests.conftest import (
+    client_of,
+    environment,
+    readme_commands,
+    run,
+    runs_of,
+    wait_for,
+    wait_for_queue,
+)
 
 pytestmark = pytest.mark.slow
 
 
-def client_of(clone: Path) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
-
-
 def runs(clone: Path) -> dict[str, Run]:
     """Return the runs of the clone's store by the name of their DVC experiment ("" for repro)."""
-    client = client_of(clone)
-    experiment = client.get_experiment_by_name("deepfake-detection")
-    found = client.search_runs([experiment.experiment_id])
+    found = runs_of(client_of(clone))
     named = {one.data.tags.get("dvc_experiment", ""): one for one in found}
     assert len(named) == len(found), "one experiment has two runs"
     return named

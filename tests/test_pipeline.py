@@ -22,7 +22,16 @@ from stages.lib.core.tables import read_table
 from stages.lib.training.augmentation import Augmentation, Degradation
 from stages.lib.training.pseudo_fakes import Kinds, PseudoFakes
 from stages.publish import flatten
-from tests.conftest import TINY, clone_project, draw_dataset, run, set_params, store_of
+from tests.conftest import (
+    TINY,
+    client_of,
+    clone_project,
+    draw_dataset,
+    run,
+    runs_of,
+    set_params,
+    store_of,
+)
 from tests.test_design import STAGES, loaded_params
 
 SPLITS = ("val", "calibration", "test")
@@ -30,13 +39,12 @@ SPLITS = ("val", "calibration", "test")
 
 @pytest.fixture(scope="session")
 def client(pipeline: Path) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{pipeline / 'mlflow.db'}")
+    return client_of(pipeline)
 
 
 @pytest.fixture(scope="session")
 def mlflow_run(client: MlflowClient) -> Run:
-    experiment = client.get_experiment_by_name("deepfake-detection")
-    (found,) = client.search_runs([experiment.experiment_id])  # train and publish share it
+    (found,) = runs_of(client)  # train and publish share it
     return found
 
 
@@ -291,7 +299,7 @@ def test_other_data_is_read_with_nothing_else_to_edit(tmp_path: Path) -> None:
     assert audit["bad_images"]["first"] == [
         {"set": "train", "img_name": empty.name, "error": "empty file"}
     ]
-    client = MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
+    client = client_of(clone)
     version = client.get_model_version_by_alias("deepfake-detector", "champion")
     files = {file.path for file in client.list_artifacts(version.run_id)}
     assert "model_card.md" in files and "submission.csv" not in files

@@ -23,7 +23,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from tests.conftest import TINY, clone_project, environment, run, wait_for
+from tests.conftest import TINY, clone_project, environment, run, runs_of, wait_for
 
 pytestmark = pytest.mark.slow
 NAME = "deepfake-detector-generated-sample"
@@ -67,8 +67,7 @@ def test_a_server_gets_runs_artifacts_and_versions(tmp_path: Path) -> None:
         run("dvc", "exp", "run", "--temp", "-n", "remote", "-S", "train.lr=1e-3", cwd=clone,
             MLFLOW_TRACKING_URI=address)  # fmt: skip
         client = MlflowClient(address)
-        experiment = client.get_experiment_by_name("deepfake-detection")
-        found = client.search_runs([experiment.experiment_id])
+        found = runs_of(client)
         assert [one.info.status for one in found] == ["FINISHED", "FINISHED"]
         assert found[0].info.run_name == "remote"
         files = {file.path for file in client.list_artifacts(found[0].info.run_id)}

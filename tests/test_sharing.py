@@ -12,7 +12,7 @@ from mlflow.entities import Run
 from stages.lib.core.files import read_json
 from stages.lib.core.params import read_yaml
 from stages.publish import flatten
-from tests.conftest import readme_commands, run, set_params
+from tests.conftest import client_of, readme_commands, run, runs_of, set_params
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,8 @@ def test_a_colleague_pulls_and_computes_nothing(hub: Path, pipeline: Path, tmp_p
 
 def published(clone: Path) -> tuple[MlflowClient, Run]:
     """Return the one run of the clone's store, after checking that everything is in it."""
-    client = MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("deepfake-detection")
-    (found,) = client.search_runs([experiment.experiment_id])
+    client = client_of(clone)
+    (found,) = runs_of(client)
     for name, value in flatten(read_json(clone / "metrics/evaluation.json")).items():
         assert found.data.metrics[name] == pytest.approx(value)
     files = {file.path for file in client.list_artifacts(found.info.run_id)}

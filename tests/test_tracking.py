@@ -11,7 +11,6 @@ import mlflow
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
 
 from stages.card import main as card
 from stages.evaluate import main as evaluate
@@ -22,7 +21,7 @@ from stages.predict import main as predict
 from stages.publish import main as publish
 from stages.submit import main as submit
 from stages.train import main as train
-from tests.conftest import environment, run, set_params, store_of
+from tests.conftest import client_of, environment, run, runs_of, set_params, store_of
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +34,6 @@ def finish() -> None:
     """Run the stages after training."""
     for stage in (predict, explain, evaluate, card, submit, publish):
         stage()
-
-
-def runs(workspace: Path) -> list[Run]:
-    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("deepfake-detection")
-    return client.search_runs([experiment.experiment_id])
 
 
 def test_a_store_that_cannot_be_made_stops_nothing(
@@ -65,7 +58,7 @@ def test_training_goes_on_without_mlflow_and_is_mirrored_later(
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     finish()
-    (mirrored,) = runs(workspace)
+    (mirrored,) = runs_of(client_of(workspace))
     history = pd.read_csv(workspace / "data/model/history.csv")
     client = MlflowClient()
     logged = client.get_metric_history(mirrored.info.run_id, "epoch/val_auc")
@@ -74,7 +67,7 @@ def test_training_goes_on_without_mlflow_and_is_mirrored_later(
     assert mirrored.info.status == "FINISHED"
     mlflow.pyfunc.load_model(f"runs:/{mirrored.info.run_id}/model")
     publish()
-    assert len(runs(workspace)) == 1
+    assert len(runs_of(client_of(workspace))) == 1
 
 
 def test_an_artifact_store_that_cannot_be_written_stops_nothing(
@@ -84,13 +77,13 @@ def test_an_artifact_store_that_cannot_be_written_stops_nothing(
     train()
     assert capsys.readouterr().out.count("WARNING: MLflow has failed") == 1
     assert (workspace / "data/model/weights.safetensors").is_file()
-    assert [one.info.status for one in runs(workspace)] == ["FINISHED"]
+    assert [one.info.status for one in runs_of(client_of(workspace))] == ["FINISHED"]
     finish()
     assert capsys.readouterr().out.count("WARNING: MLflow has failed") == 1
     assert (workspace / "data/published.json").is_file()
     (workspace / "mlartifacts").unlink()
     publish()
-    assert [one for one in runs(workspace) if "val.auc" in one.data.metrics]
+    assert [one for one in runs_of(client_of(workspace)) if "val.auc" in one.data.metrics]
     mlflow.pyfunc.load_model("models:/deepfake-detector@champion")
 
 
@@ -107,7 +100,9 @@ def test_a_locked_store_stops_nothing_and_is_mirrored_later(
     assert shown.count("WARNING: MLflow has failed") == 1
     assert "database is locked" in shown
     finish()
-    (mirrored,) = [one for one in runs(workspace) if "weights_sha256" in one.data.tags]
+    (mirrored,) = [
+        one for one in runs_of(client_of(workspace)) if "weights_sha256" in one.data.tags
+    ]
     assert mirrored.data.metrics["val.auc"]
 
 
@@ -141,7 +136,7 @@ def test_uncommitted_changes_are_said_and_kept(
     set_params(workspace, {"train.lr": 0.007})
     train()
     assert "note: files that are not committed: 1 (params.yaml)" in capsys.readouterr().out
-    dirty, clean = runs(workspace)
+    dirty, clean = runs_of(client_of(workspace))
     assert [one.data.tags["git_dirty"] for one in (dirty, clean)] == ["true", "false"]
     client = MlflowClient()
     diff = Path(client.download_artifacts(dirty.info.run_id, "uncommitted.diff")).read_text()
@@ -163,10 +158,10 @@ def test_a_killed_training_is_marked_by_the_next_one(workspace: Path) -> None:
     assert any(line.strip().startswith("1/500") for line in process.stdout)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert [one.info.status for one in runs(workspace)] == ["RUNNING"]
+    assert [one.info.status for one in runs_of(client_of(workspace))] == ["RUNNING"]
     set_params(workspace, {"train.epochs": 1})
     train()
-    assert [one.info.status for one in runs(workspace)] == ["FINISHED", "KILLED"]
+    assert [one.info.status for one in runs_of(client_of(workspace))] == ["FINISHED", "KILLED"]
 
 
 def test_a_signal_waits_for_the_end_of_a_write() -> None:

@@ -34,7 +34,7 @@ from stages.lib.training.optimization import average_states, make_schedule
 from stages.lib.training.params import TrainParams
 from stages.predict import main as predict
 from stages.train import main
-from tests.conftest import ROOT, environment, readme_commands, run, set_params
+from tests.conftest import ROOT, client_of, environment, readme_commands, run, runs_of, set_params
 
 PARAMS = load_params("train", TrainParams, ROOT / "params.yaml")
 CPU = torch.device("cpu")
@@ -418,7 +418,6 @@ def test_with_two_processes_only_one_says_what_was_wrong(workspace: Path) -> Non
 
 @pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="no SIGTERM")
 def test_a_stopped_training_leaves_nothing_and_its_run_is_failed(workspace: Path) -> None:
-    import mlflow
 
     set_params(workspace, {"train.epochs": 500})
     process = subprocess.Popen(
@@ -434,9 +433,7 @@ def test_a_stopped_training_leaves_nothing_and_its_run_is_failed(workspace: Path
             break
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) != 0
-    client = mlflow.MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("deepfake-detection")
-    (training,) = client.search_runs([experiment.experiment_id])
+    (training,) = runs_of(client_of(workspace))
     assert training.info.status == "FAILED"
     assert not list((workspace / "data").glob("*model*"))
 
