@@ -126,7 +126,7 @@ def train(
     images: dict[str, LabelledImages] = {
         "train": TrainingImages(
             labels["train"], paths.PACKED, config.preprocessing, params.augmentation,
-            params.pseudo_fakes.kinds, params.seed,
+            params.pseudo_fakes, params.seed,
         ),
         "val": LabelledImages(labels["val"], paths.PACKED, config.preprocessing),
     }  # fmt: skip

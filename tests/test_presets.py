@@ -9,16 +9,17 @@ import pytest
 import timm
 import torch
 
+from stages import predict, train
 from stages.card import MOST_PARAMETERS, pretraining
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import load_params, read_yaml
+from stages.lib.core.tables import read_scores
 from stages.lib.detector.model import count_parameters, create_model, input_size_args, zero_head
 from stages.lib.training.optimization import make_optimizer, set_trainable
 from stages.lib.training.params import TrainParams
 from stages.predict import PredictParams
 from stages.tools.preset import PRESETS, listing, with_preset
-from stages.train import _check
-from tests.conftest import ROOT, readme_commands, run
+from tests.conftest import ROOT, readme_commands, run, set_params
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 TEXT = (ROOT / "params.yaml").read_text()
@@ -52,7 +53,7 @@ def test_the_sample_is_what_params_yaml_has() -> None:
 def test_a_preset_sets_its_values_and_keeps_the_rest(name: str, tmp_path: Path) -> None:
     params = params_of(name, tmp_path)
     load_params("predict", PredictParams, tmp_path / "params.yaml")
-    _check(params, 10_000)
+    train._check(params, 10_000)
     before, after, wanted = (
         leaves(read_yaml(path))
         for path in (ROOT / "params.yaml", tmp_path / "params.yaml", PRESETS / f"{name}.yaml")
@@ -122,3 +123,26 @@ def test_the_readme_shows_how(tmp_path: Path) -> None:
     assert "+  image_size: " in done.stdout
     assert (tmp_path / "params.yaml").read_text() == with_preset(TEXT, name)
     assert f"{name} " in listing()
+
+
+SMALLER = {"strong": 64, "open": 56}  # pixels: this is about the recipe, not about the network
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_trains_and_scores(
+    name: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights at random, because the hub is not there, and few images at a time."""
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("TRACKING", "off")
+    root = read_yaml(Path("params.yaml"))["data"]["root"]
+    params = params_of(name, workspace)
+    set_params(workspace, {
+        "data.root": root, "train.weights": "random", "train.epochs": 1, "train.batch_size": 16,
+        "train.image_size": SMALLER.get(name, params.image_size),
+        "predict.robustness_images": 0,
+    })  # fmt: skip
+    train.main()
+    predict.main()
+    assert len(read_scores(Path("data/scores/val.csv"))) > 0

@@ -18,7 +18,14 @@ from stages.lib.drawing.portrait import draw_person
 from stages.lib.training import pseudo_fakes
 from stages.lib.training.batches import PAIR_FAKE, PAIR_REAL, PLAIN, training_batches
 from stages.lib.training.params import TrainParams
-from stages.lib.training.pseudo_fakes import KINDS, Kinds, make_pair, paste
+from stages.lib.training.pseudo_fakes import (
+    KINDS,
+    Kinds,
+    Source,
+    make_pair,
+    matched_colours,
+    paste,
+)
 from stages.tools.show_pseudo_fakes import pair_with_difference
 from tests.conftest import ROOT
 
@@ -33,8 +40,19 @@ def face(seed: int) -> torch.Tensor:
     return resize(decode(photograph(draw_person(random), "", SIDE, random), SEEN), SEEN)
 
 
+def source(seed: int) -> Source:
+    def draw_other(random: np.random.Generator) -> torch.Tensor:
+        return OTHERS[random.integers(len(OTHERS))]
+
+    return Source(face(seed), PARAMS.pseudo_fakes.face_width, draw_other)
+
+
 def only(name: str) -> Kinds:
     return Kinds.model_validate({kind: float(kind == name) for kind in KINDS})
+
+
+ALL = Kinds.model_validate(dict.fromkeys(KINDS, 1.0))
+OTHERS = [face(seed) for seed in range(1000, 1010)]
 
 
 @pytest.fixture
@@ -55,7 +73,7 @@ def masks(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 def test_a_pair_differs_inside_of_the_mask_alone(name: str, masks: list[torch.Tensor]) -> None:
     differing = []
     for seed in range(30):
-        real, fake = make_pair(face(seed), only(name), np.random.default_rng(seed))
+        real, fake = make_pair(source(seed), only(name), np.random.default_rng(seed))
         assert (
             (fake.shape, fake.dtype) == (real.shape, real.dtype) == ((3, SIDE, SIDE), torch.uint8)
         )
@@ -63,7 +81,7 @@ def test_a_pair_differs_inside_of_the_mask_alone(name: str, masks: list[torch.Te
         assert outside.float().mean() > 0.2
         assert torch.equal(real[outside], fake[outside])
         differing.append(float((real != fake).any(dim=0).float().mean()))
-        again = make_pair(face(seed), only(name), np.random.default_rng(seed))
+        again = make_pair(source(seed), only(name), np.random.default_rng(seed))
         assert torch.equal(again[0], real) and torch.equal(again[1], fake)
     assert np.mean(np.array(differing) > 0.01) > 0.9
 
@@ -74,7 +92,7 @@ def test_each_kind_leaves_its_trace() -> None:
     noise: dict[str, list[float]] = {name: [] for name in KINDS}
     for name in KINDS:
         for seed in range(40):
-            real, fake = make_pair(face(seed), only(name), np.random.default_rng(seed))
+            real, fake = make_pair(source(seed), only(name), np.random.default_rng(seed))
             changed = (real != fake).any(dim=0).numpy()
             changes[name].append(changed.mean())
             before, after = (
@@ -84,6 +102,32 @@ def test_each_kind_leaves_its_trace() -> None:
             noise[name].append(after / max(before, 0.1))
     assert np.mean(changes["part"]) < 0.6 * np.mean(changes["blend"])
     assert np.nanmedian(noise["smooth"]) < 0.75
+
+
+def test_the_mask_has_the_width_of_a_face(masks: list[torch.Tensor]) -> None:
+    widths = []
+    for width in (0.35, 0.7):
+        for seed in range(30):
+            one = Source(face(seed), [width, width], lambda random: OTHERS[0])
+            make_pair(one, only("blend"), np.random.default_rng(seed))
+        found = [(mask[0] > 0).any(dim=0).float().mean().item() for mask in masks[-30:]]
+        widths.append(np.mean(found))
+    assert widths == pytest.approx([0.35, 0.7], abs=0.06)
+
+
+def test_a_swap_takes_the_most_alike_in_the_colours_of_the_face() -> None:
+    real = face(0)
+    twin = (real.float() * 0.5 + 100).byte()  # the same face, paler
+    drawn = iter([OTHERS[0], twin, OTHERS[1], OTHERS[2]])
+    one = Source(real, [0.5, 0.5], lambda random: next(drawn))
+    donor, mask = pseudo_fakes.swap(one, np.random.default_rng(3))
+    inside = (mask[0] > 0).numpy()
+    as_it_is = np.corrcoef(donor.float().mean(0)[inside], real.float().mean(0)[inside])[0, 1]
+    assert as_it_is > 0.8
+    whole = torch.ones(1, SIDE, SIDE)
+    matched = matched_colours(twin, real, whole, 1.0)
+    assert (matched.float() - real.float()).abs().mean() < 3
+    assert torch.equal(matched_colours(twin, real, whole, 0.0), twin)
 
 
 def test_pasting_takes_the_region_where_the_mask_is_1() -> None:
@@ -112,7 +156,7 @@ def auc_outside(make: Callable[..., tuple[torch.Tensor, ...]], masks: list[torch
     """Return the AUC of a classifier that sees what is outside of the dilated mask alone."""
     rows, targets = [], []
     for seed in range(150):
-        pair = make(face(seed), PARAMS.pseudo_fakes.kinds, np.random.default_rng(seed))
+        pair = make(source(seed), ALL, np.random.default_rng(seed))
         far = torch.from_numpy(ndimage.binary_dilation(masks[-1][0].numpy() > 0, iterations=3))[
             None
         ]
@@ -133,8 +177,8 @@ def test_nothing_outside_of_the_mask_gives_a_pseudo_fake_away(masks: list[torch.
 def test_a_leak_is_found(masks: list[torch.Tensor]) -> None:
     """One more JPEG on the fake alone, as a public reimplementation had it."""
 
-    def leaking(image: torch.Tensor, kinds: Kinds, random: np.random.Generator) -> tuple:
-        real, fake = make_pair(image, kinds, random)
+    def leaking(one: Source, kinds: Kinds, random: np.random.Generator) -> tuple:
+        real, fake = make_pair(one, kinds, random)
         return real, pseudo_fakes.blur(fake, 0.6, random)
 
     assert auc_outside(leaking, masks) > 0.65
@@ -160,7 +204,7 @@ def network_auc(make: Callable[..., tuple[torch.Tensor, ...]], masks: list[torch
     torch.manual_seed(0)
     images = []
     for seed in range(450):
-        pair = make(face(seed), PARAMS.pseudo_fakes.kinds, np.random.default_rng(seed))
+        pair = make(source(seed), ALL, np.random.default_rng(seed))
         far = torch.from_numpy(ndimage.binary_dilation(masks[-1][0].numpy() > 0, iterations=3))
         images += [torch.where(far, 0, image).float() / 128 - 1 for image in pair]
     batch, targets = torch.stack(images), torch.tensor([0.0, 1.0] * 450)

@@ -14,10 +14,11 @@ from stages.lib.core.running import run_command
 from stages.lib.detector.preprocessing import Preprocessing, decode
 from stages.lib.drawing.photograph import photograph
 from stages.lib.drawing.portrait import draw_person
-from stages.lib.training.pseudo_fakes import KINDS, Kinds, make_pair
+from stages.lib.training.pseudo_fakes import KINDS, Kinds, Source, make_pair
 
 SIDE = 128  # pixels
 FACES = 3
+FACE_WIDTH = [0.4, 0.7]  # as a share of the side
 DECODING = Preprocessing(image_size=SIDE, interpolation="bilinear", mean=[0] * 3, std=[1] * 3)
 
 
@@ -48,11 +49,16 @@ def draw() -> Figure:
 def pair_with_difference(kind: str, number: int) -> list[torch.Tensor]:
     """Return a real, its pseudo-fake and four times their difference, uint8 (3, S, S)."""
     random = np.random.default_rng([number, 7])
-    face = decode(photograph(draw_person(random), "", SIDE, random), DECODING)
+    source = Source(draw_face(random), FACE_WIDTH, draw_face)
     kinds = Kinds.model_validate({name: float(name == kind) for name in KINDS})
-    real, fake = make_pair(face, kinds, random)
+    real, fake = make_pair(source, kinds, random)
     difference = 4 * (real.float() - fake.float()).abs()
     return [real, fake, difference.clamp(0, 255).byte()]
+
+
+def draw_face(random: np.random.Generator) -> torch.Tensor:
+    """Return a drawn face, uint8 (3, S, S)."""
+    return decode(photograph(draw_person(random), "", SIDE, random), DECODING)
 
 
 if __name__ == "__main__":

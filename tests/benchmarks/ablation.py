@@ -36,7 +36,7 @@ OFF = {f"train.augmentation.{name}.probability": 0.0
                     "erase")}  # fmt: skip
 NO_PAIRS = {"train.pseudo_fakes.first_share": 0.0, "train.pseudo_fakes.last_share": 0.0}
 ONLY_PAIRS = {"train.pseudo_fakes.first_share": 1.0, "train.pseudo_fakes.last_share": 1.0}
-KINDS = ("blend", "part", "resample", "smooth")
+KINDS = ("blend", "part", "resample", "smooth", "swap")
 
 
 def only(kind: str) -> dict[str, float]:

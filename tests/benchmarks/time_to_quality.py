@@ -109,7 +109,7 @@ def of_stage(
     detector, config = make_detector(params, hardware)
     images = TrainingImages(
         labels["train"], folder / "packed", config.preprocessing, params.augmentation,
-        params.pseudo_fakes.kinds, seed,
+        params.pseudo_fakes, seed,
     )  # fmt: skip
     loop = TrainingLoop(params, detector, images, hardware)
     val = LabelledImages(labels["val"], folder / "packed", config.preprocessing)

@@ -40,7 +40,7 @@ def loop_of(folder: Path, labels: pd.DataFrame) -> TrainingLoop:
     preprocessing = resolve_preprocessing(model, image_size=IMAGE_SIZE)
     images = TrainingImages(
         labels, folder / "packed", preprocessing, params.augmentation,
-        params.pseudo_fakes.kinds, params.seed,
+        params.pseudo_fakes, params.seed,
     )  # fmt: skip
     detector = Detector(model, preprocessing).to(hardware.device)
     detector = detector.to(memory_format=torch.channels_last)

@@ -11,7 +11,7 @@ from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.preprocessing import Preprocessing, reencode
 from stages.lib.training.augmentation import Augmentation
 from stages.lib.training.batches import PAIR_FAKE, PAIR_REAL
-from stages.lib.training.pseudo_fakes import Kinds, make_pair
+from stages.lib.training.pseudo_fakes import PseudoFakes, Source, make_pair
 
 
 class TrainingImages(LabelledImages):
@@ -28,12 +28,13 @@ class TrainingImages(LabelledImages):
         packed: Path,
         preprocessing: Preprocessing,
         augmentation: Augmentation,
-        kinds: Kinds,
+        pseudo_fakes: PseudoFakes,
         seed: int,
     ) -> None:
         super().__init__(labels, packed, preprocessing)
         self.augmentation = augmentation
-        self.kinds = kinds
+        self.pseudo_fakes = pseudo_fakes
+        self.reals = np.flatnonzero(self.targets == REAL)
         self.seed = seed
         self.last_pair: tuple[tuple[int, int], tuple[torch.Tensor, ...]] = (-1, -1), ()
 
@@ -54,5 +55,9 @@ class TrainingImages(LabelledImages):
         """Return the pair of an image. Its two are loaded in turn, so the last pair is kept."""
         if self.last_pair[0] != (epoch, index):
             random = np.random.default_rng([self.seed, epoch, index, 1])
-            self.last_pair = (epoch, index), make_pair(image, self.kinds, random)
+            source = Source(image, self.pseudo_fakes.face_width, self._draw_real)
+            self.last_pair = (epoch, index), make_pair(source, self.pseudo_fakes.kinds, random)
         return self.last_pair[1]
+
+    def _draw_real(self, random: np.random.Generator) -> torch.Tensor:
+        return self.resized(int(random.choice(self.reals)))

@@ -10,18 +10,20 @@ templates that suit centred faces.
 - part: the same for eyes, nose or mouth alone
 - resample: a region down- and upscaled or sharpened, as face super-resolution leaves it
 - smooth: a region smoothed, as inpainting leaves it
+- swap: the face of another real, of those at hand the one most alike, in the colours of this one
 
 A pair is the real and its pseudo-fake. Outside of the mask their pixels are identical, so nothing
 but the region tells them apart. All pictures are uint8 (3, S, S).
 """
 
 from collections.abc import Callable
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.core.params import StageParams
@@ -34,7 +36,6 @@ Random = np.random.Generator
 Region = torch.Tensor  # mask, float (1, S, S), 0 to 1
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)  # as published for self-blended images
-FACE_WIDTHS = (0.35, 0.75)  # of the ellipse, as a share of the side: loose and tight crops
 FACE_HEIGHT = 1.35  # of the ellipse, in its widths
 # Parts of a face: centre and size, in halves of the face's width and height.
 PARTS = {
@@ -44,6 +45,9 @@ PARTS = {
 }
 
 
+CANDIDATES = 4  # other reals of which the most alike is the donor of a swap
+
+
 class Kinds(StageParams):
     """How often each kind is drawn, relative to the others."""
 
@@ -51,6 +55,7 @@ class Kinds(StageParams):
     part: Weight
     resample: Weight
     smooth: Weight
+    swap: Weight
 
 
 class PseudoFakes(StageParams):
@@ -58,7 +63,14 @@ class PseudoFakes(StageParams):
 
     first_share: Share
     last_share: Share
+    face_width: Annotated[list[Share], Field(min_length=2, max_length=2)]
     kinds: Kinds
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.face_width[0] > self.face_width[1]:
+            raise ValueError("give the smallest width first")
+        return self
 
     def share(self, epoch: int, num_epochs: int) -> float:
         """Return the share of each batch that is pairs: first_share, rising to last_share."""
@@ -66,7 +78,16 @@ class PseudoFakes(StageParams):
         return (1 - progress) * self.first_share + progress * self.last_share
 
 
-def make_pair(real: torch.Tensor, kinds: Kinds, random: Random) -> tuple[torch.Tensor, ...]:
+@dataclass(frozen=True)
+class Source:
+    """What a pseudo-fake is made of."""
+
+    real: torch.Tensor
+    face_width: list[float]  # smallest and largest, as a share of the side
+    draw_other: Callable[[Random], torch.Tensor]  # another real
+
+
+def make_pair(source: Source, kinds: Kinds, random: Random) -> tuple[torch.Tensor, ...]:
     """Return (real, pseudo-fake); the pair may differ from the image given, but only alike.
 
     Where the real is a person's photograph, the change may be on the face or on the rest of the
@@ -76,7 +97,8 @@ def make_pair(real: torch.Tensor, kinds: Kinds, random: Random) -> tuple[torch.T
     names = list(Kinds.model_fields)
     weights = np.array([getattr(kinds, name) for name in names])
     name = str(random.choice(names, p=weights / weights.sum()))
-    change, mask = KINDS[name](real, random)
+    real = source.real
+    change, mask = KINDS[name](source, random)
     if name in ("blend", "part") and random.random() < 0.5:
         return change, paste(real, change, mask)
     return real, paste(change, real, mask)
@@ -92,36 +114,74 @@ def paste(region: torch.Tensor, base: torch.Tensor, mask: Region) -> torch.Tenso
 # Kinds: a changed copy of the whole picture, and the mask of the region that is taken from it
 
 
-def blend(real: torch.Tensor, random: Random) -> tuple[torch.Tensor, Region]:
+def blend(source: Source, random: Random) -> tuple[torch.Tensor, Region]:
     """Change the whole face slightly."""
-    return changed_copy(real, random), face_mask(real.shape[-1], random)
+    return changed_copy(source.real, random), face_mask(source, random)
 
 
-def part(real: torch.Tensor, random: Random) -> tuple[torch.Tensor, Region]:
+def part(source: Source, random: Random) -> tuple[torch.Tensor, Region]:
     """Change eyes, nose or mouth slightly."""
-    return changed_copy(real, random), part_mask(real.shape[-1], random)
+    return changed_copy(source.real, random), part_mask(source, random)
 
 
-def resample(real: torch.Tensor, random: Random) -> tuple[torch.Tensor, Region]:
+def resample(source: Source, random: Random) -> tuple[torch.Tensor, Region]:
     """Down- and upscale a region, sharpen it, or both."""
-    copy = any_rescale(real, random.uniform(0.25, 0.7), random)
+    copy = any_rescale(source.real, random.uniform(0.25, 0.7), random)
     if random.random() < 0.5:
         copy = tv.adjust_sharpness(copy, random.uniform(2, 5))
-    return copy, any_mask(real.shape[-1], random)
+    return copy, any_mask(source, random)
 
 
-def smooth(real: torch.Tensor, random: Random) -> tuple[torch.Tensor, Region]:
-    """Smooth a region and give it a little noise of another kind."""
-    copy = blur(real, random.uniform(0.8, 2.5), random)
-    return copy, any_mask(real.shape[-1], random)
+def smooth(source: Source, random: Random) -> tuple[torch.Tensor, Region]:
+    """Smooth a region."""
+    return blur(source.real, random.uniform(0.8, 2.5), random), any_mask(source, random)
 
 
-KINDS: dict[str, Callable[[torch.Tensor, Random], tuple[torch.Tensor, Region]]] = {
+def swap(source: Source, random: Random) -> tuple[torch.Tensor, Region]:
+    """Take the face of another real, slightly warped, in the colours of this one.
+
+    Without landmarks, the most alike of a few others stands for one of like pose and light.
+    """
+    others = [source.draw_other(random) for _ in range(CANDIDATES)]
+    donor = max(others, key=lambda other: _likeness(other, source.real))
+    mask = face_mask(source, random)
+    donor = matched_colours(warp(donor, random), source.real, mask, random.uniform(0.6, 1))
+    if random.random() < 0.5:
+        donor = any_rescale(donor, random.uniform(0.4, 0.9), random)
+    return donor, mask
+
+
+KINDS: dict[str, Callable[[Source, Random], tuple[torch.Tensor, Region]]] = {
     "blend": blend,
     "part": part,
     "resample": resample,
     "smooth": smooth,
+    "swap": swap,
 }
+
+
+def _likeness(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Return the correlation of the brightness in the middle of two pictures, seen from afar."""
+    middles = [tv.center_crop(one, [one.shape[-1] // 2] * 2) for one in (first, second)]
+    small = [tv.resize(tv.rgb_to_grayscale(one), [12, 12], antialias=True) for one in middles]
+    return float(torch.corrcoef(torch.stack(small).flatten(1).float())[0, 1])
+
+
+def matched_colours(
+    image: torch.Tensor, like: torch.Tensor, mask: Region, strength: float
+) -> torch.Tensor:
+    """Move mean and spread of each channel in the mask to those of the other (Reinhard 2001)."""
+    weights = mask / mask.sum().clamp(min=1e-6)
+
+    def moments(picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = (picture * weights).sum(dim=(1, 2), keepdim=True)
+        variance = ((picture - mean).square() * weights).sum(dim=(1, 2), keepdim=True)
+        return mean, variance.sqrt() + 1  # a level more, because flat regions have no spread
+
+    pixels = image.float()
+    (mean, spread), (wanted_mean, wanted_spread) = moments(pixels), moments(like.float())
+    matched = (pixels - mean) * (wanted_spread / spread) + wanted_mean
+    return torch.lerp(pixels, matched, strength).round().clamp(0, 255).byte()
 
 
 def changed_copy(image: torch.Tensor, random: Random) -> torch.Tensor:
@@ -160,28 +220,30 @@ def warp(image: torch.Tensor, random: Random) -> torch.Tensor:
 # Masks
 
 
-def face_mask(side: int, random: Random) -> Region:
+def face_mask(source: Source, random: Random) -> Region:
     """Return the mask of an ellipse around the middle, where the face of a centred crop is."""
-    center, half = _draw_face(random)
-    return soft_mask(side, center, half, random)
+    center, half = _draw_face(source, random)
+    return soft_mask(source.real.shape[-1], center, half, random)
 
 
-def part_mask(side: int, random: Random) -> Region:
+def part_mask(source: Source, random: Random) -> Region:
     """Return the mask of eyes, nose or mouth, after the template of a face in the middle."""
-    center, half = _draw_face(random)
+    center, half = _draw_face(source, random)
     offset, size = PARTS[str(random.choice(list(PARTS)))]
     place = center + np.array(offset) * half
-    return soft_mask(side, place, np.array(size) * half * random.uniform(0.85, 1.3), random)
+    size = np.array(size) * half * random.uniform(0.85, 1.3)
+    return soft_mask(source.real.shape[-1], place, size, random)
 
 
-def any_mask(side: int, random: Random) -> Region:
+def any_mask(source: Source, random: Random) -> Region:
     """Return a mask of the whole face or of a part."""
-    return (face_mask if random.random() < 0.6 else part_mask)(side, random)
+    return (face_mask if random.random() < 0.6 else part_mask)(source, random)
 
 
-def _draw_face(random: Random) -> tuple[np.ndarray, np.ndarray]:
+def _draw_face(source: Source, random: Random) -> tuple[np.ndarray, np.ndarray]:
     """Return the centre and the half axes of a face: float (2,), x and y as shares of the side."""
-    width = random.uniform(*FACE_WIDTHS)
+    low, high = source.face_width
+    width = random.uniform(low, high)
     height = min(width * FACE_HEIGHT * random.uniform(0.85, 1.15), 0.95)
     center = np.array([0.5, 0.52]) + random.normal(0, 0.025, 2)
     return center, np.array([width, height]) / 2
