@@ -85,7 +85,8 @@ POINT = {"set": "val", "wanted_fpr": 0.01, "threshold": 0.8, "calibration_reals"
          "num_real": 9000, "num_fake": 100}  # fmt: skip
 REPORT = {"weights": "abc", "threshold": 0.5, "temperature": 1.0, "num_calibration": 9,
           "val": {"num_real": 50, "num_fake": 60}}  # fmt: skip
-DATA = {"generated_sample": False, "bad_images": {"count": 0}, "shortcut_auc": 0.6, "splits": {},
+DATA = {"generated_sample": False, "bad_images": {"count": 0}, "held_out": {},
+        "shortcut_auc": 0.6, "splits": {},
         "duplicates": {"groups_across_splits": {"train/val": 2, "val/test": 0}}}  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stages import evaluate, pack, predict, prepare, sample, train
+from stages import card, evaluate, pack, predict, prepare, sample, train
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import FAKE, REAL, read_labels
 from stages.lib.drawing.manipulations import FAMILIES
@@ -60,8 +60,10 @@ def test_what_is_held_out_is_gone_from_all_that_is_seen(workspace: Path) -> None
 
 def test_they_are_reported_as_unseen(workspace: Path) -> None:
     labels = prepared(workspace, [HELD_OUT, "reenactment"])
-    for stage in (train, predict, evaluate):
+    for stage in (train, predict, evaluate, card):
         stage.main()
+    text = Path("metrics/model_card.md").read_text()
+    assert "the reals of val: face_swap, reenactment." in text
     metrics = json.loads(Path("metrics/evaluation.json").read_text())
     num_real = int((labels["val"]["target"] == REAL).sum())
     assert metrics["held_out"]["num_real"] == metrics["val"]["num_real"] == num_real

@@ -36,6 +36,8 @@ OFF = {f"train.augmentation.{name}.probability": 0.0
                     "erase")}  # fmt: skip
 NO_PAIRS = {"train.pseudo_fakes.first_share": 0.0, "train.pseudo_fakes.last_share": 0.0}
 ONLY_PAIRS = {"train.pseudo_fakes.first_share": 1.0, "train.pseudo_fakes.last_share": 1.0}
+# Of the faces, as a share of the picture's: LFW shows heads with shoulders, DFDC is cropped.
+FACE_WIDTH = {"lfw": [0.33, 0.45], "dfdc": [0.6, 0.9], "both": [0.33, 0.9]}
 KINDS = ("blend", "part", "resample", "smooth", "swap")
 
 
@@ -46,12 +48,13 @@ def only(kind: str) -> dict[str, float]:
 
 ROWS: dict[str, dict[str, Any]] = {
     "fast": {},
-    "plain": OFF | NO_PAIRS,
+    "plain": OFF | NO_PAIRS | {"train.lr": 5e-4},
     "no degradations": OFF,
     "no pseudo-fakes": NO_PAIRS,
     "pseudo-fakes alone": ONLY_PAIRS,
     "curriculum": {"train.pseudo_fakes.first_share": 0.0, "train.pseudo_fakes.last_share": 1.0},
     **{f"only {kind}": only(kind) for kind in KINDS},
+    "any face_width": {"train.pseudo_fakes.face_width": [0.35, 0.75]},
     "residuals": {"train.residuals": "srm"},
     "no zero_head": {"train.zero_head": False},
     "norms": {"train.trainable": "norms"},
@@ -83,13 +86,14 @@ def main() -> None:
         for trained_on in options.train:
             clone = clone_of(trained_on)
             for seed in options.seeds:
-                changes = ROWS[row] | {
+                changes = {
                     "data.root": str(roots[trained_on]),
                     "data.evaluation_sets": {name: str(path) for name, path in sets.items()},
                     "train.weights": str(options.weights.resolve()),
                     "train.seed": seed,
                     "train.decoded_gb": 4.0,
-                }
+                    "train.pseudo_fakes.face_width": FACE_WIDTH[trained_on],
+                } | ROWS[row]
                 results.append({"row": row, "trained on": trained_on} | measure(clone, changes))
                 print(table_of(results), flush=True)
 
