@@ -65,6 +65,7 @@ def test_the_same_model_is_trained_and_nothing_is_decoded_twice(
     )
 
 
+@pytest.mark.slow
 def test_two_processes_share_what_the_first_one_decodes(workspace: Path) -> None:
     plain = trained_bytes(workspace, model="test_vit", decoded_gb=0)
     set_params(workspace, {"train.num_processes": 2, "train.decoded_gb": ROOMY})

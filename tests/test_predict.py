@@ -35,7 +35,7 @@ def test_two_processes_give_the_scores_of_one(trained: Path) -> None:
     assert "2 process(es)" in done.stdout
     assert done.stdout.count("val: 46 scores") == 1
     together = scores()
-    assert set(together) == {"val", "calibration", "test", "evaluation", "robustness"}
+    assert set(together) == {*predict.SPLITS, "robustness"}
     for name, table in alone.items():
         assert table.drop(columns=["logit", "score"]).equals(
             together[name].drop(columns=["logit", "score"])

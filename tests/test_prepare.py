@@ -195,6 +195,7 @@ def test_each_class_is_described(workspace: Path) -> None:
     assert fake["quartiles"]["num_bytes"][1] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not FACE_SWAPS.is_dir(), reason=f"the real data set {FACE_SWAPS.name} is absent"
 )

@@ -77,6 +77,7 @@ def test_a_fresh_clone_without_a_cache_publishes_all_of_its_first_run(
     assert "Running stage" not in run("dvc", "repro", cwd=theirs).stdout
 
 
+@pytest.mark.slow
 def test_results_restored_from_the_run_cache_are_published_like_any_other(
     hub: Path, pipeline: Path, tmp_path: Path
 ) -> None:
