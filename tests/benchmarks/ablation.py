@@ -25,7 +25,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from stages.lib.core.files import write_text
+from stages.lib.core.files import fresh_folder, write_text
 from stages.tools.preset import with_preset
 from tests.conftest import ROOT, clone_project, run, set_params
 
@@ -100,20 +100,15 @@ def main() -> None:
 
 def neutral_sets(lfw: Path) -> dict[str, Path]:
     """Write the validation pictures of LFW at 224 px and each quality; return the folders."""
-    sets = {}
-    for quality in QUALITIES:
-        folder = FOLDER / f"jpeg{quality}"
-        sets[folder.name] = folder
-        if folder.exists():
-            continue
-        partial = folder.with_suffix(".partial")
-        (partial / "valset").mkdir(parents=True)
-        shutil.copy(lfw / "valset_label.txt", partial)
-        for file in sorted((lfw / "valset").iterdir()):
-            with Image.open(file) as image:
-                small = image.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
-            small.save(partial / "valset" / file.name, quality=quality)
-        partial.rename(folder)
+    sets = {f"jpeg{quality}": FOLDER / f"jpeg{quality}" for quality in QUALITIES}
+    for quality, target in zip(QUALITIES, sets.values(), strict=True):
+        with fresh_folder(target) as folder:
+            (folder / "valset").mkdir()
+            shutil.copy(lfw / "valset_label.txt", folder)
+            for file in sorted((lfw / "valset").iterdir()):
+                with Image.open(file) as image:
+                    small = image.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+                small.save(folder / "valset" / file.name, quality=quality)
     return sets
 
 
