@@ -205,9 +205,11 @@ def train_epochs(
                 f"training diverged in epoch {epoch + 1} (training loss {results['train_loss']}); "
                 "lower train.lr, or set train.clip_grad"
             )
-        state = loop.evaluated_detector.model.state_dict()
-        last.append({name: tensor.clone() for name, tensor in state.items()})
-        if results["val_auc"] > best.auc:
+        is_better = results["val_auc"] > best.auc
+        if is_better or params.average_last:
+            state = loop.evaluated_detector.model.state_dict()
+            last.append({name: tensor.clone() for name, tensor in state.items()})
+        if is_better:
             best = Best(epoch + 1, results["val_auc"], last[-1])
         history.append({"epoch": epoch + 1, **results})
         if hardware.rank == 0:

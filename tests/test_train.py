@@ -418,7 +418,6 @@ def test_with_two_processes_only_one_says_what_was_wrong(workspace: Path) -> Non
 
 @pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="no SIGTERM")
 def test_a_stopped_training_leaves_nothing_and_its_run_is_failed(workspace: Path) -> None:
-
     set_params(workspace, {"train.epochs": 500})
     process = subprocess.Popen(
         ["python", "-m", "stages.train"],

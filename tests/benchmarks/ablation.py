@@ -14,8 +14,6 @@ quality 90 and 30, real and fake alike, because its files tell the classes apart
 """
 
 import argparse
-import csv
-import io
 import json
 import shutil
 import time
@@ -25,20 +23,20 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from stages.lib.core.files import fresh_folder, write_text
+from stages.lib.core.files import fresh_folder
+from stages.lib.core.tables import write_table
+from stages.lib.training.augmentation import OPERATIONS
+from stages.lib.training.pseudo_fakes import KINDS
 from stages.tools.preset import with_preset
 from tests.conftest import ROOT, clone_project, run, set_params
 
 FOLDER = ROOT / ".bench/ablation"
 QUALITIES = (90, 30)
-OFF = {f"train.augmentation.{name}.probability": 0.0
-       for name in ("jpeg", "webp", "rescale", "blur", "noise", "colour", "grey", "crop", "shift",
-                    "erase")}  # fmt: skip
+OFF = {f"train.augmentation.{name}.probability": 0.0 for name in OPERATIONS}
 NO_PAIRS = {"train.pseudo_fakes.first_share": 0.0, "train.pseudo_fakes.last_share": 0.0}
 ONLY_PAIRS = {"train.pseudo_fakes.first_share": 1.0, "train.pseudo_fakes.last_share": 1.0}
 # Of the faces, as a share of the picture's: LFW shows heads with shoulders, DFDC is cropped.
 FACE_WIDTH = {"lfw": [0.33, 0.45], "dfdc": [0.6, 0.9], "both": [0.33, 0.9]}
-KINDS = ("blend", "part", "resample", "smooth", "swap")
 
 
 def only(kind: str) -> dict[str, float]:
@@ -81,10 +79,10 @@ def main() -> None:
     roots = {"lfw": options.lfw.resolve(), "dfdc": options.dfdc.resolve()}
     sets = neutral_sets(roots["lfw"]) | {"dfdc": roots["dfdc"]}
     roots["both"] = joined(roots)
+    clones = {name: clone_of(name) for name in options.train}
     results = []
     for row in options.rows:
-        for trained_on in options.train:
-            clone = clone_of(trained_on)
+        for trained_on, clone in clones.items():
             for seed in options.seeds:
                 changes = {
                     "data.root": str(roots[trained_on]),
@@ -117,40 +115,42 @@ def joined(roots: dict[str, Path]) -> Path:
     folder = FOLDER / "both"
     for part in ("trainset", "valset"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-        lines = io.StringIO()
-        writer = csv.writer(lines)
-        writer.writerow(["img_name", "target", "source"])
-        for source in ("lfw", "dfdc"):
-            table = pd.read_csv(roots[source] / f"{part}_label.txt")
-            for name, target in table[["img_name", "target"]].itertuples(index=False):
-                writer.writerow([f"{source}_{name}", target, source])
+        lists = []
+        for source, root in roots.items():
+            table = pd.read_csv(root / f"{part}_label.txt")[["img_name", "target"]]
+            for name in table["img_name"]:
                 link = folder / part / f"{source}_{name}"
                 if not link.exists():
-                    link.symlink_to(roots[source] / part / name)
-        write_text(folder / f"{part}_label.txt", lines.getvalue())
+                    link.symlink_to(root / part / name)
+            names = f"{source}_" + table["img_name"]
+            lists.append(table.assign(img_name=names, source=source))
+        write_table(pd.concat(lists), folder / f"{part}_label.txt")
     return folder
 
 
 def clone_of(trained_on: str) -> Path:
-    """Return the clone for one training set, with the code of today and the preset `fast`."""
+    """Return the clone for one training set, with the code of today."""
     clone = FOLDER / trained_on
     if not clone.exists():
         clone_project(clone)
     shutil.rmtree(clone / "stages")
     shutil.copytree(ROOT / "stages", clone / "stages")
     shutil.copy(ROOT / "dvc.yaml", clone)
-    write_text(clone / "params.yaml", with_preset((ROOT / "params.yaml").read_text(), "fast"))
     return clone
 
 
+def write_fast(folder: Path) -> None:
+    """Write params.yaml with the preset `fast` into a folder."""
+    (folder / "params.yaml").write_text(with_preset((ROOT / "params.yaml").read_text(), "fast"))
+
+
 def measure(clone: Path, changes: dict[str, Any]) -> dict[str, float]:
-    """Train and evaluate; return the columns of the table."""
-    before = (clone / "params.yaml").read_text()
+    """Train the preset `fast` with these changes and evaluate; return the columns of the table."""
+    write_fast(clone)
     set_params(clone, changes)
     start = time.perf_counter()
     run("dvc", "repro", "evaluate", cwd=clone, TRACKING="off")
     print(f"{time.perf_counter() - start:.0f} s, with the evaluation", flush=True)
-    write_text(clone / "params.yaml", before)
     report = json.loads((clone / "metrics/evaluation.json").read_text())
     return {
         "JPEG 90": report["jpeg90"]["auc"],
@@ -164,7 +164,7 @@ def measure(clone: Path, changes: dict[str, Any]) -> dict[str, float]:
 
 
 def table_of(results: list[dict[str, Any]]) -> str:
-    """Return the results as Markdown: mean ± standard deviation over the seeds, n in brackets."""
+    """Return the results as Markdown: mean ± standard deviation over n seeds."""
     table = pd.DataFrame(results)
     names = [name for name in table if name not in ("row", "trained on")]
     lines = [f"| row | trained on | n | {' | '.join(names)} |", "|---" * (len(names) + 3) + "|"]

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ NETWORKS = {"tf_efficientnet_lite0": 224, "resnet18": 256}  # their image size
 BATCH_SIZE = 32
 
 
-def compare(network: str, num_images: int, repeats: int) -> Rates:
+def compare(network: str, folder: Path, num_images: int, repeats: int) -> Rates:
     """Return images per second of each repetition."""
     rates: Rates = {"baseline": [], "kept": []}
     code = "from tests.benchmarks.memory import train; train({!r}, {}, {})"
@@ -59,13 +60,6 @@ def train(network: str, num_images: int, keeps: bool) -> None:
     print(num_images / (time.perf_counter() - start))
 
 
-def _race(network: str):
-    def run(folder: Path, num_images: int, repeats: int) -> Rates:
-        return compare(network, num_images, repeats)
-
-    return run
-
-
 if __name__ == "__main__":
-    run_races(__doc__, 320, {f"{network}, {NETWORKS[network]} px": _race(network)
+    run_races(__doc__, 320, {f"{network}, {NETWORKS[network]} px": partial(compare, network)
                              for network in NETWORKS})  # fmt: skip

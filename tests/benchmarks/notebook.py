@@ -37,12 +37,16 @@ def draw_photographs(folder: Path, count: int, side: int = 512) -> pd.DataFrame:
 
 def pack(folder: Path, table: pd.DataFrame) -> pd.DataFrame:
     """Pack folder/photographs into folder/packed/train, for ours; returns their labels."""
+    return pack_set(folder, ImageSet("train", folder / "photographs", folder), table)
+
+
+def pack_set(folder: Path, image_set: ImageSet, table: pd.DataFrame) -> pd.DataFrame:
+    """Pack the listed images of a set into folder/packed/NAME; returns their labels."""
     os.environ["DVC_ROOT"] = str(folder)  # where packing remembers what it has read
-    packed = folder / "packed/train"
+    packed = folder / "packed" / image_set.name
     packed.mkdir(parents=True)
-    image_set = ImageSet("train", folder / "photographs", folder)
     pack_images(image_set, table, packed, PackParams(shard_mb=512, num_threads=2))
-    return table.assign(row=np.arange(len(table)), set="train")
+    return table.assign(row=np.arange(len(table)), set=image_set.name)
 
 
 class FileImages(Dataset):
@@ -69,10 +73,16 @@ class FileImages(Dataset):
 
 
 def training(folder: Path, table: pd.DataFrame, device: torch.device) -> Callable[[], None]:
-    """Return the notebooks' epoch: Adam, the loss fetched at every step."""
+    """Return the notebooks' epoch, of resnet18 from random weights."""
     images = FileImages(folder, table)
     loader = DataLoader(images, BATCH_SIZE, shuffle=True, num_workers=os.cpu_count() or 2)
-    model = timm.create_model("resnet18", num_classes=2).to(device)
+    return epoch_of(timm.create_model("resnet18", num_classes=2).to(device), loader, device)
+
+
+def epoch_of(
+    model: torch.nn.Module, loader: DataLoader, device: torch.device
+) -> Callable[[], None]:
+    """Return the notebooks' epoch: Adam, the loss fetched at every step."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)
     loss_function = torch.nn.CrossEntropyLoss()
 

@@ -16,7 +16,6 @@ are judged, after each epoch. Each recipe runs in a process of its own.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -30,17 +29,15 @@ from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 
 from stages.lib.core.params import load_params
-from stages.lib.data.layout import find_sets, read_list
-from stages.lib.data.packing import PackParams, pack_images
+from stages.lib.data.layout import ImageSet, find_sets, read_list
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.runtime import set_up_hardware
 from stages.lib.training.images import TrainingImages
 from stages.lib.training.loop import TrainingLoop, validate, validation_loader
 from stages.lib.training.params import TrainParams
-from stages.tools.preset import with_preset
 from stages.train import make_detector
-from tests.benchmarks.ablation import NO_PAIRS, OFF, neutral_sets
-from tests.benchmarks.notebook import BATCH_SIZE, FileImages
+from tests.benchmarks.ablation import FOLDER, NO_PAIRS, OFF, neutral_sets, write_fast
+from tests.benchmarks.notebook import BATCH_SIZE, FileImages, epoch_of, pack_set
 from tests.conftest import ROOT, environment, set_params
 
 PLAIN = OFF | NO_PAIRS | {"train.zero_head": False, "train.warmup_epochs": 1}
@@ -60,6 +57,7 @@ def main() -> None:
     if options.only:
         print(json.dumps(measure(options.only, options, options.seeds[0])), flush=True)
         return
+    neutral_sets(options.lfw)
     for seed in options.seeds:
         for recipe in RECIPES:
             command = [sys.executable, "-m", "tests.benchmarks.time_to_quality", *sys.argv[1:]]
@@ -69,11 +67,15 @@ def main() -> None:
 
 def measure(recipe: str, options: argparse.Namespace, seed: int) -> dict[str, object]:
     """Train until the AUC is reached or the time is up."""
-    neutral = neutral_sets(options.lfw)["jpeg90"]
+    sets = {"train": options.lfw, "val": FOLDER / "jpeg90"}
+    images = {name: find_sets(root, required=name)[name] for name, root in sets.items()}
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["DVC_ROOT"] = folder  # where packing remembers what it has read
+        changes = {"train.weights": str(options.weights), "train.seed": seed}
+        write_fast(Path(folder))
+        set_params(Path(folder), changes | (PLAIN if recipe == "plain" else {}))
+        params = load_params("train", TrainParams, Path(folder) / "params.yaml")
         make = of_notebooks if recipe == "notebooks" else of_stage
-        epoch, judge = make(recipe, options.lfw, neutral, options.weights, Path(folder), seed)
+        epoch, judge = make(params, images, Path(folder))
         seconds, aucs = 0.0, []
         while not aucs or (aucs[-1] < options.auc and seconds < 60 * options.minutes):
             start = time.perf_counter()
@@ -90,27 +92,14 @@ def measure(recipe: str, options: argparse.Namespace, seed: int) -> dict[str, ob
 Recipe = tuple[Callable[[int], bool], Callable[[], float]]  # an epoch, False: no more; the AUC
 
 
-def of_stage(
-    recipe: str, lfw: Path, neutral: Path, weights: Path, folder: Path, seed: int
-) -> Recipe:
-    """Return the loop of stages.train with the preset, or with what a plain fine-tuning has."""
-    (folder / "params.yaml").write_text(with_preset((ROOT / "params.yaml").read_text(), "fast"))
-    changes = {"train.weights": str(weights), "train.seed": seed}
-    set_params(folder, changes | (PLAIN if recipe == "plain" else {}))
-    params = load_params("train", TrainParams, folder / "params.yaml")
-    labels = {}
-    for name, root in (("train", lfw), ("val", neutral)):
-        image_set = find_sets(root, required=name)[name]
-        labels[name] = read_list(image_set).assign(set=name)
-        packed = folder / "packed" / name
-        packed.mkdir(parents=True)
-        pack_images(image_set, labels[name], packed, PackParams(shard_mb=512, num_threads=2))
-        labels[name]["row"] = range(len(labels[name]))
+def of_stage(params: TrainParams, sets: dict[str, ImageSet], folder: Path) -> Recipe:
+    """Return an epoch of stages.train's loop, and its validation."""
+    labels = {name: pack_set(folder, one, read_list(one)) for name, one in sets.items()}
     hardware = set_up_hardware(params.device, params.precision, params.num_threads)
     detector, config = make_detector(params, hardware)
     images = TrainingImages(
         labels["train"], folder / "packed", config.preprocessing, params.augmentation,
-        params.pseudo_fakes, seed,
+        params.pseudo_fakes, params.seed,
     )  # fmt: skip
     loop = TrainingLoop(params, detector, images, hardware)
     val = LabelledImages(labels["val"], folder / "packed", config.preprocessing)
@@ -124,34 +113,24 @@ def of_stage(
     return epoch, lambda: validate(loop.evaluated_detector, loader, hardware)["val_auc"]
 
 
-def of_notebooks(
-    recipe: str, lfw: Path, neutral: Path, weights: Path, folder: Path, seed: int
-) -> Recipe:
-    """Return the notebooks' epoch and validation, with the network of the preset `fast`."""
-    torch.manual_seed(seed)
-    (folder / "params.yaml").write_text(with_preset((ROOT / "params.yaml").read_text(), "fast"))
-    params = load_params("train", TrainParams, folder / "params.yaml")
+def of_notebooks(params: TrainParams, sets: dict[str, ImageSet], folder: Path) -> Recipe:
+    """Return the notebooks' epoch and validation, with the network and weights of the params."""
+    torch.manual_seed(params.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaders = {}
-    for name, root in (("train", lfw), ("val", neutral)):
-        image_set = find_sets(root, required=name)[name]
+    for name, image_set in sets.items():
         images = FileImages(image_set.folder, read_list(image_set))
         if name == "val":
             del images.transform.transforms[1:3]  # the flips
         loaders[name] = DataLoader(images, BATCH_SIZE, shuffle=name == "train", num_workers=2)
     model = timm.create_model(
-        params.model, pretrained=True, pretrained_cfg_overlay={"file": str(weights)}, num_classes=2
-    ).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
-    loss_function = torch.nn.CrossEntropyLoss()
+        params.model, pretrained=True, pretrained_cfg_overlay={"file": params.weights},
+        num_classes=2,
+    ).to(device)  # fmt: skip
+    train = epoch_of(model, loaders["train"], device)
 
     def epoch(number: int) -> bool:
-        model.train()
-        for batch, targets in loaders["train"]:
-            loss = loss_function(model(batch.to(device)), targets.to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        train()
         return True
 
     @torch.no_grad()

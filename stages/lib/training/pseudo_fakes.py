@@ -43,8 +43,6 @@ PARTS = {
     "nose": ((0.0, 0.12), (0.32, 0.30)),
     "mouth": ((0.0, 0.52), (0.50, 0.22)),
 }
-
-
 CANDIDATES = 4  # other reals of which the most alike is the donor of a swap
 
 
