@@ -13,7 +13,7 @@ if sys.argv[0] == "-m":
     # elsewhere (tests/benchmarks/sharing.py). PyTorch reads this when it is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-    if "DVC_STAGE" in os.environ:
-        from stages.lib.core.stopping import start_dvc_watch
+    if "DVC_STAGE" in os.environ or "RANK" in os.environ:
+        from stages.lib.core.stopping import start_watch
 
-        start_dvc_watch()
+        start_watch()

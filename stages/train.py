@@ -6,17 +6,18 @@ Run: python -m stages.train            (starts torchrun itself where train.num_p
      torchrun ... -m stages.train      (several machines)
 
 `train.batch_size` counts the images of one optimizer step, over all processes and micro-batches
-together, so the number of GPUs changes the speed and not the training.
+together, so the number of GPUs changes the speed and not the training. A training that was stopped
+goes on from its last checkpoint (stages/lib/training/checkpoint.py).
 """
 
 import os
-from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import torch
 from timm.optim import list_optimizers
+from torch.utils.data import DataLoader
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError, did_you_mean
@@ -41,6 +42,7 @@ from stages.lib.detector.model import (
 from stages.lib.detector.preprocessing import CHANNELS_WITH_RESIDUALS
 from stages.lib.detector.runtime import Hardware, meet, processes_of
 from stages.lib.tracking.run import WEIGHTS_TAG, Tracker, training_run
+from stages.lib.training.checkpoint import Checkpoints, State, training_digest
 from stages.lib.training.decode_cache import decode_ahead
 from stages.lib.training.images import TrainingImages
 from stages.lib.training.loop import TrainingLoop, validate, validation_loader
@@ -62,13 +64,15 @@ def main() -> None:
     params = load_params("train", TrainParams)
     labels = {name: read_labels(paths.LABELS / f"{name}.csv") for name in SPLITS}
     _check(params, len(labels["train"]))
-    with (
-        processes_of(
-            "train", params.num_processes, params.device, params.precision, params.num_threads
-        ) as hardware,
-        training_run(sha256_of(*INPUTS), hardware.rank == 0) as tracker,
-    ):
-        train(params, labels, hardware, tracker)
+    data = sha256_of(*INPUTS)
+    with processes_of(
+        "train", params.num_processes, params.device, params.precision, params.num_threads
+    ) as hardware:
+        digest = training_digest(params, data, hardware)
+        checkpoints = Checkpoints(digest, params.checkpoint_minutes, hardware)
+        run_id = checkpoints.found["run_id"] if checkpoints.found else ""
+        with training_run(data, hardware.rank == 0, run_id) as tracker:
+            train(params, labels, hardware, tracker, checkpoints)
 
 
 def _check(params: TrainParams, num_images: int) -> None:
@@ -118,8 +122,27 @@ class Best:
     averaged: int = 1  # epochs, up to this one
 
 
+@dataclass
+class Progress:
+    """What a training has reached."""
+
+    epochs: int = 0  # that are done
+    best: Best = field(default_factory=Best)
+    history: list[dict[str, float]] = field(default_factory=list)  # the rows of history.csv
+    last: list[dict[str, torch.Tensor]] = field(default_factory=list)  # weights of the last epochs
+
+    def is_finished(self, params: TrainParams) -> bool:
+        """Return whether no epoch is left, or the last ones were no better."""
+        too_long = params.early_stopping and self.epochs - self.best.epoch >= params.early_stopping
+        return self.epochs == params.epochs or bool(self.epochs and too_long)
+
+
 def train(
-    params: TrainParams, labels: dict[str, pd.DataFrame], hardware: Hardware, tracker: Tracker
+    params: TrainParams,
+    labels: dict[str, pd.DataFrame],
+    hardware: Hardware,
+    tracker: Tracker,
+    checkpoints: Checkpoints,
 ) -> None:
     """Train for params.epochs and write data/model (first process only)."""
     detector, config = make_detector(params, hardware)
@@ -131,8 +154,11 @@ def train(
         "val": LabelledImages(labels["val"], paths.PACKED, config.preprocessing),
     }  # fmt: skip
     if params.accumulate == "auto":
-        found = find_accumulate(params, detector, images["train"], hardware)
-        params = params.model_copy(update={"accumulate": found})
+        if checkpoints.found:
+            accumulate = checkpoints.found["accumulate"]
+        else:
+            accumulate = find_accumulate(params, detector, images["train"], hardware)
+        params = params.model_copy(update={"accumulate": accumulate})
     is_first = hardware.rank == 0
     if is_first:
         _announce(params, detector, labels, hardware, tracker)
@@ -141,14 +167,16 @@ def train(
     if is_first and not fits:
         print(f"train.decoded_gb = {params.decoded_gb}, or the free space of the disk, is too "
               "small: decoding in every epoch")  # fmt: skip
-    best, history = train_epochs(params, detector, images, hardware, tracker)
+    loop = TrainingLoop(params, detector, images["train"], hardware)
+    progress = train_epochs(params, loop, images["val"], tracker, checkpoints)
     if is_first:
+        best = progress.best
         with fresh_folder(paths.MODEL) as folder:
             known = config.model_copy(
                 update={"best_epoch": best.epoch, "averaged_epochs": best.averaged}
             )
             weights = save_detector(folder, best.state, known)
-            write_table(pd.DataFrame(history), folder / paths.HISTORY.name)
+            write_table(pd.DataFrame(progress.history), folder / paths.HISTORY.name)
         tracker.log_metrics({"best_epoch": best.epoch})
         tracker.log_tags({WEIGHTS_TAG: weights})
 
@@ -183,21 +211,28 @@ def make_detector(params: TrainParams, hardware: Hardware) -> tuple[Detector, De
 
 def train_epochs(
     params: TrainParams,
-    detector: Detector,
-    images: dict[str, LabelledImages],
-    hardware: Hardware,
+    loop: TrainingLoop,
+    val: LabelledImages,
     tracker: Tracker,
-) -> tuple[Best, list[dict[str, float]]]:
-    """Train and validate epoch by epoch; return the best one and the rows of history.csv."""
-    loop = TrainingLoop(params, detector, images["train"], hardware)
-    loader = validation_loader(images["val"], params, hardware)
-    best = Best()
-    history = []
-    last: deque[dict[str, torch.Tensor]] = deque(maxlen=max(1, params.average_last))
+    checkpoints: Checkpoints,
+) -> Progress:
+    """Train and validate epoch by epoch, from the beginning or from the last checkpoint."""
+    hardware = loop.hardware
+    loader = validation_loader(val, params, hardware)
+    progress = _resumed(loop, checkpoints.found) if checkpoints.found else Progress()
+
+    def state() -> tuple[State, State]:
+        return _state(params, progress, loop, tracker)
+
+    if checkpoints.found and tracker.run_id != checkpoints.found["run_id"]:
+        for row in progress.history:  # the run that was stopped is gone
+            tracker.log_epoch(int(row["epoch"]), {key: row[key] for key in row if key != "epoch"})
     if hardware.rank == 0:
+        _say_where(progress, loop)
         print(HEADINGS, flush=True)
-    for epoch in range(params.epochs):
-        trained, speed = loop.train_epoch(epoch)
+    while not progress.is_finished(params):
+        epoch = progress.epochs
+        trained, speed = loop.train_epoch(epoch, lambda: checkpoints.save_if_due(state))
         # The AUC first: the comparison of runs in MLflow opens with the first metric.
         results = validate(loop.evaluated_detector, loader, hardware) | trained
         if not np.isfinite(results["train_loss"] + results["val_loss"]):
@@ -205,26 +240,71 @@ def train_epochs(
                 f"training diverged in epoch {epoch + 1} (training loss {results['train_loss']}); "
                 "lower train.lr, or set train.clip_grad"
             )
-        is_better = results["val_auc"] > best.auc
+        progress.epochs += 1
+        progress.history.append({"epoch": progress.epochs, **results})
+        is_better = results["val_auc"] > progress.best.auc
         if is_better or params.average_last:
-            state = loop.evaluated_detector.model.state_dict()
-            last.append({name: tensor.clone() for name, tensor in state.items()})
+            weights = loop.evaluated_detector.model.state_dict()
+            progress.last.append({name: tensor.clone() for name, tensor in weights.items()})
+            progress.last = progress.last[-max(1, params.average_last) :]
         if is_better:
-            best = Best(epoch + 1, results["val_auc"], last[-1])
-        history.append({"epoch": epoch + 1, **results})
+            progress.best = Best(progress.epochs, results["val_auc"], progress.last[-1])
         if hardware.rank == 0:
-            _report_epoch(params, epoch, results, speed, best, tracker)
-        if params.early_stopping and epoch + 1 - best.epoch >= params.early_stopping:
-            break
+            _report_epoch(params, epoch, results, speed, progress.best, tracker)
+        checkpoints.save(*state())
     if params.average_last:
-        average = average_states(last)
-        loop.evaluated_detector.model.load_state_dict(average)
-        auc = validate(loop.evaluated_detector, loader, hardware)["val_auc"]
-        if hardware.rank == 0:
-            print(f"average of the last {len(last)} epochs: val AUC {auc:.4f}", flush=True)
-        if auc > best.auc:
-            best = Best(len(history), auc, average, len(last))
-    return best, history
+        _try_average(progress, loop, loader)
+    return progress
+
+
+def _try_average(progress: Progress, loop: TrainingLoop, loader: DataLoader) -> None:
+    """Keep the mean of the weights of the last epochs where it is better than the best one."""
+    average = average_states(progress.last)
+    loop.evaluated_detector.model.load_state_dict(average)
+    auc = validate(loop.evaluated_detector, loader, loop.hardware)["val_auc"]
+    if loop.hardware.rank == 0:
+        print(f"average of the last {len(progress.last)} epochs: val AUC {auc:.4f}", flush=True)
+    if auc > progress.best.auc:
+        progress.best = Best(progress.epochs, auc, average, len(progress.last))
+
+
+# ---------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+def _state(
+    params: TrainParams, progress: Progress, loop: TrainingLoop, tracker: Tracker
+) -> tuple[State, State]:
+    """Return what a checkpoint keeps; at the end of the training, the results alone."""
+    finished = progress.is_finished(params)
+    shared, own = ({}, {}) if finished else loop.state()
+    return {
+        "finished": finished,
+        "run_id": tracker.run_id,
+        "accumulate": params.accumulate,
+        "epochs": progress.epochs,
+        "best": vars(progress.best),
+        "history": progress.history,
+        "last": progress.last,
+        **shared,
+    }, own
+
+
+def _resumed(loop: TrainingLoop, state: State) -> Progress:
+    """Bring the loop to where it was; return what the training had reached."""
+    if not state["finished"]:
+        loop.resume(state["epochs"], state, state["own"])
+    return Progress(state["epochs"], Best(**state["best"]), state["history"], state["last"])
+
+
+def _say_where(progress: Progress, loop: TrainingLoop) -> None:
+    if loop.done:
+        total = loop.steps_per_epoch * loop.params.num_micro_batches
+        where = f"in epoch {progress.epochs + 1}, after {loop.done} of {total} batches"
+    else:
+        where = f"after epoch {progress.epochs}"
+    if loop.done or progress.epochs:
+        print(f"this training was stopped before; it goes on {where}")
 
 
 def _announce(

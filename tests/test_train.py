@@ -253,6 +253,21 @@ def test_the_average_of_the_last_epochs_is_their_mean(workspace: Path) -> None:
     assert auc >= history(workspace)["val_auc"].max() - 1e-9
 
 
+def head_of(detector: Any) -> torch.Tensor:
+    return detector.model.get_classifier().weight.detach()
+
+
+def test_the_moving_average_forgets_where_the_training_began() -> None:
+    loop = loop_of(ema_decay=0.999, batch_size=8, image_size=32, warmup_epochs=0)
+    ema: Any = loop.ema
+    batch = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8) % 2
+    before = head_of(loop.detector).clone()
+    loop.train_on([(*batch, batch[1])], epoch=0)
+    learnt, average = head_of(loop.detector), head_of(ema.module)
+    assert not torch.equal(learnt, before)
+    assert torch.equal(average, learnt)  # with a constant decay it would be 0.999 of `before`
+
+
 def test_a_zero_head_begins_at_one_half() -> None:
     model = create_model("test_resnet", {}, "random")
     images = torch.randn(16, 3, 32, 32) * 3

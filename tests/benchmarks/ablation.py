@@ -35,8 +35,14 @@ from tests.conftest import ROOT, clone_project, run, set_params
 FOLDER = ROOT / ".bench/ablation"
 QUALITIES = (90, 30)
 OFF = {f"train.augmentation.{name}.probability": 0.0 for name in OPERATIONS}
-NO_PAIRS = {"train.pseudo_fakes.first_share": 0.0, "train.pseudo_fakes.last_share": 0.0}
-ONLY_PAIRS = {"train.pseudo_fakes.first_share": 1.0, "train.pseudo_fakes.last_share": 1.0}
+
+
+def pairs(first_share: float, last_share: float) -> dict[str, float]:
+    """Return the parameters for pairs of reals and their pseudo-fakes in each batch."""
+    names = ("train.pseudo_fakes.first_share", "train.pseudo_fakes.last_share")
+    return dict(zip(names, (first_share, last_share), strict=True))
+
+
 # Of the faces, as a share of the picture's: LFW shows heads with shoulders, DFDC is cropped.
 FACE_WIDTH = {"lfw": [0.33, 0.45], "dfdc": [0.6, 0.9], "both": [0.33, 0.9]}
 
@@ -48,13 +54,18 @@ def only(kind: str) -> dict[str, float]:
 
 ROWS: dict[str, dict[str, Any]] = {
     "fast": {},
-    "plain": OFF | NO_PAIRS | {"train.lr": 5e-4},
+    "plain": OFF | {"train.lr": 5e-4},
     "no degradations": OFF,
-    "no pseudo-fakes": NO_PAIRS,
-    "pseudo-fakes alone": ONLY_PAIRS,
-    "curriculum": {"train.pseudo_fakes.first_share": 0.0, "train.pseudo_fakes.last_share": 1.0},
-    **{f"only {kind}": only(kind) for kind in KINDS},
-    "any face_width": {"train.pseudo_fakes.face_width": [0.35, 0.75]},
+    "more degradations": {
+        "train.augmentation.max_ops": 3,
+        **{f"train.augmentation.{name}.probability": 0.4 for name in ("jpeg", "rescale", "noise")},
+        **{f"train.augmentation.{name}.probability": 0.2 for name in ("webp", "blur", "colour")},
+    },
+    "pseudo-fakes": pairs(0.33, 0.33),
+    "pseudo-fakes alone": pairs(1.0, 1.0),
+    "curriculum": pairs(0.0, 1.0),
+    **{f"only {kind}": pairs(0.33, 0.33) | only(kind) for kind in KINDS},
+    "any face_width": pairs(0.33, 0.33) | {"train.pseudo_fakes.face_width": [0.35, 0.75]},
     "residuals": {"train.residuals": "srm"},
     "no zero_head": {"train.zero_head": False},
     "norms": {"train.trainable": "norms"},
@@ -64,6 +75,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "ema": {"train.ema_decay": 0.99},
     "label_smoothing": {"train.label_smoothing": 0.1},
     "mixup": {"train.mixup": 0.2},
+    "lr 5e-4": {"train.lr": 5e-4},
     "160 px": {"train.image_size": 160},
 }
 SCREEN = {"train.image_size": 160, "train.epochs": 2}
@@ -88,18 +100,15 @@ def main() -> None:
     for row in options.rows:
         for trained_on, clone in clones.items():
             for seed in options.seeds:
-                changes = (
-                    {
-                        "data.root": str(roots[trained_on]),
-                        "data.evaluation_sets": {name: str(path) for name, path in sets.items()},
-                        "train.weights": str(options.weights.resolve()),
-                        "train.seed": seed,
-                        "train.decoded_gb": 4.0,
-                        "train.pseudo_fakes.face_width": FACE_WIDTH[trained_on],
-                    }
-                    | (SCREEN if options.screen else {})
-                    | ROWS[row]
-                )
+                data = {
+                    "data.root": str(roots[trained_on]),
+                    "data.evaluation_sets": {name: str(path) for name, path in sets.items()},
+                    "train.weights": str(options.weights.resolve()),
+                    "train.seed": seed,
+                    "train.decoded_gb": 4.0,
+                    "train.pseudo_fakes.face_width": FACE_WIDTH[trained_on],
+                }
+                changes = data | (SCREEN if options.screen else {}) | ROWS[row]
                 results.append({"row": row, "trained on": trained_on} | measure(clone, changes))
                 print(table_of(results), flush=True)
 

@@ -36,11 +36,11 @@ from stages.lib.training.images import TrainingImages
 from stages.lib.training.loop import TrainingLoop, validate, validation_loader
 from stages.lib.training.params import TrainParams
 from stages.train import make_detector
-from tests.benchmarks.ablation import FOLDER, NO_PAIRS, OFF, neutral_sets, write_fast
+from tests.benchmarks.ablation import FOLDER, OFF, neutral_sets, write_fast
 from tests.benchmarks.notebook import BATCH_SIZE, FileImages, epoch_of, pack_set
 from tests.conftest import ROOT, environment, set_params
 
-PLAIN = OFF | NO_PAIRS | {"train.zero_head": False, "train.warmup_epochs": 1}
+PLAIN = OFF | {"train.zero_head": False, "train.warmup_epochs": 1}
 RECIPES = ("fast", "plain", "notebooks")
 
 

@@ -1,4 +1,4 @@
-"""How a stage stops in order: on SIGTERM, on Ctrl-C, and when the DVC that started it has died."""
+"""How a stage stops in order: on SIGTERM, on Ctrl-C, and when what started it has died."""
 
 import os
 import signal
@@ -61,21 +61,28 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def start_dvc_watch() -> None:
-    """Start a thread that sends SIGTERM to this process when the DVC that started it has died.
+def start_watch() -> None:
+    """Start a thread that sends SIGTERM to this process when what started it has died.
 
     `dvc queue kill --force` and the out-of-memory killer of the kernel end DVC and leave its stage
     running, even in a workspace that another stage is about to use. Until `stoppable` handles the
     signal, it ends the process at once; nothing has been written by then.
     """
-    threading.Thread(target=_stop_with_dvc, daemon=True).start()
+    threading.Thread(target=_stop_with_starters, daemon=True).start()
 
 
-def _stop_with_dvc() -> None:
+def _stop_with_starters() -> None:
     import psutil
 
-    dvc = _dvc_of(psutil.Process())
-    while dvc and dvc.is_running() and _status(dvc) != psutil.STATUS_ZOMBIE:
+    own = psutil.Process()
+    starters = []
+    if "DVC_STAGE" in os.environ:
+        starters.append(_dvc_of(own))
+    if "RANK" in os.environ:
+        starters.append(own.parent())
+    while all(
+        one and one.is_running() and _status(one) != psutil.STATUS_ZOMBIE for one in starters
+    ):
         time.sleep(SECONDS_BETWEEN_LOOKS)
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -79,6 +79,7 @@ def make_loader(
         pin_memory=pin,
         prefetch_factor=4 if num_workers else None,
         persistent_workers=num_workers > 0,
+        generator=torch.Generator(),  # its own, so that loading draws nothing from the global one
     )
 
 

@@ -28,7 +28,7 @@ from stages.lib.tracking.identity import (
     identity_tags,
     uncommitted_diff,
 )
-from stages.lib.tracking.mlflow_store import connect, process_tags
+from stages.lib.tracking.mlflow_store import connect, experiment_id, process_tags
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,27 +138,37 @@ def tracking_is_on() -> bool:
 
 
 @contextmanager
-def training_run(data_digest: str, is_first_process: bool) -> Iterator[Tracker]:
-    """Open the run of a model in training; it ends FINISHED, or FAILED after any exception."""
+def training_run(data_digest: str, is_first_process: bool, run_id: str = "") -> Iterator[Tracker]:
+    """Open the run of a model in training; it ends FINISHED, or FAILED after any exception.
+
+    run_id: of the run that goes on, where this training was stopped before.
+    """
     if not is_first_process or not tracking_is_on():
         yield Tracker()
         return
     try:
-        yield start_run({"data_sha256": data_digest})
+        yield start_run({"data_sha256": data_digest}, run_id)
     except BaseException:
         end_run("FAILED")
         raise
     end_run("FINISHED")
 
 
-def start_run(more_tags: dict[str, str]) -> Tracker:
-    """Begin a run in this process, with everything that is known before the training."""
+def start_run(more_tags: dict[str, str], run_id: str = "") -> Tracker:
+    """Begin a run in this process, with everything that is known before the training.
+
+    run_id: of a run that goes on, where the store still has it; else a new one begins.
+    """
     with stop.after_write():
         try:
             client = connect()
             import mlflow
 
             tags = identity_tags() | more_tags
+            if run_id and _is_there(client, run_id):
+                mlflow.start_run(run_id=run_id, log_system_metrics=True)
+                mlflow.set_tags(process_tags())
+                return Tracker(client, run_id)
             commit = tags.get("git_commit", "")[:7]
             run = mlflow.start_run(
                 run_name=tags.get("dvc_experiment", f"repro {commit}"),
@@ -175,6 +185,12 @@ def start_run(more_tags: dict[str, str]) -> Tracker:
     if tags["git_dirty"] == "true":
         tracker.attempt(_keep_uncommitted_changes)
     return tracker
+
+
+def _is_there(client: "MlflowClient", run_id: str) -> bool:
+    """Return whether the experiment has this run; it may be deleted, or in another store."""
+    runs = client.search_runs([experiment_id(client)], f"attributes.run_id = '{run_id}'")
+    return bool(runs)
 
 
 def end_run(status: str) -> None:

@@ -1,6 +1,6 @@
 """The training loop: an epoch of steps, and its validation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from stages.lib.detector.model import Detector, fake_logit
 from stages.lib.detector.runtime import Hardware
 from stages.lib.detector.scoring import gather_logits
 from stages.lib.training.batches import Key, training_batches
+from stages.lib.training.checkpoint import State
 from stages.lib.training.optimization import (
     make_mixup,
     make_optimizer,
@@ -41,6 +42,8 @@ class TrainingLoop:
             detector.model = convert_sync_batchnorm(detector.model)
         self.steps_per_epoch = len(images) // params.batch_size
         self.batches: list[list[Key]] = []  # of the current epoch
+        self.done = 0  # micro-batches of the current epoch
+        self.loss_sum = torch.zeros((), device=hardware.device)  # of those
         pin = hardware.device.type == "cuda"
         self.loader = make_loader(images, self.batches, params.num_workers, pin)
         self.optimizer = make_optimizer(params, detector.model)
@@ -76,44 +79,57 @@ class TrainingLoop:
             return torch.ones(len(CLASS_NAMES))
         return torch.from_numpy(len(self.images) / (len(CLASS_NAMES) * counts)).float()
 
-    def train_epoch(self, epoch: int) -> tuple[dict[str, float], dict[str, float]]:
+    def train_epoch(
+        self, epoch: int, after_step: Callable[[], None] | None = None
+    ) -> tuple[dict[str, float], dict[str, float]]:
         """Train on every image once; return ({lr, train_loss}, speed)."""
         if epoch and epoch == self.params.frozen_epochs:
             self._let_learn(self.params.trainable)
-        self.batches[:] = training_batches(self.params, self.images.targets, epoch, self.hardware)
-        return self.train_on(self.loader, epoch)
+        batches = training_batches(self.params, self.images.targets, epoch, self.hardware)
+        self.batches[:] = batches[self.done :]
+        return self.train_on(self.loader, epoch, after_step)
 
     def train_on(
-        self, batches: Sequence[Batch] | DataLoader, epoch: int
+        self,
+        batches: Sequence[Batch] | DataLoader,
+        epoch: int,
+        after_step: Callable[[], None] | None = None,
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Train on the micro-batches of this process for one epoch.
+        """Train on the micro-batches of this process that are left of an epoch.
 
         Nothing waits for the device before the end of the epoch, except SyncBatchNorm on several
-        GPUs.
+        GPUs and what `after_step` does.
         """
         params, hardware = self.params, self.hardware
         self.detector.train()
-        loss_sum = torch.zeros((), device=hardware.device)
         clock = Clock()
         updates = epoch * self.steps_per_epoch
         self.schedule.step_update(updates)
         lr = self.optimizer.param_groups[0]["lr"]
-        for number, (images, targets) in enumerate(timed(batches, clock, f"epoch {epoch + 1}")):
-            last_of_step = (number + 1) % params.num_micro_batches == 0
-            loss_sum += self._forward_backward(images, targets, (epoch, number), last_of_step)
+        updates += self.done // params.num_micro_batches
+        self.schedule.step_update(updates)
+        for images, targets in timed(batches, clock, f"epoch {epoch + 1}"):
+            last_of_step = (self.done + 1) % params.num_micro_batches == 0
+            self.loss_sum += self._forward_backward(
+                images, targets, (epoch, self.done), last_of_step
+            )
+            self.done += 1
             if last_of_step:
-                self._update()
                 updates += 1
+                self._update(updates)
                 self.schedule.step_update(updates)
+                if after_step:
+                    after_step()
         if self.parallel:
-            dist.all_reduce(loss_sum)
+            dist.all_reduce(self.loss_sum)
             # Each process has seen other images, but the kept weights need one set of statistics.
             for detector in [self.detector, *([self.ema.module] if self.ema else [])]:
                 distribute_bn(detector, hardware.world_size, reduce=True)
-        total = loss_sum.item()
-        num_batches = len(batches) * hardware.world_size
-        speed = clock.speed(self.steps_per_epoch * params.batch_size)
-        return {"lr": lr, "train_loss": total / num_batches}, speed
+        mean_loss = self.loss_sum.item() / (self.done * hardware.world_size)
+        self.done = 0
+        self.loss_sum.zero_()
+        speed = clock.speed(len(batches) * params.batch_size // params.num_micro_batches)
+        return {"lr": lr, "train_loss": mean_loss}, speed
 
     def _forward_backward(
         self, images: torch.Tensor, targets: torch.Tensor, key: tuple[int, int], synchronise: bool
@@ -141,13 +157,55 @@ class TrainingLoop:
         (loss / params.num_micro_batches).backward()
         return loss.detach()
 
-    def _update(self) -> None:
+    def state(self) -> tuple[State, State]:
+        """Return what a checkpoint needs: what all processes share, and what is of this one."""
+        shared = {
+            "model": self.detector.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        own = {
+            "done": self.done,
+            "loss_sum": self.loss_sum.cpu(),
+            "random": torch.get_rng_state(),
+            # Batch statistics: on the CPU each process has its own until the end of the epoch.
+            "buffers": _buffers(self.detector),
+        }
+        if self.hardware.device.type == "cuda":
+            own["cuda"] = torch.cuda.get_rng_state(self.hardware.device)
+        if self.ema:
+            shared["ema"] = self.ema.module.model.state_dict()
+            own["ema_buffers"] = _buffers(self.ema.module)
+        return shared, own
+
+    def resume(self, epoch: int, shared: State, own: State) -> None:
+        """Go on from what `state` returned within this epoch or at its beginning."""
+        if epoch > self.params.frozen_epochs > 0:
+            self._let_learn(self.params.trainable)
+        self.detector.model.load_state_dict(shared["model"] | own["buffers"])
+        self.optimizer.load_state_dict(shared["optimizer"])
+        if self.ema:
+            self.ema.module.model.load_state_dict(shared["ema"] | own["ema_buffers"])
+        self.done = own["done"]
+        self.loss_sum += own["loss_sum"].to(self.loss_sum.device)
+        torch.set_rng_state(own["random"])
+        if "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"], self.hardware.device)
+
+    def _update(self, updates: int) -> None:
+        """Take one step; updates: how many there are with this one."""
         if self.params.clip_grad:
             torch.nn.utils.clip_grad_norm_(self.detector.parameters(), self.params.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
-            self.ema.update(self.detector)
+            self.ema.update(self.detector, updates)  # without the number it would not warm up
+
+
+def _buffers(detector: Detector) -> State:
+    """Return the entries of a state that are no parameters, on the CPU."""
+    learnt = {name for name, _ in detector.model.named_parameters()}
+    state = detector.model.state_dict()
+    return {name: value.cpu() for name, value in state.items() if name not in learnt}
 
 
 def validation_loader(

@@ -15,7 +15,8 @@ from stages.lib.training.params import Trainable, TrainParams
 
 def make_optimizer(params: TrainParams, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer; PyTorch's own ones update all tensors in one fused kernel."""
-    fusible = (torch.optim.Adam, torch.optim.SGD)
+    # The kernel of SGD fails where some of the momenta begin later than others.
+    fusible = (torch.optim.Adam,) if params.frozen_epochs else (torch.optim.Adam, torch.optim.SGD)
     kind = get_optimizer_class(params.optimizer, bind_defaults=False)
     return create_optimizer_v2(
         model, opt=params.optimizer, lr=params.lr,
@@ -39,7 +40,9 @@ def set_trainable(model: torch.nn.Module, which: Trainable) -> None:
 def average_states(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Return the mean of the weights of several epochs (Izmailov et al. 2018), in their dtypes."""
     return {
-        name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(tensor.dtype)
+        name: torch.stack([state[name].cpu().double() for state in states])
+        .mean(dim=0)
+        .to(tensor.dtype)
         for name, tensor in states[-1].items()
     }
 

@@ -59,6 +59,7 @@ class TrainParams(StageParams):
     average_last: Count
     clip_grad: Annotated[float, Field(gt=0)] | None
     ema_decay: Share
+    checkpoint_minutes: NonNegative
     precision: Precision
     channels_last: bool
     compile: CompileMode | None
