@@ -37,6 +37,7 @@ from stages.lib.evaluation.slices import REALS_FOR_1E_4, set_rows, slice_rows
 
 INTERVAL_COLUMNS = ["set", "slice", "metric", "value", "low", "high", "num_real", "num_fake"]
 SHOWN = ("auc", "tpr_at_fpr_1e-2", "tpr_at_fpr_1e-3", "ece", "balanced_accuracy")
+CHANCE = 0.5  # AUC
 WEIGHTS_DIGITS = 12  # of the SHA-256 of the weights, which lead from DVC's tables to the MLflow run
 
 
@@ -88,6 +89,7 @@ def judge(
     temperature = fit_temperature(arrays(calibration)[0], calibration["logit"].to_numpy())
     report: dict[str, Any] = {
         "weights": read_json(paths.CONFIG)["weights_sha256"][:WEIGHTS_DIGITS],
+        "better_than_chance": 0,  # whether the interval of the AUC on val is above CHANCE
         "threshold": threshold,
         "temperature": temperature,
         "num_calibration": len(calibration),
@@ -101,6 +103,9 @@ def judge(
         rows = set_rows(table, threshold, temperature)
         rows += slice_rows(table, threshold, params.size_bands, params.quality_bands)
         report[name] = report_of_set(table, rows, threshold)
+        if name == "val":
+            auc_low = next(row["low"] for row in rows if row["metric"] == "auc")
+            report["better_than_chance"] = int(auc_low > CHANCE)
         intervals += [{"set": name} | row for row in rows]
     tables = {
         "intervals": pd.DataFrame(intervals, columns=INTERVAL_COLUMNS),
@@ -130,6 +135,11 @@ def report_of_set(table: pd.DataFrame, rows: list[Row], threshold: float) -> dic
 def _print_summary(
     report: dict[str, Any], intervals: pd.DataFrame, robustness: pd.DataFrame
 ) -> None:
+    if not report["better_than_chance"]:
+        print(
+            f"WARNING: this model is useless: its AUC on val is {report['val']['auc']:.4f}, and "
+            f"the 95 % interval does not rule out {CHANCE}, which is chance"
+        )
     print(f"threshold {report['threshold']:.4f}, temperature {report['temperature']:.3f}, "
           f"from {report['num_calibration']} images")  # fmt: skip
     shown = intervals[(intervals["slice"] == "all") & intervals["metric"].isin(SHOWN)]

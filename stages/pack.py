@@ -3,7 +3,8 @@
 params.yaml: data, pack; the folder data.root            ->  data/packed/{train,val,test}
              data, pack; one of data.evaluation_sets     ->  data/packed/sets/NAME
 Run: python -m stages.pack
-     python -m stages.pack NAME     (an evaluation set; its validation set is what counts)
+     python -m stages.pack NAME     (an evaluation set; its validation set is what counts; DVC
+                                     gives the name in the variable DVC_STAGE, pack_set@NAME)
 
 Each packed set has `images-*.arrow` (column image: binary) and `facts.parquet`, both in the order
 of the list of the set. An image that is missing, empty or unreadable gets an empty cell and its
@@ -11,6 +12,7 @@ reason in the column `error`; stages.prepare decides what happens to it. A set t
 lacks is packed as an empty one. Memory use does not grow with the number of images.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,5 +60,11 @@ def pack_evaluation_set(name: str, data: DataParams, params: PackParams) -> None
         pack_images(image_set, read_list(image_set), folder, params)
 
 
+def names() -> list[str]:
+    """Return the name of the evaluation set that the command line or DVC gives, if any."""
+    name = os.environ.get("DVC_STAGE", "").partition("pack_set@")[2]
+    return sys.argv[1:] or [name] * bool(name)
+
+
 if __name__ == "__main__":
-    run_stage(lambda: main(sys.argv[1:]), *sys.argv[1:])
+    run_stage(lambda: main(names()), *names())

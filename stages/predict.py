@@ -29,7 +29,7 @@ from stages.lib.core.running import run_stage
 from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import Key, LabelledImages, make_loader, sequential_batches
 from stages.lib.detector.model import Detector, fake_logit, load_detector
-from stages.lib.detector.preprocessing import decode, to_input
+from stages.lib.detector.preprocessing import to_input
 from stages.lib.detector.runtime import (
     CompileMode,
     DeviceName,
@@ -134,10 +134,15 @@ def predict_logits(
 class PerturbedImages(LabelledImages):
     """Images with all their perturbed variants, from one decoding."""
 
+    @property
+    def item_bytes(self) -> int:
+        """Size of the pixels of one item."""
+        return NUM_VARIANTS * super().item_bytes
+
     def __getitem__(self, key: Key) -> tuple[torch.Tensor, int, int]:
         """Return (uint8 (V, 3, S, S), target, index)."""
         index = key[1]
-        image = decode(self.content(index), self.preprocessing)
+        image = self.decoded_file(index)
         variants = perturb_all(image, np.random.default_rng([0, index]))
         inputs = [to_input(variant, self.preprocessing) for variant in variants]
         return torch.stack(inputs), int(self.targets[index]), index

@@ -32,6 +32,8 @@ from stages.lib.core.tables import write_table
 from stages.lib.data.layout import SET_NAMES
 from stages.lib.data.params import DataParams
 
+NUM_DRAWS = 100  # of a split that leaves both classes in both parts
+
 
 class PrepareParams(StageParams):
     """Section `prepare`."""
@@ -173,15 +175,27 @@ def _checked(name: str, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _split_groups(rows: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split off about `share` of the near-duplicate groups; return (rest, split off)."""
+    """Split off about `share` of the near-duplicate groups; return (rest, split off).
+
+    Of up to NUM_DRAWS draws it takes the first that leaves each class in both parts.
+    """
     if rows["group"].nunique() < 2:
         raise UserError(
             f"{len(rows)} images in {rows['group'].nunique()} near-duplicate groups are too few "
             "to split; add images or lower prepare.near_duplicate_bits"
         )
-    splitter = GroupShuffleSplit(n_splits=1, test_size=share, random_state=seed)
-    rest, aside = next(splitter.split(rows, groups=rows["group"]))
-    return rows.iloc[rest], rows.iloc[aside]
+    classes = rows["target"].nunique()
+    splitter = GroupShuffleSplit(n_splits=NUM_DRAWS, test_size=share, random_state=seed)
+    for rest, aside in splitter.split(rows, groups=rows["group"]):
+        parts = rows.iloc[rest], rows.iloc[aside]
+        if all(part["target"].nunique() == classes for part in parts):
+            return parts
+    counts = rows.groupby("target")["group"].nunique()
+    raise UserError(
+        f"no split of {len(rows)} images has both classes in both parts: the "
+        f"{CLASS_NAMES[int(counts.idxmin())]} ones are in {counts.min()} near-duplicate groups; "
+        "add images of this class, or lower prepare.near_duplicate_bits"
+    )
 
 
 def _judge_shortcuts(splits: dict[str, Any], params: PrepareParams) -> None:

@@ -1,6 +1,6 @@
 """Publish the results to MLflow: metrics, figures, pages, the served model and its registry.
 
-params.yaml: publish; data/{labels,model,scores,explanations,card,submission}, metrics
+params.yaml: publish, pack; data/{labels,model,scores,explanations,card,submission}, metrics
   ->  data/published.json (digests of the results), and all of it in the MLflow run of the model
 Run: python -m stages.publish
 
@@ -19,6 +19,7 @@ from stages.lib.core.files import read_json, sha256_of, write_json
 from stages.lib.core.params import StageParams, load_params, one_of
 from stages.lib.core.running import run_stage
 from stages.lib.core.tables import read_table, read_tables
+from stages.lib.data.params import PackParams
 from stages.lib.evaluation.metrics import METRICS
 from stages.lib.evaluation.scored_sets import labelled_scores
 from stages.lib.evaluation.slices import REALS_FOR_1E_4
@@ -70,6 +71,8 @@ def publish(
 ) -> None:
     """Put everything into the run of the model, and register the model."""
     tracker.log_metrics(flatten(report))
+    useful = "yes" if report["better_than_chance"] else "no, this model is useless"
+    tracker.log_tags({"better_than_chance": useful})
     for path, folder in files.items():
         tracker.log_file(path, folder)
     for name, figure in draw_all(read_tables(paths.PLOTS)).items():
@@ -78,7 +81,8 @@ def publish(
     val, value = labelled_scores("val"), report["val"][metric]
 
     def publish_model(client: Any, run_id: str) -> None:
-        model_id = log_served_model(client, run_id, paths.MODEL)
+        limit = load_params("pack", PackParams).max_megapixels
+        model_id = log_served_model(client, run_id, paths.MODEL, limit)
         register(client, model_id, name, val, metric, value)
 
     tracker.attempt(publish_model)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError, did_you_mean
-from stages.lib.core.files import fresh_folder, sha256_of
+from stages.lib.core.files import check_room, fresh_folder, sha256_of
 from stages.lib.core.labels import FAKE, read_labels
 from stages.lib.core.packed_images import FACTS_FILE
 from stages.lib.core.params import load_params
@@ -161,6 +161,7 @@ def train(
         params = params.model_copy(update={"accumulate": accumulate})
     is_first = hardware.rank == 0
     if is_first:
+        check_room(paths.MODEL.parent, 2 * 4 * config.num_parameters)  # fp32, and as much to spare
         _announce(params, detector, labels, hardware, tracker)
     fits = not params.decoded_gb or decode_ahead(images, params.decoded_gb, params.num_workers)
     meet(hardware, "data/labels or data/packed", *INPUTS)

@@ -83,8 +83,8 @@ POINT = {"set": "val", "wanted_fpr": 0.01, "threshold": 0.8, "calibration_reals"
          "enough_reals": True, "tpr": 0.5, "tpr_low": 0.4, "tpr_high": 0.6, "fpr": 0.012,
          "fpr_low": 0.01, "fpr_high": 0.014, "false_alarms_per_million": 12000,
          "num_real": 9000, "num_fake": 100}  # fmt: skip
-REPORT = {"weights": "abc", "threshold": 0.5, "temperature": 1.0, "num_calibration": 9,
-          "val": {"num_real": 50, "num_fake": 60}}  # fmt: skip
+REPORT = {"weights": "abc", "better_than_chance": 1, "threshold": 0.5, "temperature": 1.0,
+          "num_calibration": 9, "val": {"num_real": 50, "num_fake": 60}}  # fmt: skip
 DATA = {"generated_sample": False, "bad_images": {"count": 0}, "held_out": {},
         "shortcut_auc": 0.6, "splits": {},
         "duplicates": {"groups_across_splits": {"train/val": 2, "val/test": 0}}}  # fmt: skip
@@ -99,6 +99,20 @@ def card(points: dict | None = None, cross: pd.DataFrame | None = None, **config
         "robustness": pd.DataFrame(),
     }
     return render(CONFIG | config, REPORT, DATA, tables)
+
+
+def test_a_useless_model_is_called_useless_first() -> None:
+    report = REPORT | {"better_than_chance": 0, "val": {"num_real": 5, "num_fake": 6, "auc": 0.5}}
+    tables = {
+        "intervals": INTERVALS,
+        "operating_points": pd.DataFrame([POINT]),
+        "cross_auc": pd.DataFrame(columns=CROSS_COLUMNS),
+        "robustness": pd.DataFrame(),
+    }
+    title, warning, *_ = render(CONFIG, report, DATA, tables).split("\n\n")
+    assert title.startswith("# Model card")
+    assert warning.startswith("> **This model is useless: its AUC on val is 0.5000")
+    assert "useless" not in card()
 
 
 def test_what_was_not_measured_is_said() -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 
@@ -19,6 +20,8 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.params import load_params, read_yaml
 from stages.lib.detector.runtime import Hardware
 from stages.lib.training import checkpoint
+from stages.lib.training import loop as loop_module
+from stages.lib.training.batches import training_batches
 from stages.lib.training.checkpoint import Checkpoints, training_digest
 from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.params import TrainParams
@@ -185,6 +188,33 @@ def test_where_training_diverges_the_last_good_checkpoint_stays(
     found = Checkpoints(checkpoints(workspace)[0].stem, 1.0, ALONE).found
     assert found is not None
     assert (found["epochs"], found["own"]["done"]) == (1, 1)
+
+
+def test_a_loss_that_is_no_number_names_its_step_and_images(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module, "STEPS_BETWEEN_CHECKS", 2)
+        entropy, steps = F.cross_entropy, []
+
+        def spoil(*arguments: Any, **options: Any) -> torch.Tensor:
+            steps.append(1)
+            losses = entropy(*arguments, **options)
+            return losses * float("nan") if len(steps) == 7 else losses
+
+        patch.setattr(F, "cross_entropy", spoil)
+        with pytest.raises(UserError) as error:
+            main()
+    assert len(steps) == 8
+    assert "diverged in epoch 2, step 3, at a learning rate of about" in str(error.value)
+    labels = pd.read_csv(workspace / "data/labels/train.csv")
+    params = load_params("train", TrainParams)
+    keys = training_batches(params, labels["target"].to_numpy(), 1, ALONE)[2]
+    names = ", ".join(labels["img_name"][index] for _, index, _ in keys[:3])
+    assert f"images of that step: {names} and 17 more" in str(error.value)
+    found = Checkpoints(checkpoints(workspace)[0].stem, 1.0, ALONE).found
+    assert found is not None
+    assert (found["epochs"], found["own"]["done"]) == (1, 2)
 
 
 def test_what_dvc_has_not_recorded_is_not_trained_again(

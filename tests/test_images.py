@@ -1,5 +1,6 @@
 """From encoded bytes to the model's input: decoders agree, and chance depends on the seed alone."""
 
+import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
+from stages.lib.core import pictures
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import load_params
-from stages.lib.detector import preprocessing as preprocessing_module
 from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
 from stages.lib.detector.preprocessing import (
     CHANNELS_WITH_RESIDUALS,
@@ -49,7 +51,7 @@ def encoded(image: Image.Image, format: str, **options: object) -> bytes:
 @pytest.mark.parametrize(
     ("format", "mode", "tolerance"),
     [("JPEG", "RGB", 2), ("JPEG", "L", 2), ("JPEG", "CMYK", 6), ("PNG", "RGB", 0),
-     ("PNG", "RGBA", 0), ("PNG", "P", 0), ("WEBP", "RGB", 0), ("BMP", "RGB", 0)],
+     ("PNG", "P", 0), ("WEBP", "RGB", 0), ("BMP", "RGB", 0)],
 )  # fmt: skip
 def test_decoding_agrees_with_pillow(format: str, mode: str, tolerance: int) -> None:
     content = encoded(photograph().convert(mode), format)
@@ -150,7 +152,9 @@ def labels(tmp_path: Path) -> pd.DataFrame:
     with pa.ipc.new_file(str(tmp_path / "train/images-00000.arrow"), schema) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays([pa.array(contents)], schema=schema))
     rows = np.random.default_rng(0).permutation(20)
-    return pd.DataFrame({"target": pd.array(rows % 2, "Int8"), "set": "train", "row": rows})
+    return pd.DataFrame(
+        {"img_name": "x.jpg", "target": pd.array(rows % 2, "Int8"), "set": "train", "row": rows}
+    )
 
 
 def load(images: LabelledImages, batches: list, num_workers: int) -> dict[int, torch.Tensor]:
@@ -180,12 +184,25 @@ def test_chance_depends_on_seed_epoch_and_image_alone(labels: pd.DataFrame, tmp_
 def test_packed_jpegs_do_not_take_the_detour_of_other_formats(
     labels: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        preprocessing_module.Image, "open", lambda _: pytest.fail("Pillow was asked")
-    )
+    monkeypatch.setattr(pictures, "_to_rgb", lambda _: pytest.fail("Pillow has decoded"))
     for preprocessing in (PREPROCESSING, SCALED):
         images = LabelledImages(labels, tmp_path, preprocessing)
         assert images[(0, 0)][0].shape == (3, 24, 24)
+
+
+@pytest.mark.parametrize(("free_mb", "ahead"), [(1000, 4), (64, 3), (40, 1)])
+def test_the_queue_of_the_workers_fits_into_shared_memory(
+    labels: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_mb: int, ahead: int
+) -> None:
+    usage = shutil.disk_usage("/")._replace(free=free_mb * 1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    large = PREPROCESSING.model_copy(update={"image_size": 400})
+    images = LabelledImages(labels, tmp_path, large)
+    batches = sequential_batches(len(images), 16)  # of 7.7 MB
+    assert make_loader(images, batches, 2, pin=False).prefetch_factor == ahead
+    assert make_loader(images, batches, 0, pin=False).prefetch_factor is None
+    with pytest.raises(UserError, match=r"MB are free, 9 workers need \d+ MB; lower num_workers"):
+        make_loader(images, batches, 9, pin=False, largest=None if free_mb < 100 else 160)
 
 
 def test_an_image_is_the_one_that_its_label_names(labels: pd.DataFrame, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_bytes_come_back_unchanged_and_in_order_from_many_files(
     monkeypatch.setattr(packing, "ROWS_PER_BATCH", 7)
     contents = {f"{i}.jpg": encoded(i) for i in range(50)}
     write_train(workspace, contents)
-    params = packing.PackParams.model_construct(shard_mb=0.02, num_threads=3)
+    params = packing.PackParams.model_construct(shard_mb=0.02, max_megapixels=1.0, num_threads=3)
     monkeypatch.setattr(pack, "load_params", lambda section, model: (
         load_params(section, model) if section == "data" else params))  # fmt: skip
     pack.main()
@@ -107,8 +108,8 @@ def test_a_bad_image_is_recorded_with_its_reason(workspace: Path) -> None:
     facts = read_facts(workspace / "data/packed/train").set_index("img_name")
     assert facts["error"]["missing.jpg"] == "no such file"
     assert facts["error"]["empty.jpg"] == "empty file"
-    assert facts["error"]["text.jpg"] == "unreadable: not an image"
-    assert facts["error"]["cut.jpg"].startswith("unreadable: image file is truncated")
+    assert facts["error"]["text.jpg"] == "not an image of a known format"
+    assert facts["error"]["cut.jpg"].startswith("damaged: image file is truncated")
     assert pd.isna(facts["error"]["good.jpg"])
     assert bytes(PackedImages(workspace / "data/packed/train")[4]) == good
 
@@ -156,6 +157,19 @@ def test_a_further_set_is_packed_beside_the_others(workspace: Path) -> None:
         pack.main(["celeb"])
 
 
+@pytest.mark.parametrize("name", ["a;touch x", "$(touch x)", "../../raw", "a' b", "a b", "pooled"])
+def test_the_name_of_a_set_is_checked_before_anything_is_written(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    set_params(workspace, {"data.evaluation_sets": {name: "raw"}})
+    monkeypatch.setenv("DVC_STAGE", f"pack_set@{name}")
+    monkeypatch.setattr(sys, "argv", ["stages.pack"])
+    assert pack.names() == [name]
+    with pytest.raises(UserError, match="name the set with letters"):
+        pack.main(pack.names())
+    assert not list(workspace.glob("**/x")) and not (workspace / "data").exists()
+
+
 def test_a_wrong_list_leaves_what_was_there(workspace: Path) -> None:
     write_train(workspace, {"a.jpg": encoded(0), "b.jpg": encoded(1)})
     pack.main()
@@ -177,11 +191,11 @@ def count_reads(monkeypatch: pytest.MonkeyPatch, limit: int = 10**9) -> list[str
     names: list[str] = []
     real_read = packing.read_image
 
-    def read(folder: Path, row: dict) -> shards.Packed:
+    def read(folder: Path, row: dict, max_pixels: int) -> shards.Packed:
         if len(names) == limit:
             raise KeyboardInterrupt
         names.append(row["img_name"])
-        return real_read(folder, row)
+        return real_read(folder, row, max_pixels)
 
     monkeypatch.setattr(packing, "read_image", read)
     return names

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 from dvc.utils.serialize import parse_yaml
 from pydantic import Field, ValidationError
@@ -97,3 +98,60 @@ def test_a_malformed_file_is_one_clear_line(tmp_path: Path, text: str, words: st
 def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run from the root of the repository"):
         read_yaml(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"train:\n  name: caf\xe9\n", r"params.yaml:2: not UTF-8"),
+        (
+            b"train:\n  lr: 1\n  name: a\x07b\n",
+            r"params.yaml:3: not valid YAML: a control character",
+        ),
+        (b"train: {lr: !!int foo}\n", r"not valid YAML: invalid literal"),
+        (
+            b"train: {lr: 1, epochs: 1, name: a, ? [a] : b}\n",
+            r"train.\('a',\) .*: keys should be strings",
+        ),
+        (b"train: {lr: 1" + b"0" * 5000 + b"}\n", r"not valid YAML: Exceeds the limit"),
+        (b"train: " + b"[" * 3000 + b"\n", r"too many brackets"),
+        (b"train: {lr: .inf, epochs: 1, name: a}\n", r"train.lr = inf: input should be a finite"),
+        (b"train: {lr: .nan, epochs: 1, name: a}\n", r"train.lr = nan: input should be a finite"),
+        (b"train: {lr: 1, epochs: 1, name: " + b"[1]" * 500 + b"}\n", r"not valid YAML"),
+        (b"train: {" + b", ".join(b"key%d: 1" % i for i in range(99)) + b"}\n", r"and \d+ more$"),
+        (b"train: &a {lr: *a}\n", r"train"),
+    ],
+)
+def test_odd_bytes_are_one_short_line(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=words) as error:
+        load_params("train", Params, path)
+    message = str(error.value).replace(str(path), "params.yaml")
+    assert "\n" not in message
+    assert len(message) < 300
+
+
+def test_mutated_files_are_right_or_one_short_line(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    path = tmp_path / "params.yaml"
+    good = b"train:\n  lr: 5e-5   # the rate\n  epochs: 3\n  name: 'a'\nother: {a: [1, 2], b: ~}\n"
+    marks = b"\n\t :-[]{}#&*!|>'\"%@`,?0123456789.e~\\\x00\x07\xc3\xe9"
+    refused = 0
+    for _ in range(3000):
+        content = bytearray(good)
+        for _ in range(random.integers(1, 5)):
+            place, mark = random.integers(len(content)), int(random.choice(list(marks)))
+            if random.random() < 0.5:
+                content[place] = mark
+            else:
+                content.insert(place, mark)
+        path.write_bytes(bytes(content))
+        try:
+            found = load_params("train", Params, path)
+            assert np.isfinite(found.lr) and found.epochs >= 1
+        except UserError as error:
+            refused += 1
+            message = str(error).replace(str(path), "params.yaml")
+            assert "\n" not in message and len(message) < 300, message
+    assert 1000 < refused < 2900

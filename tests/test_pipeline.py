@@ -305,6 +305,7 @@ def test_other_data_is_read_with_nothing_else_to_edit(tmp_path: Path) -> None:
     assert "model_card.md" in files and "submission.csv" not in files
 
 
+@pytest.mark.slow
 def test_a_data_set_without_a_test_list_has_nothing_to_submit(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,7 @@ def scores() -> dict[str, pd.DataFrame]:
     return {path.stem: pd.read_csv(path) for path in sorted(Path("data/scores").iterdir())}
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_scores_of_one(trained: Path) -> None:
     predict.main()
     alone = scores()

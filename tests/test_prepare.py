@@ -282,3 +282,13 @@ def test_preparing_twice_gives_the_same_bytes(workspace: Path) -> None:
         paths = [*Path("data/labels").iterdir(), Path("metrics/data.json")]
         seen.append({path: path.read_bytes() for path in paths})
     assert seen[0] == seen[1]
+
+
+def test_few_images_of_a_class_are_in_both_parts_of_a_split() -> None:
+    rows = facts(60, 0).assign(target=[0] * 3 + [1] * 57, group=range(60))
+    for seed in range(40):
+        for part in prepare._split_groups(rows, 0.25, seed):
+            assert part["target"].nunique() == 2
+    together = rows.assign(group=[0] * 3 + list(range(57)))
+    with pytest.raises(UserError, match="the real ones are in 1 near-duplicate groups; add images"):
+        prepare._split_groups(together, 0.25, 0)

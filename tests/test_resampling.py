@@ -128,3 +128,10 @@ def test_a_share_has_an_interval_also_where_all_are_alike() -> None:
     assert none.high == pytest.approx(3.69 / 300, rel=0.01)  # -ln 0.025 = 3.69
     everyone = share_interval(np.ones(300, dtype=bool), np.arange(300))
     assert (everyone.low, everyone.high) == pytest.approx((1 - none.high, 1))
+
+
+def test_one_image_of_a_class_leaves_its_interval_unknown() -> None:
+    targets, scores = np.array([0, 1, 1]), np.array([0.2, 0.9, 0.6])
+    found = metric_intervals(RankedScores(targets, scores), np.arange(3), ["auc"])["auc"]
+    assert found.value == 1
+    assert np.isnan(found.low) and np.isnan(found.high)

@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 from stages import evaluate, predict, publish, train
 from stages.lib import paths
 from stages.lib.core.errors import UserError
+from stages.lib.detector import dataset
 from stages.lib.detector.pixel_operations import PixelOperation
 from stages.lib.detector.preprocessing import Preprocessing
 from stages.lib.evaluation.curves import severities
@@ -147,8 +148,8 @@ def test_the_unperturbed_variant_has_the_scores_of_the_validation_set(
 def test_variants_come_from_one_decoding(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(pipeline)
     decoded = []
-    real_decode = predict.decode
-    monkeypatch.setattr(predict, "decode", lambda c, p: decoded.append(1) or real_decode(c, p))
+    real_decode = dataset.decode
+    monkeypatch.setattr(dataset, "decode", lambda c, p: decoded.append(1) or real_decode(c, p))
     preprocessing = Preprocessing(
         image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.2] * 3
     )

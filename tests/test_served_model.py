@@ -1,5 +1,6 @@
 """The model that MLflow keeps: what it takes, what it gives, what it refuses."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,18 @@ from mlflow.pyfunc import PyFuncModel
 
 from stages.lib.core.packed_images import PackedImages
 from stages.lib.detector.preprocessing import Preprocessing, decode
+from tests.test_pictures import REFUSED
 
 SEEN = Preprocessing(image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.5] * 3)
+
+
+MODEL = "models:/deepfake-detector-generated-sample@champion"
 
 
 @pytest.fixture(scope="module")
 def model(pipeline: Path) -> Iterator[PyFuncModel]:
     mlflow.set_tracking_uri(f"sqlite:///{pipeline / 'mlflow.db'}")
-    yield mlflow.pyfunc.load_model("models:/deepfake-detector-generated-sample@champion")
+    yield mlflow.pyfunc.load_model(MODEL, model_config={"path_root": str(pipeline / "data")})
     mlflow.set_tracking_uri(None)
 
 
@@ -77,12 +82,18 @@ def test_the_schema_is_written_down(model: PyFuncModel) -> None:
 @pytest.mark.parametrize(
     ("column", "value", "problem"),
     [
-        ("image", b"no image", "cannot identify"),
-        ("image", b"\xff\xd8 cut off", "truncated"),
+        ("image", b"no image", "not an image of a known format"),
+        ("image", b"\xff\xd8 cut off", "not an image"),
         ("path", "nowhere.jpg", "nowhere.jpg"),
         ("pixels", np.zeros((4, 4), np.uint8), r"shape \(H, W, 3\), not uint8 \(4, 4\)"),
         ("pixels", np.zeros((4, 4, 3)), "must be integers"),
         ("pixels", np.full((4, 4, 3), 300), "0 to 255, not 300 to 300"),
+        ("pixels", np.zeros((0, 4, 3), np.uint8), "is empty"),
+        ("pixels", np.zeros((1, 200_000_000, 3), np.uint8), "more than 100000000 pixels"),
+        ("image", REFUSED["half a jpeg"][0], "damaged: image file is truncated"),
+        ("image", REFUSED["half an avif"][0], "not an image"),
+        ("image", REFUSED["jpeg claims 30,000 x 30,000"][0], "30000 x 30000 pixels are more than"),
+        ("image", REFUSED["tiff lab"][0], "pixels are LAB"),
         ("path", None, "fill one of image, path, pixels, not 0"),
     ],
 )
@@ -91,6 +102,33 @@ def test_what_is_no_image_is_refused_with_its_row(
 ) -> None:
     with pytest.raises(MlflowException, match=f"row 0.*{problem}"):
         model.predict(pd.DataFrame({column: [value]}))
+
+
+def test_a_path_says_nothing_of_files_that_are_not_below_its_folder(
+    pipeline: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link.jpg").symlink_to(pipeline / "params.yaml")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")  # reading it would never end
+    mlflow.set_tracking_uri(f"sqlite:///{pipeline / 'mlflow.db'}")
+    model = mlflow.pyfunc.load_model(MODEL, model_config={"path_root": str(tmp_path)})
+    names = ["../params.yaml", "/etc/passwd", "", "link.jpg", "pipe", "x\0y", "circle", "folder"]
+    for name in names:
+        with pytest.raises(MlflowException) as error:
+            model.predict(pd.DataFrame({"path": [name]}))
+        assert error.value.message == f"row 0: path: no file {name!r} that can be read"
+
+
+def test_paths_are_off_unless_a_folder_is_named(
+    pipeline: Path, files: list[str], expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{pipeline / 'mlflow.db'}")
+    with pytest.raises(MlflowException, match="row 0: the column path is off"):
+        mlflow.pyfunc.load_model(MODEL).predict(pd.DataFrame({"path": files}))
+    monkeypatch.setenv("DETECTOR_PATH_ROOT", str(pipeline / "data/raw"))
+    found = mlflow.pyfunc.load_model(MODEL).predict(pd.DataFrame({"path": files}))
+    assert found["score"].to_numpy() == expected
 
 
 def test_a_table_without_images_is_refused(model: PyFuncModel) -> None:

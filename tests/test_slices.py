@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from stages import evaluate
+from stages.evaluate import EvaluateParams, judge
 from stages.lib.evaluation.cross_sets import cross_rows
 from stages.lib.evaluation.operating_points import operating_rows
 from stages.lib.evaluation.slices import set_rows, slice_rows
@@ -105,3 +107,23 @@ def test_the_figure_that_needs_ten_thousand_reals_comes_with_them() -> None:
         metrics = {row["metric"] for row in set_rows(rows, 0.5, temperature=1.0)}
         assert ("tpr_at_fpr_1e-4" in metrics) == expected
         assert {"auc", "ece_scaled", "tpr", "fpr"} <= metrics
+
+
+@pytest.mark.parametrize(("distance", "better"), [(0.0, 0), (2.0, 1)])
+def test_a_model_that_is_no_better_than_chance_is_called_useless(
+    distance: float,
+    better: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = [f"{number}.jpg" for number in range(200)]
+    rows = table(200, 0, img_name=names, set="val", row=range(200))
+    rows["logit"] = np.random.default_rng(0).normal(distance * rows["target"], 1)
+    rows["score"] = 1 / (1 + np.exp(-rows["logit"]))
+    monkeypatch.setattr(evaluate, "read_json", lambda _: {"weights_sha256": "a" * 64})
+    params = EvaluateParams(threshold="accuracy", size_bands=[100], quality_bands=[50])
+    report, tables = judge({"val": rows}, rows, params)
+    assert report["better_than_chance"] == better
+    evaluate._print_summary(report, tables["intervals"], pd.DataFrame())
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("WARNING: this model is useless") == (not better)

@@ -1,5 +1,6 @@
 """MLflow mirrors and never rules: what fails there stops no stage and is made up for later."""
 
+import os
 import shutil
 import signal
 import sqlite3
@@ -16,7 +17,8 @@ from stages.card import main as card
 from stages.evaluate import main as evaluate
 from stages.explain import main as explain
 from stages.lib.core.stopping import Stop
-from stages.lib.tracking.mlflow_store import connect
+from stages.lib.tracking.identity import identity_tags, uncommitted_diff
+from stages.lib.tracking.mlflow_store import connect, without_secrets
 from stages.predict import main as predict
 from stages.publish import main as publish
 from stages.submit import main as submit
@@ -145,6 +147,61 @@ def test_uncommitted_changes_are_said_and_kept(
     assert not [f for f in client.list_artifacts(clean.info.run_id) if "diff" in f.path]
 
 
+def test_what_git_says_is_kept_whatever_its_bytes(workspace: Path) -> None:
+    run("git", "add", "-A", cwd=workspace)
+    run("git", "commit", "-qm", "all", cwd=workspace)
+    (workspace / "stages/lib/new_module.py").write_text("x = 'a new module'\n")
+    (workspace / "README.md").write_bytes(b"caf\xe9\n")
+    (workspace / "large.csv").write_text("1\n" * 1_000_000)
+    with open(os.fsencode(workspace) + b"/\xd5\xd5\xc6\xac.jpg", "w"):
+        pass
+    assert identity_tags()["git_dirty"] == "true"
+    diff = uncommitted_diff()
+    for words in ("+x = 'a new module'", "+caf\ufffd", "new file, not kept: large.csv"):
+        assert words in diff
+    assert len(diff) < 100_000
+
+
+def test_where_git_refuses_the_run_says_unknown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    tags = identity_tags()
+    assert tags["git_dirty"] == "unknown"
+    assert "git_commit" not in tags
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert identity_tags()["git_dirty"] == "unknown"
+
+
+def test_a_password_in_the_address_of_the_store_is_never_printed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:se/cr@et@127.0.0.1:9/x")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    train()
+    printed = "".join(capfd.readouterr())
+    assert "WARNING: MLflow has failed" in printed
+    for secret in ("secret", "se/cr", "cr@et", "me:"):
+        assert secret not in printed
+    assert without_secrets("see https://me:pass@host/x and http://a@b/c") == (
+        "see https://host/x and http://b/c"
+    )
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a?b", "a#b", "a b"])
+def test_the_store_is_in_the_workspace_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    root = tmp_path / name
+    root.mkdir()
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    connect()
+    assert (root / "mlflow.db").is_file()
+
+
+@pytest.mark.slow
 def test_a_killed_training_is_marked_by_the_next_one(workspace: Path) -> None:
     set_params(workspace, {"train.epochs": 500})
     process = subprocess.Popen(

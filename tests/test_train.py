@@ -49,7 +49,9 @@ def loop_of(**changes: Any) -> TrainingLoop:
     params = params_with(**changes)
     model = create_model("test_resnet", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=params.image_size)
-    labels = pd.DataFrame({"target": [0, 1] * 40, "row": range(80), "set": "train"})
+    labels = pd.DataFrame(
+        {"img_name": "x.jpg", "target": [0, 1] * 40, "row": range(80), "set": "train"}
+    )
     images = LabelledImages(labels, Path("nowhere"), preprocessing)
     return TrainingLoop(params, Detector(model, preprocessing), images, Hardware(CPU, False))
 
@@ -328,6 +330,11 @@ def with_room_for(loop: TrainingLoop, num_images: int, error: Exception) -> None
     loop.detector.model.register_forward_pre_hook(check)
 
 
+def automatic(loop: TrainingLoop) -> tuple[TrainParams, Detector, LabelledImages, Hardware]:
+    params = loop.params.model_copy(update={"accumulate": "auto"})
+    return params, loop.detector, loop.images, Hardware(CPU, False)
+
+
 NO_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
@@ -342,22 +349,21 @@ NO_MEMORY = [
 def test_as_many_images_at_a_time_as_fit_into_memory(
     error: Exception, room: int, mixup: float, expected: int
 ) -> None:
-    loop = loop_of(batch_size=80, image_size=32, accumulate="auto", mixup=mixup)
+    loop = loop_of(batch_size=80, image_size=32, mixup=mixup)
     with_room_for(loop, room, error)
     before = {name: tensor.clone() for name, tensor in loop.detector.state_dict().items()}
     random = torch.get_rng_state()
-    arguments = loop.params, loop.detector, loop.images, Hardware(CPU, False)
-    assert find_accumulate(*arguments) == expected
+    assert find_accumulate(*automatic(loop)) == expected
     assert torch.equal(torch.get_rng_state(), random)
     for name, tensor in loop.detector.state_dict().items():
         assert torch.equal(tensor, before[name])
 
 
 def test_where_not_one_image_fits_the_reason_is_told() -> None:
-    loop = loop_of(batch_size=80, image_size=32, accumulate="auto")
+    loop = loop_of(batch_size=80, image_size=32)
     with_room_for(loop, 0, NO_MEMORY[0])
     with pytest.raises(UserError, match="not even 1 of 80 images fit .* 20 GiB"):
-        find_accumulate(loop.params, loop.detector, loop.images, Hardware(CPU, False))
+        find_accumulate(*automatic(loop))
 
 
 def test_what_is_found_is_what_is_trained_with(

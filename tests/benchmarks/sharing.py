@@ -81,7 +81,7 @@ def train(num_images: int) -> None:
     hardware = set_up_hardware(params.device, "fp32", params.num_threads)
     model = create_model("resnet18", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=64)
-    labels = pd.DataFrame({"target": [0, 1], "row": [0, 1], "set": "train"})
+    labels = pd.DataFrame({"img_name": ["a", "b"], "target": [0, 1], "row": [0, 1], "set": "train"})
     labels = pd.concat([labels] * num_images, ignore_index=True)
     images = LabelledImages(labels, Path("nowhere"), preprocessing)
     loop = TrainingLoop(params, Detector(model, preprocessing), images, hardware)

@@ -15,3 +15,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean A, B?" for the known names that are closest to name, or ""."""
     matches = get_close_matches(name, list(known), n=3)
     return f"; did you mean {', '.join(matches)}?" if matches else ""
+
+
+def short(words: object, length: int = 60) -> str:
+    """Return the words in one line of at most so many characters, for a message."""
+    line = "".join(mark if mark.isprintable() else " " for mark in str(words))
+    line = " ".join(line.split())
+    return line if len(line) <= length else f"{line[: length - 4]} ..."

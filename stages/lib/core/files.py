@@ -7,7 +7,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
+
+from stages.lib.core.errors import UserError
 
 
 @contextmanager
@@ -22,6 +25,25 @@ def fresh_folder(target: Path) -> Iterator[Path]:
         os.replace(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_room(folder: Path, num_bytes: int) -> None:
+    """Raise UserError where a folder cannot be written or has no room, before hours of work.
+
+    num_bytes: that the work will write there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder.resolve()}: cannot be written: {error.strerror}") from None
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise UserError(
+            f"{folder.resolve()}: {free / 1e6:,.0f} MB are free, {num_bytes / 1e6:,.0f} MB are "
+            "needed; make room"
+        )
 
 
 def remove_folder(folder: Path) -> None:

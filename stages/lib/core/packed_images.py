@@ -13,6 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.lib.core.errors import UserError, short
+
 IMAGE_SCHEMA = pa.schema([("image", pa.binary())])
 FACTS_FILE = "facts.parquet"
 # Types that hold a missing value. By default pandas turns a column of integers with one missing
@@ -40,9 +42,14 @@ class PackedImages:
         self.folder = folder
         self._batches: list[pa.Array] = []
         for path in sorted(folder.glob("images-*.arrow")):
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            for number in range(reader.num_record_batches):
-                self._batches.append(reader.get_batch(number).column(0))
+            try:
+                reader = pa.ipc.open_file(pa.memory_map(str(path)))
+                for number in range(reader.num_record_batches):
+                    self._batches.append(reader.get_batch(number).column(0))
+            except (pa.ArrowInvalid, OSError) as error:
+                raise UserError(
+                    f"{path}: damaged: {short(error, 100)}; run `dvc repro --force pack`"
+                ) from None
         self._starts = list(accumulate(map(len, self._batches), initial=0))
 
     def __len__(self) -> int:
@@ -62,5 +69,14 @@ class PackedImages:
 
 
 def read_facts(folder: Path) -> pd.DataFrame:
-    """Return the facts of a packed set, one row per listed image, in the order of the list."""
-    return pq.read_table(folder / FACTS_FILE).to_pandas(types_mapper=NULLABLE.get)
+    """Return the facts of a packed set, one row per listed image, in the order of the list.
+
+    Raises UserError where the file is missing or damaged.
+    """
+    path = folder / FACTS_FILE
+    try:
+        return pq.read_table(path).to_pandas(types_mapper=NULLABLE.get)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            f"{path}: missing or damaged: {short(error, 100)}; run `dvc repro --force pack`"
+        ) from None

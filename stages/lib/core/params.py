@@ -7,16 +7,19 @@ from typing import Any, TypeVar
 import pydantic
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.reader import ReaderError
 
 from stages.lib import paths
-from stages.lib.core.errors import UserError, did_you_mean
+from stages.lib.core.errors import UserError, did_you_mean, short
 
 
 class StageParams(pydantic.BaseModel):
     """Base of the parameters of every stage: frozen, no unknown keys, no silent conversions."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False
+    )
 
 
 def one_of(names: Collection[str]) -> pydantic.AfterValidator:
@@ -38,19 +41,42 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     PyYAML reads YAML 1.1, in which 5e-5 is a string, and keeps the last of two equal keys silently.
     """
+    text = _read_text(path)
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run from the root of the repository") from None
+        content = YAML(typ="safe", pure=True).load(text)
+    except DuplicateKeyError as error:
+        key = short(str(error.problem).split('"')[1])
+        raise UserError(
+            f"{path}:{_line(error)}: the key '{key}' is there twice; remove one"
+        ) from None
     except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        if isinstance(error, DuplicateKeyError):
-            key = str(error.problem).split('"')[1]
-            raise UserError(f"{path}:{line}: the key '{key}' is there twice; remove one") from None
-        raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+        raise UserError(f"{path}:{_line(error)}: not valid YAML: {short(error.problem)}") from None
+    except ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise UserError(f"{path}:{line}: not valid YAML: a control character") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: too many brackets, one in the other") from None
+    except TypeError:
+        raise UserError(f"{path}: not valid YAML: a list or a mapping as a key") from None
+    except (YAMLError, ValueError, OverflowError) as error:
+        raise UserError(f"{path}: not valid YAML: {short(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected sections such as `train:`, got {type(content).__name__}")
     return content
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run from the root of the repository") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: not UTF-8; save the file as UTF-8") from None
+
+
+def _line(error: MarkedYAMLError) -> int:
+    return error.problem_mark.line + 1 if error.problem_mark else 1
 
 
 def load_params(section: str, model: type[ParamsT], path: Path = paths.PARAMS) -> ParamsT:
@@ -62,15 +88,16 @@ def load_params(section: str, model: type[ParamsT], path: Path = paths.PARAMS) -
         return model.model_validate(content[section])
     except pydantic.ValidationError as error:
         problems = [_describe(problem, section, model) for problem in error.errors()]
-        raise UserError(f"{path}: " + "; ".join(problems)) from None
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{path}: " + "; ".join(problems[:3]) + more) from None
 
 
 def _describe(problem: Any, section: str, model: type[StageParams]) -> str:
     """Say one of pydantic's findings in the terms of the user."""
-    name = ".".join(str(part) for part in (section, *problem["loc"]))
+    name = short(".".join(str(part) for part in (section, *problem["loc"])))
     if problem["type"] == "extra_forbidden":
         hint = did_you_mean(str(problem["loc"][-1]), model.model_fields)
         return f"{name} is not a parameter{hint}"
     if problem["type"] == "missing":
         return f"{name} is missing"
-    return f"{name} = {problem['input']!r}: {problem['msg'].lower()}"
+    return f"{name} = {short(repr(problem['input']))}: {problem['msg'].lower()}"

@@ -1,5 +1,6 @@
 """How a stage runs: alone, with an orderly end, and with a user's mistake reported in one line."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.stopping import stoppable
 
 LOCKS = Path(".dvc/tmp/stages")
+STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 SECONDS_TO_WAIT = 30  # a stage whose DVC was killed stops within a few seconds
 
 
@@ -37,7 +39,15 @@ def _errors_in_one_line() -> Iterator[None]:
             yield
     except UserError as error:
         if _is_first_process():
-            print(f"error: {error}", file=sys.stderr)
+            # A worker of a DataLoader adds its own traceback before the message.
+            print(f"error: {str(error).rpartition('UserError: ')[2].strip()}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in STORAGE_FAULTS:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror}; make room or give the right to write there, and "
+              "run the same command again", file=sys.stderr)  # fmt: skip
         sys.exit(1)
 
 

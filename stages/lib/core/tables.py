@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+
+from stages.lib.core.errors import UserError, short
 
 SCORE_TYPES = {"img_name": "str", "logit": "float64", "score": "float64"}
 
@@ -11,9 +14,20 @@ def read_table(path: Path, types: dict[str, str] | None = None) -> pd.DataFrame:
     """Read a CSV that write_table wrote; types: dtypes by column, guessed where not given.
 
     Only an empty cell is a missing value. By default pandas also reads words as missing that may be
-    the name of an image, a family or a source, such as NA, None and null.
+    the name of an image, a family or a source, such as NA, None and null. Raises UserError where
+    the file is missing or damaged, lacks a column of `types`, or has a value of another type.
     """
-    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
+    remedy = "run `dvc repro` to write it again"
+    try:
+        table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {remedy}") from None
+    except (ValueError, pd.errors.ParserError) as error:
+        raise UserError(f"{path}: damaged: {short(error, 100)}; {remedy}") from None
+    for column in types or ():
+        if column not in table:
+            raise UserError(f"{path}: no column {column}; {remedy}")
+    return table
 
 
 def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
@@ -22,8 +36,18 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def read_scores(path: Path) -> pd.DataFrame:
-    """Read a score table: img_name, logit and score, float64, and the columns of robustness.csv."""
-    return read_table(path, SCORE_TYPES)
+    """Read a score table: img_name, logit and score, float64, and the columns of robustness.csv.
+
+    Raises UserError as read_table does, and for a score that is not a number in [0, 1].
+    """
+    table = read_table(path, SCORE_TYPES)
+    wrong = table["img_name"][~(table["score"].between(0, 1) & np.isfinite(table["logit"]))]
+    if len(wrong):
+        raise UserError(
+            f"{path}: {wrong.iloc[0]} has a score that is not a number in [0, 1] ({len(wrong)} "
+            "such images); run `dvc repro --force predict`"
+        )
+    return table
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

@@ -11,8 +11,11 @@ import pyarrow as pa
 from PIL import Image
 from scipy import ndimage
 
+from stages.lib.core.pictures import read_picture
+
 # Numbers for a whole picture that say nothing about manipulation: what a lazy detector would learn.
 IMAGE_CUES = ("brightness", "contrast", "saturation", "sharpness", "high_frequency")
+LARGEST_SIDE = 2048  # pixels of a picture from which its cues are taken
 FACTS_SCHEMA = pa.schema(
     [
         ("img_name", pa.string()),
@@ -34,34 +37,38 @@ FACTS_SCHEMA = pa.schema(
 )
 
 
-def image_facts(content: bytes) -> dict[str, Any]:
-    """Decode an encoded image fully and return the columns of FACTS_SCHEMA that follow from it."""
-    if not content:
-        return {"error": "empty file"}
-    with Image.open(BytesIO(content)) as image:
-        image.load()
-        tables = getattr(image, "quantization", None)  # of a JPEG
-        return {
-            "num_bytes": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "format": image.format,
-            "mode": image.mode,
-            "width": image.width,
-            "height": image.height,
-            "phash": int(str(imagehash.phash(image)), 16),
-            "jpeg_tables": _tables_digest(tables) if tables else None,
-            "jpeg_quality": _jpeg_quality(tables[0]) if tables else None,
-            **image_cues(image),
-        }
+def image_facts(content: bytes, max_pixels: int | None = None) -> dict[str, Any]:
+    """Decode an encoded image fully and return the columns of FACTS_SCHEMA that follow from it.
+
+    Raises UnusableImage where no stage could use it. Width, height, hash and cues are those of the
+    pixels that a model sees.
+    """
+    picture = read_picture(content, max_pixels)
+    image, tables = Image.fromarray(picture.pixels), picture.jpeg_tables
+    return {
+        "num_bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "format": picture.format,
+        "mode": picture.mode,
+        "width": image.width,
+        "height": image.height,
+        "phash": int(str(imagehash.phash(image)), 16),
+        "jpeg_tables": _tables_digest(tables) if tables else None,
+        "jpeg_quality": _jpeg_quality(tables[min(tables)]) if tables else None,
+        **image_cues(image),
+    }
 
 
 def image_cues(image: Image.Image) -> dict[str, float]:
-    """Return IMAGE_CUES of a decoded picture, one number each for the whole picture.
+    """Return IMAGE_CUES of a picture in RGB, one number each for the whole picture.
 
     Brightness, contrast (standard deviation) and saturation on a scale of 0 to 255, sharpness as
     the variance of the Laplacian (Pech-Pacheco et al. 2000), and the share of the spectrum's energy
-    beyond half the highest frequency.
+    beyond half the highest frequency. Of a large picture the middle counts, to save memory.
     """
+    width, height = (min(side, LARGEST_SIDE) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    image = image.crop((left, top, left + width, top + height))
     luma = np.asarray(image.convert("L"), dtype=np.float32)
     energy = np.abs(np.fft.rfft2(luma - luma.mean())) ** 2
     vertical, horizontal = np.fft.fftfreq(luma.shape[0]), np.fft.rfftfreq(luma.shape[1])
@@ -69,7 +76,7 @@ def image_cues(image: Image.Image) -> dict[str, float]:
     return {
         "brightness": float(luma.mean()),
         "contrast": float(luma.std()),
-        "saturation": float(np.asarray(image.convert("RGB").convert("HSV"))[..., 1].mean()),
+        "saturation": float(np.asarray(image.convert("HSV"))[..., 1].mean()),
         "sharpness": float(ndimage.laplace(luma).var()),
         "high_frequency": float(energy[is_high].sum() / max(energy.sum(), 1e-9)),
     }

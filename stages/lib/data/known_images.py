@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from stages.lib.core import pictures
 from stages.lib.core.files import main_workspace, remove_folder, sha256_of
 from stages.lib.core.packed_images import FACTS_FILE
 from stages.lib.data import image_facts, shards
@@ -22,16 +24,17 @@ class KnownImages:
     They are in `.dvc/tmp/pack` of the main workspace, because DVC removes the outputs of a stage
     before it runs; the files of images are hard links to those of data/packed. A file counts as
     unchanged where its name, size and time of change are the same. A change to the code of the
-    facts or of the shards starts from nothing.
+    facts or of the shards, to the limit of pixels or of Pillow, starts from nothing.
     """
 
-    def __init__(self, image_folder: Path) -> None:
+    def __init__(self, image_folder: Path, max_pixels: int) -> None:
         """Find what is known of an image folder; entering it waits for other runs that use it."""
         self.image_folder = image_folder
         root = main_workspace() / ".dvc/tmp/pack"
         images = hashlib.sha256(str(image_folder.resolve()).encode()).hexdigest()[:16]
-        code = sha256_of(Path(image_facts.__file__), Path(shards.__file__))[:16]
-        self.folder = root / images / code
+        code = sha256_of(*(Path(str(one.__file__)) for one in (pictures, image_facts, shards)))
+        how = hashlib.sha256(f"{code} {max_pixels} {version('pillow')}".encode()).hexdigest()[:16]
+        self.folder = root / images / how
         self.new = self.folder / "new"
         self.facts: list[pa.Table] = []
         self.images: list[ImageFile] = []
@@ -41,9 +44,9 @@ class KnownImages:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.folder.parent.with_suffix(".lock"))
         self.lock.acquire()
-        for code in self.folder.parent.iterdir():
-            if code != self.folder:  # its hard links would keep a whole data set
-                remove_folder(code)
+        for other in self.folder.parent.iterdir():
+            if other != self.folder:  # its hard links would keep a whole data set
+                remove_folder(other)
         for leftover in list(self.folder.glob(".*.gone")):
             shutil.rmtree(leftover)
         olds = sorted(self.folder.glob("old-*"))

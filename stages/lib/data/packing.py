@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
-from PIL import UnidentifiedImageError
 
 from stages.lib.core.packed_images import FACTS_FILE
+from stages.lib.core.pictures import UnusableImage
 from stages.lib.core.progress import progress_bar
 from stages.lib.data.image_facts import FACTS_SCHEMA, image_facts
 from stages.lib.data.known_images import KnownImages
@@ -25,11 +25,11 @@ def pack_images(image_set: ImageSet, rows: pd.DataFrame, folder: Path, params: P
 
     Images that an earlier or interrupted run packed are used again. The result has the same bytes.
     """
-    with KnownImages(image_set.folder) as known:
+    with KnownImages(image_set.folder, params.max_pixels) as known:
         shards = ShardWriter(known.new, params.shard_mb * 2**20)
         with progress_bar(f"pack {image_set.name}", len(rows)) as bar:
             num_known = 0
-            for batch, count in _read_in_batches(image_set.folder, rows, known, params.num_threads):
+            for batch, count in _read_in_batches(image_set.folder, rows, known, params):
                 shards.write(batch)
                 num_known += count
                 bar.update(len(batch))
@@ -45,29 +45,29 @@ def pack_empty_set(folder: Path) -> None:
 
 
 def _read_in_batches(
-    folder: Path, rows: pd.DataFrame, known: KnownImages, num_threads: int
+    folder: Path, rows: pd.DataFrame, known: KnownImages, params: PackParams
 ) -> Iterator[tuple[list[Packed], int]]:
     """Yield packed images in order, and how many were known; reads with several threads."""
-    with ThreadPoolExecutor(num_threads) as pool:
+    with ThreadPoolExecutor(params.num_threads) as pool:
         for first in range(0, len(rows), ROWS_PER_BATCH):
             part = rows.iloc[first : first + ROWS_PER_BATCH]
             batch = part.astype(object).where(part.notna(), None).to_dict("records")
             found = list(pool.map(known.find, batch))
             unknown = [row for row, image in zip(batch, found, strict=True) if not image]
-            read = pool.map(lambda row: read_image(folder, row), unknown)
+            read = pool.map(lambda row: read_image(folder, row, params.max_pixels), unknown)
             yield [image or next(read) for image in found], len(batch) - len(unknown)
 
 
-def read_image(folder: Path, row: dict[str, Any]) -> Packed:
+def read_image(folder: Path, row: dict[str, Any], max_pixels: int) -> Packed:
     """Return the bytes and facts of an image file; a bad file gives b"" and a reason in `error`."""
     path = folder / row["img_name"]
     try:
         changed = path.stat().st_mtime_ns
         content = path.read_bytes()
-        return content, row | image_facts(content) | {"mtime_ns": changed}
+        return content, row | image_facts(content, max_pixels) | {"mtime_ns": changed}
     except FileNotFoundError:
         return b"", row | {"error": "no such file"}
-    except UnidentifiedImageError:
-        return b"", row | {"error": "unreadable: not an image"}
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        return b"", row | {"error": f"unreadable: {error}"}
+    except UnusableImage as error:
+        return b"", row | {"error": str(error)}
+    except OSError as error:
+        return b"", row | {"error": f"unreadable: {error.strerror}"}

@@ -10,7 +10,7 @@ from stages.lib.core.params import StageParams
 # What metrics/evaluation.json and metrics/data.json hold beside the sets.
 RESERVED_NAMES = ("train", "val", "calibration", "test", "held_out", "pooled", "cross",
                   "robustness", "weights", "threshold", "temperature",
-                  "num_calibration")  # fmt: skip
+                  "num_calibration", "better_than_chance")  # fmt: skip
 
 
 def _check_set_name(name: str) -> str:
@@ -35,4 +35,10 @@ class PackParams(StageParams):
     """Section `pack`."""
 
     shard_mb: Annotated[int, pydantic.Field(ge=1)]
+    max_megapixels: Annotated[float, pydantic.Field(gt=0, le=1000)]
     num_threads: Annotated[int, pydantic.Field(ge=1)]
+
+    @property
+    def max_pixels(self) -> int:
+        """Of the largest picture that is accepted."""
+        return round(self.max_megapixels * 1e6)

@@ -1,5 +1,7 @@
 """The images of a label table as inputs of the model, and loaders that read them."""
 
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,16 +10,20 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from stages.lib.core.errors import UserError
 from stages.lib.core.packed_images import PackedImages
+from stages.lib.core.pictures import UnusableImage
 from stages.lib.detector.preprocessing import Preprocessing, decode, reencode, resize
 
 Key = tuple[int, ...]  # (epoch, index) and more
+MOST_AHEAD = 4  # batches that each worker prepares
 
 
 class LabelledImages(Dataset):
     """The images of a label table, decoded and resized. A key is (epoch, index)."""
 
     def __init__(self, labels: pd.DataFrame, packed: Path, preprocessing: Preprocessing) -> None:
+        self.names = labels["img_name"].to_numpy(dtype=object)
         self.targets = labels["target"].fillna(-1).to_numpy(dtype=np.int64)
         self.rows = labels["row"].to_numpy()
         self.sets = labels["set"].to_numpy(dtype=object)
@@ -27,6 +33,11 @@ class LabelledImages(Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def item_bytes(self) -> int:
+        """Size of the pixels of one item."""
+        return 3 * self.preprocessing.image_size**2
 
     def __getitem__(  # pyrefly: ignore[bad-override-param-name]
         self, key: Key
@@ -42,11 +53,28 @@ class LabelledImages(Dataset):
             content = torch.frombuffer(bytearray(self.decoded[index]), dtype=torch.uint8)
             side = self.preprocessing.image_size
             return content.view(3, side, side)
-        return resize(decode(self.content(index), self.preprocessing), self.preprocessing)
+        return resize(self.decoded_file(index), self.preprocessing)
+
+    def decoded_file(self, index: int) -> torch.Tensor:
+        """Return an image as it is in its file, uint8 (3, H, W); raises UserError."""
+        try:
+            return decode(self.content(index), self.preprocessing)
+        except UnusableImage as error:  # pack has accepted it, so the packed file has changed since
+            raise UserError(
+                f"{self.packs[self.sets[index]].folder}: {self.names[index]}: {error}; pack it "
+                "again: dvc repro --force pack"
+            ) from error
 
     def content(self, index: int) -> memoryview:
-        """Return the bytes of the file of an image."""
-        return self.packs[self.sets[index]][self.rows[index]]
+        """Return the bytes of the file of an image; raises UserError."""
+        pack, row = self.packs[self.sets[index]], self.rows[index]
+        try:
+            return pack[row]
+        except IndexError:
+            raise UserError(
+                f"{pack.folder}: {len(pack)} images, the labels name row {row}; they are of "
+                "different data: run `dvc repro --force prepare`"
+            ) from None
 
 
 class ResizedImages(Dataset):
@@ -58,6 +86,11 @@ class ResizedImages(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def item_bytes(self) -> int:
+        """Size of the pixels of one item."""
+        return self.images.item_bytes
+
     def __getitem__(  # pyrefly: ignore[bad-override-param-name]
         self, key: Key
     ) -> tuple[torch.Tensor, int, int]:
@@ -66,21 +99,49 @@ class ResizedImages(Dataset):
 
 
 def make_loader(
-    dataset: Dataset, batches: Sequence[Sequence[Key]], num_workers: int, pin: bool
+    dataset: LabelledImages | ResizedImages,
+    batches: Sequence[Sequence[Key]],
+    num_workers: int,
+    pin: bool,
+    largest: int | None = None,
 ) -> DataLoader:
-    """Load the given batches of keys, in their order.
+    """Load the given batches of keys, in their order; largest: of the batches, if they come later.
 
-    The workers stay for the next pass, which loads what the list `batches` contains by then.
+    The workers stay for the next pass, which loads what the list `batches` contains by then. Raises
+    UserError where the workers have no room to hand over batches.
     """
+    largest = largest or max(map(len, batches), default=1)
     return DataLoader(
         dataset,
         batch_sampler=batches,  # pyrefly: ignore[bad-argument-type]
         num_workers=num_workers,
         pin_memory=pin,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=_batches_ahead(largest * dataset.item_bytes, num_workers),
         persistent_workers=num_workers > 0,
         generator=torch.Generator(),  # its own, so that loading draws nothing from the global one
     )
+
+
+def _batches_ahead(batch_bytes: int, num_workers: int) -> int | None:
+    """Return how many batches each worker prepares ahead: as many as fit, at most MOST_AHEAD.
+
+    Workers hand over batches in /dev/shm, of which a container of Docker has 64 MB.
+    """
+    shared_memory = Path("/dev/shm")
+    if not num_workers:
+        return None
+    if not shared_memory.is_dir():
+        return MOST_AHEAD
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
+    free = shutil.disk_usage(shared_memory).free // processes
+    fitting = free // (batch_bytes * num_workers) - 1  # one more is in use
+    if fitting < 1:
+        raise UserError(
+            f"{shared_memory}: {free / 1e6:.0f} MB are free, {num_workers} workers need "
+            f"{2 * batch_bytes * num_workers / 1e6:.0f} MB; lower num_workers (0 needs none) or "
+            "batch_size, or give the container more: docker run --shm-size=1g"
+        )
+    return min(MOST_AHEAD, fitting)
 
 
 def sequential_batches(

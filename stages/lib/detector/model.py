@@ -7,11 +7,12 @@ from typing import Any
 import pydantic
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from timm.data import resolve_model_data_config
 
 from stages.lib import paths
-from stages.lib.core.errors import UserError, did_you_mean
+from stages.lib.core.errors import UserError, did_you_mean, short
 from stages.lib.core.files import sha256_of, write_text
 from stages.lib.core.labels import CLASS_NAMES
 from stages.lib.detector.preprocessing import Normalize, Preprocessing
@@ -150,12 +151,31 @@ def save_detector(folder: Path, state: dict[str, torch.Tensor], config: Detector
 
 
 def load_detector(folder: Path) -> tuple["Detector", DetectorConfig]:
-    """Load what save_detector wrote; raises UserError where the folder has no detector."""
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise UserError(f"{folder}: no {WEIGHTS_FILE} in it; train a model with `dvc repro train`")
-    config = DetectorConfig.model_validate_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    """Load what save_detector wrote; raises UserError where it is absent, damaged or mixed up."""
+    weights, known = folder / WEIGHTS_FILE, folder / CONFIG_FILE
+    for file in (weights, known):
+        if not file.is_file():
+            raise UserError(f"{folder}: no {file.name} in it; train a model with `dvc repro train`")
+    try:
+        config = DetectorConfig.model_validate_json(known.read_bytes())
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "the whole file"
+        raise UserError(
+            f"{known}: not a detector's configuration: {where}: {short(problem['msg'])}; "
+            f"bring it back: `dvc checkout --force {folder}`"
+        ) from None
+    if config.weights_sha256 != sha256_of(weights):
+        raise UserError(
+            f"{weights}: not the weights that {known.name} names, or damaged; bring back what "
+            f"belongs together (`dvc checkout --force {folder}`), or, where DVC's cache has the "
+            "damage too, train again (`dvc repro --force train`)"
+        )
     model = create_model(config.model, config.model_args, "random")
-    model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    try:
+        model.load_state_dict(load_file(weights))
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(f"{weights}: do not fit {config.model}: {short(error, 100)}") from None
     return Detector(model, config.preprocessing).eval(), config
 
 

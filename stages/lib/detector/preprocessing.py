@@ -4,18 +4,17 @@ Decoding and resizing work on uint8. The conversion to float and the normalisati
 on the device, so that only a quarter of the bytes travels there.
 """
 
-from io import BytesIO
 from typing import Literal
 
 import numpy as np
 import pydantic
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
-JPEG_MAGIC = b"\xff\xd8"
+from stages.lib.core.pictures import read_picture
+
 CHANNELS_WITH_RESIDUALS = 6  # RGB and three residuals
 
 
@@ -33,37 +32,23 @@ class Preprocessing(pydantic.BaseModel):
     residuals: Literal["srm"] | None = None  # three more channels
 
 
-def decode(content: bytes | memoryview, preprocessing: Preprocessing) -> torch.Tensor:
-    """Decode an image file to uint8 (3, H, W), RGB; raises what the decoder raises on bad files.
+def decode(
+    content: bytes | memoryview, preprocessing: Preprocessing, max_pixels: int | None = None
+) -> torch.Tensor:
+    """Decode an image file to uint8 (3, H, W), RGB; raises UnusableImage on bad or larger ones.
 
     With `scaled_decoding` a JPEG that is at least twice as large as the model's input is decoded at
-    a half, a quarter or an eighth of its size, which is several times faster (libjpeg).
+    a half, a quarter or an eighth of its size, which is faster.
     """
-    if content[:2] != JPEG_MAGIC:
-        with Image.open(BytesIO(content)) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    if preprocessing.scaled_decoding:
-        import simplejpeg  # here, so that a machine without it can train too
-
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(content, strict=False)
-        factor = min(height, width) // preprocessing.image_size
-        if factor >= 2 and colours in ("YCbCr", "Gray"):
-            divisor = 2 ** min(3, factor.bit_length() - 1)
-            smallest = {"min_height": -(-height // divisor), "min_width": -(-width // divisor)}
-            pixels = simplejpeg.decode_jpeg(content, strict=False, **smallest)
-            return torch.from_numpy(pixels).permute(2, 0, 1)
-    return _decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-
-
-def _decode_jpeg(encoded: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
-    image = decode_jpeg(encoded, mode=ImageReadMode.RGB)
-    assert isinstance(image, torch.Tensor)  # torchvision returns a list for a list of files
-    return image
+    at_least = preprocessing.image_size if preprocessing.scaled_decoding else None
+    return torch.from_numpy(read_picture(content, max_pixels, at_least).pixels).permute(2, 0, 1)
 
 
 def recompress(image: torch.Tensor, quality: int) -> torch.Tensor:
     """Compress uint8 (3, H, W) as a JPEG of this quality and decode it again."""
-    return _decode_jpeg(encode_jpeg(image, quality))
+    decoded = decode_jpeg(encode_jpeg(image, quality), mode=ImageReadMode.RGB)
+    assert isinstance(decoded, torch.Tensor)  # torchvision returns a list for a list of files
+    return decoded
 
 
 def resize(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:

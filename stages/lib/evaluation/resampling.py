@@ -48,9 +48,15 @@ def interval(value: float, resampled: list[float]) -> Interval:
 def metric_intervals(
     ranked: RankedScores, groups: np.ndarray, names: Sequence[str]
 ) -> dict[str, Interval]:
-    """Return the named METRICS with intervals; groups: int (N,), near-duplicates share one."""
+    """Return the named METRICS with intervals; groups: int (N,), near-duplicates share one.
+
+    Where all images of a class are in one group, nothing varies and the ends are NaN: unknown.
+    """
     values = ranked.metrics(np.ones(len(groups)), names)
-    resamples = cluster_weights(groups[ranked.order])
+    ranked_groups = groups[ranked.order]
+    if any(len(np.unique(ranked_groups[part])) < 2 for part in (ranked.is_fake, ~ranked.is_fake)):
+        return {name: Interval(values[name], float("nan"), float("nan")) for name in names}
+    resamples = cluster_weights(ranked_groups)
     resampled = [ranked.metrics(weights, names) for weights in resamples]
     return {name: interval(values[name], [one[name] for one in resampled]) for name in names}
 

@@ -22,18 +22,22 @@ SERVED_WITH = ("torch", "torchvision", "timm", "pandas", "pillow", "numpy", "pyd
                "pyarrow", "safetensors", "simplejpeg", "mlflow")  # fmt: skip
 
 
-def log_served_model(client: "MlflowClient", run_id: str, model: Path) -> str:
+def log_served_model(
+    client: "MlflowClient", run_id: str, model: Path, max_megapixels: float
+) -> str:
     """Log the detector in the folder `model` as the model of a run; return the id of the model.
 
-    A model that is logged already is not logged again. The same weights with other serving code or
-    other versions of libraries are another model. Tags say which one is whole: MLflow connects a
-    model with its run before it has all files.
+    max_megapixels: of the largest picture that it takes. A model that is logged already is not
+    logged again. The same weights with other serving code or other versions of libraries are
+    another model. Tags say which one is whole: MLflow connects a model with its run before it has
+    all files.
     """
     import mlflow
     from mlflow.models import Model
 
     requirements = [f"{name}=={version(name).split('+')[0]}" for name in SERVED_WITH]
-    code = _digest_of_code(requirements)
+    config = {"max_megapixels": max_megapixels, "path_root": None}
+    code = _digest_of_code([*requirements, repr(config)])
     tags = client.get_run(run_id).data.tags
     if tags.get(CODE_TAG) == code:
         return tags[MODEL_TAG]
@@ -45,6 +49,7 @@ def log_served_model(client: "MlflowClient", run_id: str, model: Path) -> str:
         run_id=run_id,
         python_model=str(Path(__file__).with_name("served_model.py")),
         artifacts={"detector": str(model)},
+        model_config=config,
         code_paths=[str(STAGES)],
         signature=_signature(),
         input_example=pd.DataFrame({"image": [_example_image()]}),
@@ -55,11 +60,11 @@ def log_served_model(client: "MlflowClient", run_id: str, model: Path) -> str:
     return logged.model_id
 
 
-def _digest_of_code(requirements: list[str]) -> str:
-    """Return a digest of what the served model runs: the code of its rooms, and versions."""
+def _digest_of_code(more: list[str]) -> str:
+    """Return a digest of what the served model runs: the code of its rooms, and more words."""
     rooms = [STAGES / "lib" / room for room in ("serving", "detector", "core")]
     files = [path for room in rooms for path in sorted(room.glob("*.py"))]
-    return hashlib.sha256("\n".join([sha256_of(*files), *requirements]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([sha256_of(*files), *more]).encode()).hexdigest()
 
 
 def _signature() -> "ModelSignature":

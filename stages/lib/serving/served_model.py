@@ -3,15 +3,21 @@
 Input: a table with one or more of these columns; each row fills one of them.
 
     image   bytes     an encoded image (JPEG, PNG, WebP; over REST in base64)
-    path    string    an image file, read by the process that runs the model
+    path    string    an image file below the folder `path_root`, read by the process that runs the
+                      model; off unless that folder is named
     pixels  array     uint8 (H, W, 3), RGB, values 0 to 255; over REST nested lists
 
 Output: a table with the column `score`, P(fake) in [0, 1], one row per row of the input. Raises
-MlflowException for a row that fills none or several of the columns, an image that cannot be
-decoded, a file that cannot be read, and pixels of another shape or outside 0 to 255. The scores are
-those of the predict stage; another batch size may change the seventh digit.
+MlflowException for a row that fills none or several of the columns, an image that cannot be decoded
+or is too large, a file that cannot be read, and pixels of another shape or outside 0 to 255. The
+scores are those of the predict stage; another batch size may change the seventh digit.
+
+The configuration of the model has `max_megapixels`, the largest picture, and `path_root`. Change
+them with load_model(..., model_config={...}). A server reads path_root from the environment
+variable DETECTOR_PATH_ROOT.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +29,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from stages.lib.detector.model import fake_logit, load_detector
-from stages.lib.detector.preprocessing import Preprocessing, decode, to_input
+from stages.lib.detector.preprocessing import decode, to_input
 
 COLUMNS = ("image", "path", "pixels")
 BATCH_SIZE = 32
@@ -34,6 +40,9 @@ class ServedDetector(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the detector once."""
+        config = context.model_config or {}
+        self.max_pixels = round(float(config["max_megapixels"]) * 1e6)
+        self.path_root = os.environ.get("DETECTOR_PATH_ROOT") or config.get("path_root")
         self.detector, self.config = load_detector(Path(context.artifacts["detector"]))
 
     def predict(
@@ -55,33 +64,49 @@ class ServedDetector(PythonModel):
 
     def _input(self, number: int, row: dict[str, Any]) -> torch.Tensor:
         """Return uint8 (3, S, S)."""
+        preprocessing = self.config.preprocessing
         try:
-            return to_input(_read(row, self.config.preprocessing), self.config.preprocessing)
-        except (ValueError, RuntimeError, OSError) as error:  # what decoders and files raise
+            given = {name: value for name, value in row.items() if not _is_missing(value)}
+            if len(given) != 1:
+                raise ValueError(f"fill one of {', '.join(COLUMNS)}, not {len(given)}")
+            ((name, value),) = given.items()
+            if name == "pixels":
+                return to_input(_from_pixels(value, self.max_pixels), preprocessing)
+            content = _read_file(value, self.path_root) if name == "path" else value
+            return to_input(decode(content, preprocessing, self.max_pixels), preprocessing)
+        except (ValueError, TypeError, RuntimeError) as error:  # of a value that is no picture
             raise MlflowException.invalid_parameter_value(f"row {number}: {error}") from error
 
 
-def _read(row: dict[str, Any], preprocessing: Preprocessing) -> torch.Tensor:
-    """Return uint8 (3, H, W) from the one column that the row fills; raises ValueError."""
-    given = {name: value for name, value in row.items() if not _is_missing(value)}
-    if len(given) != 1:
-        raise ValueError(f"fill one of {', '.join(COLUMNS)}, not {len(given)}")
-    ((name, value),) = given.items()
-    if name == "pixels":
-        return _from_pixels(value)
-    return decode(Path(value).read_bytes() if name == "path" else value, preprocessing)
+def _read_file(path: str, root: str | None) -> bytes:
+    """Return the bytes of a file below root; raises ValueError, the same for all other files."""
+    if not root:
+        raise ValueError(
+            "the column path is off; send the bytes in the column image, or name the folder of the "
+            "pictures: load_model(..., model_config={'path_root': FOLDER})"
+        )
+    try:
+        file = Path(root, path).resolve(strict=True)
+        if file.is_relative_to(Path(root).resolve()) and file.is_file():
+            return file.read_bytes()
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: links in a circle
+        pass
+    raise ValueError(f"path: no file {path!r} that can be read")
 
 
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and np.isnan(value))
 
 
-def _from_pixels(value: Any) -> torch.Tensor:
+def _from_pixels(value: Any, max_pixels: int) -> torch.Tensor:
+    """Return uint8 (3, H, W); raises ValueError."""
     pixels = np.asarray(value)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype.kind not in "ui":
         raise ValueError(
             f"pixels must be integers of shape (H, W, 3), not {pixels.dtype} {pixels.shape}"
         )
+    if not 0 < pixels.shape[0] * pixels.shape[1] <= max_pixels:
+        raise ValueError(f"pixels: {pixels.shape} is empty, or more than {max_pixels} pixels")
     if pixels.min() < 0 or pixels.max() > 255:
         raise ValueError(f"pixels must be 0 to 255, not {pixels.min()} to {pixels.max()}")
     return torch.from_numpy(pixels.astype(np.uint8)).permute(2, 0, 1)

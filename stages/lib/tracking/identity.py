@@ -2,19 +2,22 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 from stages.lib import paths
 from stages.lib.core.params import read_yaml
 
+LARGEST_NEW_FILE = 1_000_000  # bytes
 # What the stages write themselves: not a change that a user left uncommitted.
 WRITTEN_BY_STAGES = (":(exclude)metrics", ":(exclude)dvc.lock")
 
 
 def identity_tags() -> dict[str, str]:
     """Return the tags that lead from a run to the Git commit and the DVC experiment."""
+    changed = changed_files()
     tags = {
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": str(bool(changed_files())).lower(),
+        "git_dirty": "unknown" if changed is None else str(bool(changed)).lower(),
         "dvc_experiment": os.environ.get("DVC_EXP_NAME", ""),
         "dvc_baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
         "initial_weights": str(read_yaml(paths.PARAMS).get("train", {}).get("weights", "")),
@@ -38,18 +41,47 @@ def description(tags: dict[str, str]) -> str:
     )
 
 
-def changed_files() -> list[str]:
-    """Return the files that differ from the commit, except those that the stages write."""
-    listed = _git("status", "--porcelain", "-z", "--", ".", *WRITTEN_BY_STAGES)
+def changed_files() -> list[str] | None:
+    """Return the files that differ from the commit, except those that the stages write.
+
+    None: Git is not there, or refuses to say.
+    """
+    listed = _git("status", "--porcelain", "-z", "-uall", "--", ".", *WRITTEN_BY_STAGES)
+    if listed is None:
+        return None
     return [entry[3:] for entry in listed.split("\0") if entry[2:3] == " "]
 
 
 def uncommitted_diff() -> str:
-    """Return the `git diff` of tracked files, except those that the stages write."""
-    return _git("diff", "HEAD", "--", ".", *WRITTEN_BY_STAGES)
+    """Return the `git diff` of all that the commit lacks, except what the stages write.
+
+    Of files that Git does not track, those of at most LARGEST_NEW_FILE are in it, and the names of
+    the others.
+    """
+    parts = [_git("diff", "HEAD", "--", ".", *WRITTEN_BY_STAGES)]
+    new = _git("ls-files", "-o", "--exclude-standard", "-z", "--", ".", *WRITTEN_BY_STAGES)
+    for name in filter(None, (new or "").split("\0")):
+        try:
+            too_large = Path(name).stat().st_size > LARGEST_NEW_FILE
+        except (OSError, ValueError):  # a name that is not UTF-8
+            too_large = True
+        if too_large:
+            parts.append(f"new file, not kept: {name}")
+        else:
+            parts.append(_git("diff", "--no-index", "--", os.devnull, name))
+    return "\n".join(filter(None, parts))
 
 
-def _git(*arguments: str) -> str:
-    """Return what git prints, or "" outside a repository."""
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip("\n") if done.returncode == 0 else ""
+def _git(*arguments: str) -> str | None:
+    """Return what git prints; None where it is not there, refuses, or there is no repository.
+
+    Bytes that are not UTF-8, in a file or in its name, become question marks.
+    """
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, check=False)
+    except OSError:
+        return None
+    is_difference = "--no-index" in arguments and done.returncode == 1
+    if done.returncode and not is_difference:
+        return None
+    return done.stdout.decode(errors="replace").strip("\n")

@@ -6,6 +6,7 @@ a stage in a temporary workspace of DVC. MLFLOW_EXPERIMENT_NAME names the experi
 
 import os
 import platform
+import re
 from typing import TYPE_CHECKING
 
 from stages.lib.core.files import main_workspace
@@ -19,6 +20,7 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it may have a password in it
     # If a server does not answer, give up after seconds, not minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -39,7 +41,9 @@ def connect() -> "MlflowClient":
     import mlflow
 
     root = main_workspace()
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+    # Two characters have a meaning of their own in the URL of a database.
+    place = str(root / "mlflow.db").replace("%", "%25").replace("?", "%3F")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{place}"
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient()
     # Two processes that create one SQLite store at once destroy each other's tables.
@@ -52,6 +56,11 @@ def connect() -> "MlflowClient":
         mlflow.set_experiment(_experiment_name())
     _end_runs_of_dead_processes(client)
     return client
+
+
+def without_secrets(words: str) -> str:
+    """Return the words without the user and password of any URL in them."""
+    return re.sub(r"(?<=://)\S*@", "", words)
 
 
 def experiment_id(client: "MlflowClient") -> str:

@@ -28,7 +28,12 @@ from stages.lib.tracking.identity import (
     identity_tags,
     uncommitted_diff,
 )
-from stages.lib.tracking.mlflow_store import connect, experiment_id, process_tags
+from stages.lib.tracking.mlflow_store import (
+    connect,
+    experiment_id,
+    process_tags,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +64,7 @@ def _forgiving(method: Callable[..., None]) -> Callable[..., None]:
 
 def warn(error: Exception) -> None:
     """Report that MLflow has failed."""
-    reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+    reason = without_secrets((str(error).strip() or type(error).__name__).split("\n")[0])
     print(
         f"WARNING: MLflow has failed ({reason[:200]}); the stage continues without it. Its files "
         f"are complete. Publish them later with: {PUBLISH_AGAIN}",
@@ -182,7 +187,7 @@ def start_run(more_tags: dict[str, str], run_id: str = "") -> Tracker:
     tracker = Tracker(client, run.info.run_id)
     tracker.log_params(_flat_params())
     tracker.log_file(paths.PARAMS)
-    if tags["git_dirty"] == "true":
+    if tags["git_dirty"] != "false":
         tracker.attempt(_keep_uncommitted_changes)
     return tracker
 
@@ -209,6 +214,11 @@ def _keep_uncommitted_changes(client: "MlflowClient", run_id: str) -> None:
     client.log_text(run_id, uncommitted_diff(), "uncommitted.diff")
     if "DVC_EXP_NAME" not in os.environ:
         changed = changed_files()
+        if changed is None:
+            print(
+                "note: Git says nothing of this folder; the run cannot name its commit", flush=True
+            )
+            return
         names = ", ".join(changed[:3]) + (" and more" if len(changed) > 3 else "")
         print(
             f"note: files that are not committed: {len(changed)} ({names}). The commit alone does "

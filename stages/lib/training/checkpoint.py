@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torchvision
 
 from stages.lib import paths
+from stages.lib.core.errors import short
 from stages.lib.core.files import main_workspace, sha256_of
 from stages.lib.core.params import read_yaml
 from stages.lib.core.stopping import stop
@@ -78,8 +79,7 @@ class Checkpoints:
         except FileNotFoundError:
             return None
         except Exception as error:  # whatever reading a damaged file raises
-            reason = str(error).split("\n")[0][:200]
-            print(f"WARNING: {self.path} is damaged ({reason}); training begins with epoch 1")
+            print(f"WARNING: {self.path} is damaged ({short(error)}); training begins with epoch 1")
             return None
         return None if state["finished"] and not _result_is_missing() else state
 
@@ -109,9 +109,8 @@ class Checkpoints:
                 try:
                     self._write(shared | {"own": owns})
                 except (OSError, RuntimeError) as error:  # RuntimeError: the disk is full
-                    reason = str(error).split("\n")[0][:200]
-                    print(f"WARNING: no checkpoint in {self.path.parent} ({reason}); the training "
-                          "goes on", flush=True)  # fmt: skip
+                    print(f"WARNING: no checkpoint in {self.path.parent} ({short(error)}); the "
+                          "training goes on", flush=True)  # fmt: skip
 
     def _write(self, state: State) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
+from stages.lib.core import pictures
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import fresh_folder, main_workspace, remove_folder, sha256_of
 from stages.lib.core.packed_images import FACTS_FILE, IMAGE_SCHEMA, PackedImages, image_batch
@@ -68,10 +69,9 @@ def _digest(images: LabelledImages) -> str:
     """Return a digest of what decides the decoded images: which ones, how, and by which code."""
     facts = sha256_of(*(pack.folder / FACTS_FILE for pack in images.packs.values()))
     how = images.preprocessing.model_dump(exclude={"mean", "std", "reencode", "residuals"})
-    code = sha256_of(*(Path(file) for file in (dataset.__file__, preprocessing.__file__, __file__)))
-    decoders = ["torch", "torchvision", "pillow"]
-    decoders += ["simplejpeg"] if images.preprocessing.scaled_decoding else []
-    versions = [version(name) for name in decoders]
+    modules = (pictures, dataset, preprocessing)
+    code = sha256_of(*(Path(str(module.__file__)) for module in modules), Path(__file__))
+    versions = [version(name) for name in ("torch", "torchvision", "pillow", "simplejpeg")]
     digest = hashlib.sha256(repr((list(images.packs), facts, how, code, versions)).encode())
     digest.update(repr(images.sets.tolist()).encode())
     digest.update(images.rows.astype(np.int64).tobytes())

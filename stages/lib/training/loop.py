@@ -13,6 +13,7 @@ from timm.utils import ModelEmaV3, distribute_bn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from stages.lib.core.errors import UserError
 from stages.lib.core.labels import CLASS_NAMES
 from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
 from stages.lib.detector.model import Detector, fake_logit
@@ -29,6 +30,8 @@ from stages.lib.training.optimization import (
 from stages.lib.training.params import Trainable, TrainParams
 from stages.lib.training.speed import Batch, Clock, timed
 
+STEPS_BETWEEN_CHECKS = 50  # of the losses, each of which waits for the device
+
 
 class TrainingLoop:
     """The network and everything that changes while it trains."""
@@ -44,8 +47,12 @@ class TrainingLoop:
         self.batches: list[list[Key]] = []  # of the current epoch
         self.done = 0  # micro-batches of the current epoch
         self.loss_sum = torch.zeros((), device=hardware.device)  # of those
+        self.first_bad = torch.full(
+            (), -1, device=hardware.device
+        )  # of those, without a finite loss
         pin = hardware.device.type == "cuda"
-        self.loader = make_loader(images, self.batches, params.num_workers, pin)
+        size = params.batch_size // (hardware.world_size * params.num_micro_batches)
+        self.loader = make_loader(images, self.batches, params.num_workers, pin, largest=size)
         self.optimizer = make_optimizer(params, detector.model)
         self.schedule = make_schedule(params, self.optimizer, self.steps_per_epoch)
         self._let_learn("head" if params.frozen_epochs else params.trainable)
@@ -117,6 +124,8 @@ class TrainingLoop:
             if last_of_step:
                 updates += 1
                 self._update(updates)
+                if updates % STEPS_BETWEEN_CHECKS == 0:
+                    self._check_losses(epoch)
                 self.schedule.step_update(updates)
                 if after_step:
                     after_step()
@@ -126,6 +135,8 @@ class TrainingLoop:
             for detector in [self.detector, *([self.ema.module] if self.ema else [])]:
                 distribute_bn(detector, hardware.world_size, reduce=True)
         mean_loss = self.loss_sum.item() / (self.done * hardware.world_size)
+        if not np.isfinite(mean_loss):
+            self._check_losses(epoch)
         self.done = 0
         self.loss_sum.zero_()
         speed = clock.speed(len(batches) * params.batch_size // params.num_micro_batches)
@@ -154,6 +165,8 @@ class TrainingLoop:
             label_smoothing=smoothing, reduction="none",
         )  # fmt: skip
         loss = losses.mean()
+        is_first_bad = ~torch.isfinite(loss) & (self.first_bad < 0)
+        self.first_bad = torch.where(is_first_bad, self.done, self.first_bad)
         (loss / params.num_micro_batches).backward()
         return loss.detach()
 
@@ -190,6 +203,22 @@ class TrainingLoop:
         torch.set_rng_state(own["random"])
         if "cuda" in own:
             torch.cuda.set_rng_state(own["cuda"], self.hardware.device)
+
+    def _check_losses(self, epoch: int) -> None:
+        """Raise UserError where a loss was not finite; the last checkpoint stays."""
+        number = int(self.first_bad)
+        if number < 0:
+            return
+        micro = self.params.num_micro_batches
+        # Counted from the end: after a resumption the list lacks the first batches of the epoch.
+        keys = self.batches[number - self.steps_per_epoch * micro] if self.batches else []
+        names = ", ".join(str(self.images.names[index]) for _, index, _ in keys[:3])
+        lr = self.optimizer.param_groups[0]["lr"]
+        raise UserError(
+            f"training diverged in epoch {epoch + 1}, step {number // micro + 1}, at a learning "
+            f"rate of about {lr:.2e}: the loss is not a finite number; images of that step: "
+            f"{names} and {len(keys[3:])} more; lower train.lr, or set train.clip_grad"
+        )
 
     def _update(self, updates: int) -> None:
         """Take one step; updates: how many there are with this one."""

@@ -31,7 +31,8 @@ def find_accumulate(
         accumulate = min(
             2, share // size
         )  # the second one needs memory beside the gradients of the first
-        changes = {"batch_size": size * accumulate, "accumulate": accumulate, "compile": None}
+        changes = {"batch_size": size * accumulate, "accumulate": accumulate, "compile": None,
+                   "num_workers": 0}  # fmt: skip
         problem = try_steps(params.model_copy(update=changes), detector, images, alone)
         if hardware.device.type == "cuda":  # the next try needs the memory back
             torch.cuda.empty_cache()

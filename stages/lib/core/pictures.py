@@ -1,0 +1,128 @@
+"""From the bytes of an image file to the pixels that a viewer shows: one decoder for all stages.
+
+What `pack` has accepted is decoded by this code wherever it is used later. Pillow reads the header
+and decodes; simplejpeg decodes JPEGs without errors to the same pixels, faster. What has no certain
+meaning as 8-bit RGB is refused.
+"""
+
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from stages.lib.core.errors import short
+
+# Of all that Pillow knows: formats of pictures, none that starts another program or has pages.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+ORIENTATION = 0x0112  # the tag of EXIF
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+PLAIN_MODES = ("1", "L", "P", "RGB", "YCbCr", "CMYK")  # 8 bits, without transparency
+CLEAR_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+GROUND = (255, 255, 255)  # what shows through where a picture is transparent
+
+
+class UnusableImage(ValueError):
+    """An image file that cannot be decoded, or whose pixels have no certain meaning."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image file."""
+
+    pixels: np.ndarray  # uint8 (H, W, 3), RGB, upright
+    format: str  # Pillow's name, such as JPEG
+    mode: str  # Pillow's name, of the file
+    jpeg_tables: dict[int, list[int]] | None  # quantisation tables of a JPEG, by number
+
+
+def read_picture(
+    content: bytes | memoryview, max_pixels: int | None = None, at_least: int | None = None
+) -> Picture:
+    """Decode an image file; raises UnusableImage with a reason in one line.
+
+    max_pixels: a larger picture is refused before it is decoded. at_least: a JPEG of twice as many
+    pixels on its shorter side, or more, is decoded at a half, a quarter or an eighth of its size.
+    """
+    if not len(content):
+        raise UnusableImage("empty file")
+    # The limit is ours, before anything is decoded; Pillow's own one is a warning first.
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            found = str(image.format)
+            if max_pixels and image.width * image.height > max_pixels:
+                raise UnusableImage(
+                    f"{image.width} x {image.height} pixels are more than the {max_pixels / 1e6:g} "
+                    "megapixels of pack.max_megapixels"
+                )
+            tables = dict(getattr(image, "quantization", None) or {}) or None
+            mode = image.mode
+            pixels = _decode_jpeg(content, image, at_least)
+            if pixels is None:
+                image.load()
+                pixels = np.array(_to_rgb(image))
+            return Picture(_upright(pixels, image), found, mode, tables)
+    except (UnusableImage, ImportError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise UnusableImage("not an image of a known format") from None
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        reason = short(error, 150) or type(error).__name__
+        raise UnusableImage(f"damaged: {reason}") from error
+
+
+def _decode_jpeg(
+    content: bytes | memoryview, image: Image.Image, at_least: int | None
+) -> np.ndarray | None:
+    """Return uint8 (H, W, 3) of a JPEG, or None for other files and for all that Pillow judges."""
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None
+    import simplejpeg  # here, so that all code can be imported without it
+
+    factor = min(image.size) // at_least if at_least else 1
+    divisor = 2 ** min(3, max(0, factor.bit_length() - 1))
+    width, height = (-(-side // divisor) for side in image.size)
+    try:
+        return simplejpeg.decode_jpeg(content, min_height=height, min_width=width, strict=True)
+    except ValueError:  # an error that a viewer may overlook
+        return None
+
+
+def _upright(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Return the pixels as the EXIF orientation of the file says that the camera was held."""
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # viewers show a picture with damaged EXIF as it is
+        orientation = None
+    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Return a loaded picture as 8-bit RGB; raises UnusableImage where that has no certain meaning.
+
+    Transparent parts show GROUND, so that hidden colours decide nothing.
+    """
+    if image.mode in CLEAR_MODES or "transparency" in image.info:
+        clear = image.convert("RGBA")
+        ground = Image.new("RGBA", clear.size, (*GROUND, 255))
+        return Image.alpha_composite(ground, clear).convert("RGB")
+    if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+        # Pillow takes every such JPEG for Adobe's, which are inverted.
+        return image.point(lambda value: 255 - value).convert("RGB")
+    if image.mode in PLAIN_MODES:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        grey = np.asarray(image).astype(np.float32) / 257  # from 65,535 levels to 255
+        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    kind = {"I": "32-bit integers", "F": "floating point numbers"}.get(image.mode, image.mode)
+    raise UnusableImage(f"pixels are {kind}; save the picture with 8 bits per channel in RGB")

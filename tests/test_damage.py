@@ -1,0 +1,148 @@
+"""What a stage is given is checked where DVC cannot know: one line, with the file and a remedy."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from stages import evaluate, predict, submit, train
+from stages.lib.core.errors import UserError
+from stages.lib.core.running import STORAGE_FAULTS, run_stage
+from stages.lib.training.loop import TrainingLoop
+from tests.conftest import run, set_params
+
+MODEL, SCORES, LABELS, PACKED = "data/model", "data/scores", "data/labels", "data/packed"
+Damage = Callable[[Path], None]
+
+
+@pytest.fixture
+def clone(pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished pipeline, to damage."""
+    copy = tmp_path / "clone"
+    for name in ("data", "metrics", "params.yaml"):
+        source = pipeline / name
+        if source.is_dir():
+            shutil.copytree(source, copy / name)
+        else:
+            shutil.copy2(source, copy / name)
+    for path in copy.rglob("*"):  # DVC's links are read-only
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("DVC_ROOT", str(copy))
+    monkeypatch.setenv("TRACKING", "off")
+    return copy
+
+
+def cut(name: str, share: float = 0.5) -> Damage:
+    def damage(clone: Path) -> None:
+        content = (clone / name).read_bytes()
+        (clone / name).write_bytes(content[: int(len(content) * share)])
+
+    return damage
+
+
+def changed(name: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Damage:
+    def damage(clone: Path) -> None:
+        table = pd.read_csv(clone / name, dtype=str, keep_default_na=False)
+        change(table).to_csv(clone / name, index=False)
+
+    return damage
+
+
+def score(value: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    return lambda table: table.assign(score=value)
+
+
+def without(column: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    return lambda table: table.drop(columns=column)
+
+
+def flip_a_byte(clone: Path) -> None:
+    content = bytearray((clone / MODEL / "weights.safetensors").read_bytes())
+    content[-5] ^= 1
+    (clone / MODEL / "weights.safetensors").write_bytes(content)
+
+
+def of_another_model(clone: Path) -> None:
+    config = json.loads((clone / MODEL / "config.json").read_text())
+    config["weights_sha256"] = "0" * 64
+    (clone / MODEL / "config.json").write_text(json.dumps(config))
+
+
+def empty_images(clone: Path) -> None:
+    source = clone / PACKED / "val/images-00000.arrow"
+    source.unlink()
+
+
+CASES: list[tuple[Callable[[], None], Damage, str]] = [
+    (predict.main, cut(f"{MODEL}/weights.safetensors"), "weights.safetensors: not the weights"),
+    (predict.main, flip_a_byte, "weights.safetensors: not the weights that config.json names"),
+    (predict.main, of_another_model, "weights.safetensors: not the weights that config.json names"),
+    (predict.main, cut(f"{MODEL}/config.json"), "config.json: not a detector's configuration"),
+    (predict.main, lambda c: (c / MODEL / "config.json").unlink(), "no config.json in it"),
+    (predict.main, cut(f"{PACKED}/val/images-00000.arrow"), "images-00000.arrow: damaged"),
+    (predict.main, empty_images, "val: 0 images, the labels name row"),
+    (predict.main, changed(f"{LABELS}/val.csv", without("row")), "no column row"),
+    (train.main, changed(f"{LABELS}/train.csv", lambda t: t.assign(row="x")), "csv: damaged"),
+    (train.main, lambda c: (c / LABELS / "val.csv").unlink(), "val.csv: no such file"),
+    (evaluate.main, changed(f"{SCORES}/val.csv", score("nan")), "val.csv: damaged"),
+    (evaluate.main, changed(f"{SCORES}/val.csv", score("1.5")), "val.csv: .* not a"),
+    (evaluate.main, changed(f"{SCORES}/val.csv", without("logit")), "no column logit"),
+    (evaluate.main, changed(f"{SCORES}/calibration.csv", lambda t: t[::-1]), "do not list the"),
+    (evaluate.main, cut(f"{SCORES}/val.csv", 0.51), "val.csv"),
+    (submit.main, changed(f"{SCORES}/test.csv", score("inf")), "test.csv: .* not a"),
+    (submit.main, cut(f"{PACKED}/test/facts.parquet"), "facts.parquet: missing or damaged"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stage", "damage", "words"), CASES)
+def test_damage_is_one_line_that_names_the_file(
+    clone: Path, stage: Callable[[], None], damage: Damage, words: str
+) -> None:
+    damage(clone)
+    with pytest.raises(UserError, match=words) as error:
+        stage()
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 400
+    assert "dvc " in message
+
+
+def test_a_worker_that_meets_damage_ends_the_stage_with_one_line(
+    pipeline: Path, clone: Path
+) -> None:
+    shutil.copytree(pipeline / "stages", clone / "stages")
+    set_params(clone, {"predict.num_workers": 2})
+    empty_images(clone)
+    done = run("python", "-m", "stages.predict", cwd=clone, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: data/packed/val: 0 images, the labels name row")
+
+
+def test_where_there_is_no_room_for_the_model_nothing_is_trained(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingLoop, "train_epoch", lambda *_: pytest.fail("it has trained"))
+    usage = shutil.disk_usage(clone)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"data: 1 MB are free, \d MB are needed; make room"):
+        train.main()
+
+
+@pytest.mark.parametrize("number", STORAGE_FAULTS)
+def test_a_fault_of_the_storage_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def fail() -> None:
+        raise OSError(number, os.strerror(number), "data/scores/val.csv")
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        run_stage(fail)
+    assert end.value.code == 1
+    expected = f"error: data/scores/val.csv: {os.strerror(number)}; make room"
+    assert capsys.readouterr().err.startswith(expected)
