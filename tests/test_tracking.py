@@ -72,6 +72,7 @@ def test_training_goes_on_without_mlflow_and_is_mirrored_later(
     assert len(runs_of(client_of(workspace))) == 1
 
 
+@pytest.mark.slow
 def test_an_artifact_store_that_cannot_be_written_stops_nothing(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

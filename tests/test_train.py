@@ -438,6 +438,7 @@ def test_with_two_processes_only_one_says_what_was_wrong(workspace: Path) -> Non
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="no SIGTERM")
+@pytest.mark.slow
 def test_a_stopped_training_leaves_nothing_and_its_run_is_failed(workspace: Path) -> None:
     set_params(workspace, {"train.epochs": 500})
     process = subprocess.Popen(
