@@ -73,6 +73,13 @@ def checkpoints(workspace: Path) -> list[Path]:
     return sorted((workspace / ".dvc/tmp/checkpoints").iterdir())
 
 
+def reached(workspace: Path) -> tuple[int, int]:
+    """Return the epochs that the checkpoint has behind it, and the batches of the next one."""
+    found = Checkpoints(checkpoints(workspace)[0].stem, 1.0, ALONE).found
+    assert found is not None
+    return found["epochs"], found["own"]["done"]
+
+
 PLAIN: dict[str, Any] = {}
 AVERAGES = {"model_args": {"drop_rate": 0.3}, "ema_decay": 0.9, "average_last": 2}
 IN_PARTS = {"mixup": 0.3, "accumulate": 2, "frozen_epochs": 1, "num_workers": 1, "optimizer": "sgd"}
@@ -185,9 +192,7 @@ def test_where_training_diverges_the_last_good_checkpoint_stays(
     with monkeypatch.context() as patch, pytest.raises(UserError, match="diverged in epoch 2"):
         patch.setattr(TrainingLoop, "_update", spoil)
         main()
-    found = Checkpoints(checkpoints(workspace)[0].stem, 1.0, ALONE).found
-    assert found is not None
-    assert (found["epochs"], found["own"]["done"]) == (1, 1)
+    assert reached(workspace) == (1, 1)
 
 
 def test_a_loss_that_is_no_number_names_its_step_and_images(
@@ -212,9 +217,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_images(
     keys = training_batches(params, labels["target"].to_numpy(), 1, ALONE)[2]
     names = ", ".join(labels["img_name"][index] for _, index, _ in keys[:3])
     assert f"images of that step: {names} and 17 more" in str(error.value)
-    found = Checkpoints(checkpoints(workspace)[0].stem, 1.0, ALONE).found
-    assert found is not None
-    assert (found["epochs"], found["own"]["done"]) == (1, 2)
+    assert reached(workspace) == (1, 2)
 
 
 def test_what_dvc_has_not_recorded_is_not_trained_again(
@@ -237,7 +240,7 @@ def test_what_dvc_has_not_recorded_is_not_trained_again(
 
 def record_in_lock(workspace: Path) -> None:
     """Write what DVC records of this training, as far as it counts here."""
-    params = load_params_of(workspace)
+    params = {"train": read_yaml(workspace / "params.yaml")["train"]}
     deps = [
         {"path": f"data/labels/{name}.csv", "hash": "md5", "md5": md5_of(workspace, name)}
         for name in ("train", "val")
@@ -246,10 +249,6 @@ def record_in_lock(workspace: Path) -> None:
     (workspace / "dvc.lock").write_text(
         yaml.safe_dump({"schema": "2.0", "stages": {"train": entry}})
     )
-
-
-def load_params_of(workspace: Path) -> dict[str, Any]:
-    return {"train": read_yaml(workspace / "params.yaml")["train"]}
 
 
 def md5_of(workspace: Path, name: str) -> str:
