@@ -12,7 +12,7 @@ export GIT_COMMITTER_EMAIL ?= $(GIT_AUTHOR_EMAIL)
 RUNS := http://localhost:5000/\#/experiments/1?workflowType=machine_learning
 OLD := This project needs Python 3.11 or newer; set one with: make PYTHON=python3.12
 
-.PHONY: repro help preset ui check test test-slow bench lock clean
+.PHONY: repro help preset ui check test test-slow bench lock vulnerabilities clean
 .DEFAULT_GOAL := repro
 
 $(BIN)/python:
@@ -27,14 +27,14 @@ repro: $(VENV)/installed  ## run the whole pipeline on the embedded sample
 	dvc repro
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\): .*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\): .*## /\1	/p' $(MAKEFILE_LIST) | expand -t 18
 
 preset: $(VENV)/installed  ## write a preset into params.yaml: make preset NAME=fast
 	python -m stages.tools.preset $(NAME)
 
 ui: $(VENV)/installed  ## browse the runs
 	@echo 'Runs: $(RUNS)'
-	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+	uri="$$(python -m stages.tools.store)" && mlflow ui --backend-store-uri "$$uri"
 
 check: $(VENV)/installed  ## check style and types
 	ruff check .
@@ -54,6 +54,11 @@ lock: | $(BIN)/python  ## renew requirements.txt from the pins in pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	uv pip compile pyproject.toml --group dev --universal --upgrade --no-annotate \
 	  --custom-compile-command 'make lock' --output-file requirements.txt
+
+vulnerabilities: | $(BIN)/python  ## look the locked versions up among the known vulnerabilities
+	$(BIN)/python -m venv $(VENV)/vulnerabilities  # what it needs stays out of ours
+	$(VENV)/vulnerabilities/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	$(VENV)/vulnerabilities/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.txt
 
 clean:  ## remove the environment
 	rm -rf $(VENV)

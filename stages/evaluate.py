@@ -103,10 +103,9 @@ def judge(
         rows = set_rows(table, threshold, temperature)
         rows += slice_rows(table, threshold, params.size_bands, params.quality_bands)
         report[name] = report_of_set(table, rows, threshold)
-        if name == "val":
-            auc_low = next(row["low"] for row in rows if row["metric"] == "auc")
-            report["better_than_chance"] = int(auc_low > CHANCE)
         intervals += [{"set": name} | row for row in rows]
+    of_val = (row for row in intervals if row["set"] == "val" and row["metric"] == "auc")
+    report["better_than_chance"] = int(next(of_val)["low"] > CHANCE)
     tables = {
         "intervals": pd.DataFrame(intervals, columns=INTERVAL_COLUMNS),
         "operating_points": pd.DataFrame(operating_rows(calibration, sets | pool)),

@@ -82,6 +82,11 @@ def _check(params: TrainParams, num_images: int) -> None:
         raise UserError(f"train.optimizer = '{params.optimizer}' is not an optimizer of timm{hint}")
     if params.reencode and params.reencode[0] > params.reencode[1]:
         raise UserError(f"train.reencode = {params.reencode}: give the lowest quality first")
+    if params.face_crop and params.scaled_decoding:
+        raise UserError(
+            "train.scaled_decoding decodes a picture to about train.image_size, and leaves too few "
+            "pixels of a face for train.face_crop; use one of the two"
+        )
     kinds = params.pseudo_fakes.kinds
     if max(params.pseudo_fakes.first_share, params.pseudo_fakes.last_share) and not any(
         kinds.model_dump().values()
@@ -195,6 +200,7 @@ def make_detector(params: TrainParams, hardware: Hardware) -> tuple[Detector, De
         model, image_size=params.image_size, interpolation=params.interpolation,
         mean=params.mean, std=params.std, reencode=params.reencode,
         scaled_decoding=params.scaled_decoding, residuals=params.residuals,
+        face_crop=params.face_crop,
     )  # fmt: skip
     config = DetectorConfig(
         model=params.model,
@@ -323,7 +329,7 @@ def _announce(
     for name, table in labels.items():
         print(f"{name}: {len(table)} images, {(table['target'] == FAKE).mean():.0%} fake")
         tracker.log_dataset(table, name, paths.LABELS / f"{name}.csv")
-    micro_batch = params.batch_size // (hardware.world_size * params.num_micro_batches)
+    micro_batch = params.micro_batch_size(hardware.world_size)
     print(
         f"a step: {params.batch_size} images, {micro_batch} at a time in each process", flush=True
     )

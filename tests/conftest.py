@@ -16,6 +16,7 @@ import mlflow
 import numpy as np
 import pytest
 import yaml
+from hypothesis import settings
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from PIL import Image
@@ -38,6 +39,11 @@ TINY = {
     "explain.num_images": 2,
     "explain.stride": 0.25,
 }
+# Of generated inputs: the same ones in each run, as many as the variable EXAMPLES says.
+EXAMPLES = settings(
+    max_examples=int(os.environ.get("EXAMPLES", 300)), derandomize=True, database=None,
+    deadline=None,
+)  # fmt: skip
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

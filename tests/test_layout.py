@@ -1,11 +1,15 @@
 """The competition's layout in all its spellings, and the mistakes that lists contain."""
 
+import csv
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stages.lib.core.errors import UserError
-from stages.lib.data.layout import ImageSet, find_sets, read_list
+from stages.lib.data.layout import ImageSet, file_of, find_sets, read_list
+from tests.conftest import EXAMPLES
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -114,6 +118,13 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
          "with the same target"),
         ("img_name,target\na.jpg,1\na.jpg,0\n", "line 2, with another target"),
         (b"\xff\xd8\xff\xe0\x00\x10JFIF", "not a CSV text file"),
+        ('img_name,target\n"a.jpg,1\nb.jpg,0\n', "labels.txt:3: not valid CSV: unexpected end"),
+        ('img_name,target\n"a".jpg,1\n', "labels.txt:2: not valid CSV: ',' expected after"),
+        (f"img_name,target\n{'a' * 999}/,1\n", "labels.txt:2: img_name 'aaa"),
+        (f"img_name,target\n{'a' * 200_000},1\n", "labels.txt:2: not valid CSV: field larger"),
+        (f"img_name,target\na.jpg,{'9' * 999}\n", "labels.txt:2: target '999"),
+        (f"img_name,target\na.jpg{',1' * 999}\n", "labels.txt:2: 1000 fields"),
+        (f"{'x' * 999},target\na.jpg,1\n", "labels.txt:1: header 'xxx"),
     ],
 )  # fmt: skip
 def test_a_wrong_list_is_one_line_with_file_and_line(
@@ -123,3 +134,46 @@ def test_a_wrong_list_is_one_line_with_file_and_line(
         read(tmp_path, text)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(str(error.value).replace(str(tmp_path), "")) < 300
+
+
+FIELD = st.text("ab.jp\"'/\\ \t01é,;#\0\r", max_size=6) | st.sampled_from(
+    ["img_name", "target", "family", "a.jpg", "b.jpg", "0", "1", '"c,d.jpg"', "NA", "null", ""]
+)
+LISTS = st.lists(st.lists(FIELD, max_size=4).map(",".join), max_size=6).map("\n".join)
+LABELLED = LISTS.map("img_name,target,family\na.jpg,1,NA\n".__add__)
+
+
+@given(LISTS | LABELLED | st.binary(max_size=60))
+@settings(EXAMPLES)
+def test_any_list_is_read_as_the_csv_module_reads_it_or_is_one_short_line(
+    tmp_path_factory: pytest.TempPathFactory, text: str | bytes
+) -> None:
+    content = text.encode() if isinstance(text, str) else text
+    folder = tmp_path_factory.getbasetemp()
+    try:
+        rows = read(folder, content)
+    except UserError as error:
+        message = str(error).replace(str(folder), "")
+        assert message.isprintable() and len(message) < 300
+        return
+    lines = content.decode("utf-8-sig").splitlines(keepends=True)
+    header, *expected = (row for row in csv.reader(lines, strict=True) if row)
+    places = {name.strip(): place for place, name in enumerate(header)}
+    names = [row[places["img_name"]].strip() for row in expected]
+    assert [row[0] for row in rows] == names
+    assert len(set(names)) == len(names)
+    assert [str(row[1]) for row in rows] == [row[places["target"]].strip() for row in expected]
+    if "family" in places:
+        assert [row[2] or "" for row in rows] == [row[places["family"]].strip() for row in expected]
+
+
+def test_a_listed_name_finds_its_file_in_both_forms_of_unicode(tmp_path: Path) -> None:
+    composed, separate = "caf\u00e9.jpg", "cafe\u0301.jpg"
+    for listed, there in ((composed, separate), (separate, composed)):
+        folder = tmp_path / listed
+        touch(folder, there)
+        assert file_of(folder, listed).exists()
+        touch(folder, listed)
+        assert file_of(folder, listed).name == listed  # its own form comes first
+    assert file_of(tmp_path, "missing.jpg") == tmp_path / "missing.jpg"

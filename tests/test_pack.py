@@ -18,6 +18,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.packed_images import PackedImages, read_facts
 from stages.lib.core.params import load_params
 from stages.lib.data import image_facts, packing, shards
+from stages.lib.data.params import PackParams
 from tests.conftest import ROOT, set_params
 
 TRAIN = "raw/phase1/trainset"
@@ -58,7 +59,9 @@ def test_bytes_come_back_unchanged_and_in_order_from_many_files(
     monkeypatch.setattr(packing, "ROWS_PER_BATCH", 7)
     contents = {f"{i}.jpg": encoded(i) for i in range(50)}
     write_train(workspace, contents)
-    params = packing.PackParams.model_construct(shard_mb=0.02, max_megapixels=1.0, num_threads=3)
+    params = PackParams.model_construct(
+        shard_mb=0.02, max_megapixels=1.0, links="refuse", num_threads=3
+    )
     monkeypatch.setattr(pack, "load_params", lambda section, model: (
         load_params(section, model) if section == "data" else params))  # fmt: skip
     pack.main()
@@ -191,11 +194,11 @@ def count_reads(monkeypatch: pytest.MonkeyPatch, limit: int = 10**9) -> list[str
     names: list[str] = []
     real_read = packing.read_image
 
-    def read(folder: Path, row: dict, max_pixels: int) -> shards.Packed:
+    def read(folder: Path, row: dict, params: PackParams) -> shards.Packed:
         if len(names) == limit:
             raise KeyboardInterrupt
         names.append(row["img_name"])
-        return real_read(folder, row, max_pixels)
+        return real_read(folder, row, params)
 
     monkeypatch.setattr(packing, "read_image", read)
     return names
@@ -290,3 +293,25 @@ def test_packing_goes_on_after_a_delivery_that_was_interrupted(
     assert packed_files() == expected
     assert [path.name for path in memory.iterdir()] == ["old-00000"]
     assert not other.exists()
+
+
+@pytest.mark.parametrize("links", ["refuse", "follow"])
+def test_a_link_that_leaves_its_folder_is_a_bad_image_unless_links_are_followed(
+    workspace: Path, links: str
+) -> None:
+    write_train(workspace, {f"{i}.jpg": encoded(i) for i in range(4)})
+    folder = workspace / TRAIN
+    outside = workspace / "outside.jpg"
+    outside.write_bytes(encoded(9))
+    for name, target in (("1.jpg", outside), ("2.jpg", folder / "3.jpg"), ("0.jpg", "0.jpg")):
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+    set_params(workspace, {"pack.links": links})
+    pack.main()
+    errors = read_facts(workspace / "data/packed/train")["error"].tolist()
+    assert "unreadable" in errors[0]  # a circle
+    assert pd.isna(errors[2]) and pd.isna(errors[3])
+    if links == "refuse":
+        assert errors[1] == "a link that leaves its folder (see pack.links)"
+    else:
+        assert pd.isna(errors[1])

@@ -244,3 +244,27 @@ def test_tracking_can_be_switched_off(
     train()
     assert "tracking is off" in capsys.readouterr().out
     assert not (workspace / "mlflow.db").exists()
+
+
+def test_a_copy_of_the_workspace_has_a_store_of_its_own(pipeline: Path, tmp_path: Path) -> None:
+    """Also where a character of its path means something in a URL."""
+    copy = shutil.copytree(pipeline, tmp_path / "moved 100%20 of it?", symlinks=True)
+    before = tree_of(pipeline / "mlartifacts")
+    uri = run("python", "-m", "stages.tools.store", cwd=copy).stdout.strip()
+    with sqlite3.connect(copy / "mlflow.db") as database:
+        dump = "\n".join(database.iterdump())
+    assert (pipeline / "mlartifacts").as_uri() not in dump
+    assert (copy / "mlartifacts").as_uri() in dump
+    mlflow.set_tracking_uri(uri)
+    model = mlflow.pyfunc.load_model("models:/deepfake-detector@champion")
+    picture = next((copy / "data/raw/sample").rglob("*.jpg")).read_bytes()
+    assert 0 < model.predict(pd.DataFrame({"image": [picture]}))["score"][0] < 1
+    runs = len(tree_of(copy / "mlartifacts"))
+    run("dvc", "repro", "--force", "--single-item", "publish", cwd=copy)
+    assert len(tree_of(copy / "mlartifacts")) >= runs
+    assert tree_of(pipeline / "mlartifacts") == before
+    assert run("python", "-m", "stages.tools.store", cwd=copy).stdout.strip() == uri
+
+
+def tree_of(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}

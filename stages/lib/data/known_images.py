@@ -15,6 +15,8 @@ from stages.lib.core.files import main_workspace, remove_folder, sha256_of
 from stages.lib.core.packed_images import FACTS_FILE
 from stages.lib.data import image_facts, shards
 from stages.lib.data.image_facts import FACTS_SCHEMA
+from stages.lib.data.layout import file_of
+from stages.lib.data.params import PackParams
 from stages.lib.data.shards import SHARD_SCHEMA, ImageFile, Packed
 
 
@@ -24,17 +26,17 @@ class KnownImages:
     They are in `.dvc/tmp/pack` of the main workspace, because DVC removes the outputs of a stage
     before it runs; the files of images are hard links to those of data/packed. A file counts as
     unchanged where its name, size and time of change are the same. A change to the code of the
-    facts or of the shards, to the limit of pixels or of Pillow, starts from nothing.
+    facts or of the shards, to pack.max_megapixels, pack.links or Pillow, starts from nothing.
     """
 
-    def __init__(self, image_folder: Path, max_pixels: int) -> None:
+    def __init__(self, image_folder: Path, params: PackParams) -> None:
         """Find what is known of an image folder; entering it waits for other runs that use it."""
         self.image_folder = image_folder
         root = main_workspace() / ".dvc/tmp/pack"
         images = hashlib.sha256(str(image_folder.resolve()).encode()).hexdigest()[:16]
         code = sha256_of(*(Path(str(one.__file__)) for one in (pictures, image_facts, shards)))
-        how = hashlib.sha256(f"{code} {max_pixels} {version('pillow')}".encode()).hexdigest()[:16]
-        self.folder = root / images / how
+        how = f"{code} {params.max_pixels} {params.links} {version('pillow')}"
+        self.folder = root / images / hashlib.sha256(how.encode()).hexdigest()[:16]
         self.new = self.folder / "new"
         self.facts: list[pa.Table] = []
         self.images: list[ImageFile] = []
@@ -82,7 +84,7 @@ class KnownImages:
         shard, place = self.places[row["img_name"]]
         (facts,) = self.facts[shard].slice(place, 1).to_pylist()
         try:
-            found = (self.image_folder / row["img_name"]).stat()
+            found = file_of(self.image_folder, row["img_name"]).stat()
         except OSError:
             return None
         if (found.st_size, found.st_mtime_ns) != (facts["num_bytes"], facts["mtime_ns"]):

@@ -10,6 +10,7 @@ training set must be there. A list may have two more columns: `family` (the meth
 """
 
 import csv
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from stages.lib.core.errors import UserError
+from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
 
 SET_NAMES = ("train", "val", "test")
@@ -41,6 +42,16 @@ class ImageSet:
     name: str
     folder: Path
     list_file: Path
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """Return the path of a listed image.
+
+    Letters with accents have two forms in Unicode, and a list may have one (NFC) where the file
+    system has the other (NFD, as macOS writes it).
+    """
+    forms = [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+    return next((folder / form for form in forms if (folder / form).exists()), folder / name)
 
 
 def find_sets(
@@ -82,18 +93,20 @@ def _only_one(found: list[Path], name: str, what: str) -> Path | None:
 def read_list(image_set: ImageSet) -> pd.DataFrame:
     """Read and check the list of a set: img_name, target (0, 1, <NA>), family and source (or <NA>).
 
-    Raises UserError naming file and line for a wrong header, a target that is neither 0 nor 1, a
-    name that is not a plain file name, or a name that is there twice.
+    Raises UserError naming file and line for broken quotes, a wrong header, a target that is
+    neither 0 nor 1, a name that is not a plain file name, or a name that is there twice.
     """
     path = image_set.list_file
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
+        reader = csv.reader(file, strict=True)
         try:
             header = [column.strip() for column in next(reader, [])]
             _check_header(header, image_set)
             rows = list(_checked_rows(reader, header, path))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{path}: not a CSV text file in UTF-8: {error}") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not a CSV text file in UTF-8: {short(error)}") from None
+        except csv.Error as error:
+            raise UserError(f"{path}:{reader.line_num}: not valid CSV: {short(error)}") from None
     if not rows:
         raise UserError(f"{path}: lists no image")
     columns = {"img_name": "str", "target": "Int8"} | dict.fromkeys(OPTIONAL_COLUMNS, "str")
@@ -111,7 +124,7 @@ def _check_header(header: list[str], image_set: ImageSet) -> None:
     ):
         more = "[,target][,family][,source]" if image_set.name == "test" else "[,family][,source]"
         raise UserError(
-            f"{image_set.list_file}:1: header '{','.join(header)}', expected "
+            f"{image_set.list_file}:1: header '{short(','.join(header))}', expected "
             f"'{','.join(required)}{more}'"
         )
 
@@ -126,17 +139,21 @@ def _checked_rows(
             continue
         where = f"{path}:{reader.line_num}"
         if len(row) != len(header):
-            raise UserError(f"{where}: {len(row)} fields, the header has {len(header)}: {row}")
+            raise UserError(
+                f"{where}: {len(row)} fields, the header has {len(header)}: {short(row)}"
+            )
         cells = dict(zip(header, (cell.strip() for cell in row), strict=True))
         name, target = cells["img_name"], cells.get("target")
         if name in ("", ".", "..") or any(mark in name for mark in ("/", "\\", "\0", ":")):
-            raise UserError(f"{where}: img_name '{name}' is not a plain file name")
+            raise UserError(f"{where}: img_name '{short(name)}' is not a plain file name")
         if target not in (None, str(REAL), str(FAKE)):
-            raise UserError(f"{where}: target '{target}', expected 0 (real) or 1 (fake)")
+            raise UserError(f"{where}: target '{short(target)}', expected 0 (real) or 1 (fake)")
         if name in first_seen:
             line, other = first_seen[name]
             how = "the same" if target == other else "another"
-            raise UserError(f"{where}: '{name}' is listed before, line {line}, with {how} target")
+            raise UserError(
+                f"{where}: '{short(name)}' is listed before, line {line}, with {how} target"
+            )
         first_seen[name] = (reader.line_num, target)
         more = (cells.get(column) or None for column in OPTIONAL_COLUMNS)
         yield name, None if target is None else int(target), *more

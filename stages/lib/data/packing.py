@@ -13,7 +13,7 @@ from stages.lib.core.pictures import UnusableImage
 from stages.lib.core.progress import progress_bar
 from stages.lib.data.image_facts import FACTS_SCHEMA, image_facts
 from stages.lib.data.known_images import KnownImages
-from stages.lib.data.layout import ImageSet
+from stages.lib.data.layout import ImageSet, file_of
 from stages.lib.data.params import PackParams
 from stages.lib.data.shards import Packed, ShardWriter
 
@@ -25,7 +25,7 @@ def pack_images(image_set: ImageSet, rows: pd.DataFrame, folder: Path, params: P
 
     Images that an earlier or interrupted run packed are used again. The result has the same bytes.
     """
-    with KnownImages(image_set.folder, params.max_pixels) as known:
+    with KnownImages(image_set.folder, params) as known:
         shards = ShardWriter(known.new, params.shard_mb * 2**20)
         with progress_bar(f"pack {image_set.name}", len(rows)) as bar:
             num_known = 0
@@ -54,17 +54,19 @@ def _read_in_batches(
             batch = part.astype(object).where(part.notna(), None).to_dict("records")
             found = list(pool.map(known.find, batch))
             unknown = [row for row, image in zip(batch, found, strict=True) if not image]
-            read = pool.map(lambda row: read_image(folder, row, params.max_pixels), unknown)
+            read = pool.map(lambda row: read_image(folder, row, params), unknown)
             yield [image or next(read) for image in found], len(batch) - len(unknown)
 
 
-def read_image(folder: Path, row: dict[str, Any], max_pixels: int) -> Packed:
+def read_image(folder: Path, row: dict[str, Any], params: PackParams) -> Packed:
     """Return the bytes and facts of an image file; a bad file gives b"" and a reason in `error`."""
-    path = folder / row["img_name"]
+    path = file_of(folder, row["img_name"])
     try:
         changed = path.stat().st_mtime_ns
+        if params.links == "refuse" and not path.resolve().is_relative_to(folder.resolve()):
+            return b"", row | {"error": "a link that leaves its folder (see pack.links)"}
         content = path.read_bytes()
-        return content, row | image_facts(content, max_pixels) | {"mtime_ns": changed}
+        return content, row | image_facts(content, params.max_pixels) | {"mtime_ns": changed}
     except FileNotFoundError:
         return b"", row | {"error": "no such file"}
     except UnusableImage as error:

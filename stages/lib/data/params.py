@@ -1,7 +1,7 @@
 """The parameters of data sets: where the images are, and how to pack them."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -36,7 +36,8 @@ class PackParams(StageParams):
 
     shard_mb: Annotated[int, pydantic.Field(ge=1)]
     max_megapixels: Annotated[float, pydantic.Field(gt=0, le=1000)]
-    num_threads: Annotated[int, pydantic.Field(ge=1)]
+    links: Literal["refuse", "follow"]
+    num_threads: Annotated[int, pydantic.Field(ge=1, le=1024)]
 
     @property
     def max_pixels(self) -> int:

@@ -67,7 +67,7 @@ def create_model(name: str, model_args: dict[str, Any], weights: str) -> torch.n
             **model_args,
         )  # fmt: skip
     except Exception as error:  # anything that the client of the hub, the reader or timm raises
-        reason = str(error).strip().split("\n")[0]
+        reason = short(error, 150)
         raise UserError(
             f"train.weights = '{weights}': cannot load weights for {name}: {reason}"
         ) from error

@@ -14,6 +14,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.core.pictures import read_picture
+from stages.lib.detector.faces import crop_face
 
 CHANNELS_WITH_RESIDUALS = 6  # RGB and three residuals
 
@@ -30,6 +31,7 @@ class Preprocessing(pydantic.BaseModel):
     reencode: list[int] | None = None  # lowest and highest JPEG quality
     scaled_decoding: bool = False
     residuals: Literal["srm"] | None = None  # three more channels
+    face_crop: float | None = None  # side of the square around the face, in sizes of the face
 
 
 def decode(
@@ -52,7 +54,12 @@ def recompress(image: torch.Tensor, quality: int) -> torch.Tensor:
 
 
 def resize(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Resize uint8 (3, H, W) to the square input of the model; the aspect ratio is not kept."""
+    """Resize uint8 (3, H, W), or with `face_crop` its face, to the square input of the model.
+
+    The aspect ratio of a whole picture is not kept.
+    """
+    if preprocessing.face_crop:
+        image = crop_face(image, preprocessing.face_crop)
     side = preprocessing.image_size
     mode = tv.InterpolationMode(preprocessing.interpolation)
     return tv.resize(image, [side, side], interpolation=mode, antialias=True)

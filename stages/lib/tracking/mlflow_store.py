@@ -7,6 +7,9 @@ a stage in a temporary workspace of DVC. MLFLOW_EXPERIMENT_NAME names the experi
 import os
 import platform
 import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.lib.core.files import main_workspace
@@ -15,6 +18,13 @@ if TYPE_CHECKING:
     from filelock import FileLock
     from mlflow import MlflowClient
 
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+ARTIFACT_PLACES = {
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+    "model_versions": "storage_location",
+}
 DEFAULT_EXPERIMENT = "deepfake-detection"
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -31,7 +41,7 @@ def store_lock() -> "FileLock":
     """Return the lock for changes that two processes must not make to the store at once."""
     from filelock import FileLock
 
-    return FileLock(main_workspace() / "mlflow.db.lock")
+    return FileLock(main_workspace() / f"{DATABASE}.lock")
 
 
 def connect() -> "MlflowClient":
@@ -41,9 +51,7 @@ def connect() -> "MlflowClient":
     import mlflow
 
     root = main_workspace()
-    # Two characters have a meaning of their own in the URL of a database.
-    place = str(root / "mlflow.db").replace("%", "%25").replace("?", "%3F")
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{place}"
+    uri = store_uri()
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient()
     # Two processes that create one SQLite store at once destroy each other's tables.
@@ -51,11 +59,44 @@ def connect() -> "MlflowClient":
         if client.get_experiment_by_name(_experiment_name()) is None:
             # A server decides where its artifacts go; a local store needs an absolute folder.
             local = uri.startswith("sqlite")
-            place = (root / "mlartifacts").as_uri() if local else None
+            place = (root / ARTIFACTS).as_uri() if local else None
             client.create_experiment(_experiment_name(), artifact_location=place)
+        if uri == _own_uri():
+            _follow_a_move(root)
         mlflow.set_experiment(_experiment_name())
     _end_runs_of_dead_processes(client)
     return client
+
+
+def store_uri() -> str:
+    """Return the URI of the store: MLFLOW_TRACKING_URI, or the database of the main workspace."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri()
+
+
+def _own_uri() -> str:
+    # Two characters have a meaning of their own in the URL of a database.
+    place = str(main_workspace() / DATABASE).replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:///{place}"
+
+
+def _follow_a_move(root: Path) -> None:
+    """Let the database name the artifacts beside it, also after the workspace was moved or copied.
+
+    MLflow keeps absolute places (github.com/mlflow/mlflow/issues/3144). Without this, a copy reads
+    and changes the artifacts of the original.
+    """
+    here = (root / ARTIFACTS).as_uri()
+    with closing(sqlite3.connect(root / DATABASE)) as database, database:
+        places = database.execute("SELECT artifact_location FROM experiments").fetchall()
+        for (old,) in places:
+            if old == here or not old.endswith(f"/{ARTIFACTS}"):
+                continue
+            for table, column in ARTIFACT_PLACES.items():
+                database.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                    (here, len(old) + 1, old, len(old) + 1, f"{old}/"),
+                )
 
 
 def without_secrets(words: str) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stages.lib import paths
+from stages.lib.core.errors import short
 from stages.lib.core.params import read_yaml
 from stages.lib.core.stopping import stop
 from stages.lib.tracking.identity import (
@@ -64,9 +65,9 @@ def _forgiving(method: Callable[..., None]) -> Callable[..., None]:
 
 def warn(error: Exception) -> None:
     """Report that MLflow has failed."""
-    reason = without_secrets((str(error).strip() or type(error).__name__).split("\n")[0])
+    reason = short(without_secrets(str(error)), 200) or type(error).__name__
     print(
-        f"WARNING: MLflow has failed ({reason[:200]}); the stage continues without it. Its files "
+        f"WARNING: MLflow has failed ({reason}); the stage continues without it. Its files "
         f"are complete. Publish them later with: {PUBLISH_AGAIN}",
         flush=True,
     )

@@ -85,7 +85,9 @@ class Checkpoints:
 
     def save_if_due(self, make_state: Callable[[], tuple[State, State]]) -> None:
         """Save where enough time has passed since the last checkpoint."""
-        due = torch.tensor(time.monotonic() - self.last >= 60 * self.minutes > 0)
+        if not self.minutes:
+            return
+        due = torch.tensor(time.monotonic() - self.last >= 60 * self.minutes)
         if self.group:
             dist.broadcast(due, 0, self.group)
         if due:
@@ -136,8 +138,10 @@ def _result_is_missing() -> bool:
     once more.
     """
     lock = Path("dvc.lock")
-    if "DVC_STAGE" not in os.environ or not lock.exists():
-        return "DVC_STAGE" in os.environ
+    if "DVC_STAGE" not in os.environ:
+        return False
+    if not lock.exists():
+        return True
     entry = read_yaml(lock)["stages"].get("train")
     if entry is None:
         return True

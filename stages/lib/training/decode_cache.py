@@ -22,7 +22,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.files import fresh_folder, main_workspace, remove_folder, sha256_of
 from stages.lib.core.packed_images import FACTS_FILE, IMAGE_SCHEMA, PackedImages, image_batch
 from stages.lib.core.progress import progress_bar
-from stages.lib.detector import dataset, preprocessing
+from stages.lib.detector import dataset, faces, preprocessing
 from stages.lib.detector.dataset import (
     LabelledImages,
     ResizedImages,
@@ -31,6 +31,7 @@ from stages.lib.detector.dataset import (
 )
 
 IMAGES_PER_BATCH = 64
+DECODED_WITH = ("torch", "torchvision", "pillow", "simplejpeg", "opencv-python-headless")
 
 
 def decode_ahead(sets: dict[str, LabelledImages], limit_gb: float, num_workers: int) -> bool:
@@ -69,9 +70,9 @@ def _digest(images: LabelledImages) -> str:
     """Return a digest of what decides the decoded images: which ones, how, and by which code."""
     facts = sha256_of(*(pack.folder / FACTS_FILE for pack in images.packs.values()))
     how = images.preprocessing.model_dump(exclude={"mean", "std", "reencode", "residuals"})
-    modules = (pictures, dataset, preprocessing)
+    modules = (pictures, dataset, faces, preprocessing)
     code = sha256_of(*(Path(str(module.__file__)) for module in modules), Path(__file__))
-    versions = [version(name) for name in ("torch", "torchvision", "pillow", "simplejpeg")]
+    versions = [version(name) for name in DECODED_WITH]
     digest = hashlib.sha256(repr((list(images.packs), facts, how, code, versions)).encode())
     digest.update(repr(images.sets.tolist()).encode())
     digest.update(images.rows.astype(np.int64).tobytes())

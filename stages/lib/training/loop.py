@@ -47,11 +47,9 @@ class TrainingLoop:
         self.batches: list[list[Key]] = []  # of the current epoch
         self.done = 0  # micro-batches of the current epoch
         self.loss_sum = torch.zeros((), device=hardware.device)  # of those
-        self.first_bad = torch.full(
-            (), -1, device=hardware.device
-        )  # of those, without a finite loss
+        self.first_bad = torch.full((), -1, device=hardware.device)  # of those, not a finite loss
         pin = hardware.device.type == "cuda"
-        size = params.batch_size // (hardware.world_size * params.num_micro_batches)
+        size = params.micro_batch_size(hardware.world_size)
         self.loader = make_loader(images, self.batches, params.num_workers, pin, largest=size)
         self.optimizer = make_optimizer(params, detector.model)
         self.schedule = make_schedule(params, self.optimizer, self.steps_per_epoch)
@@ -241,9 +239,7 @@ def validation_loader(
     images: LabelledImages, params: TrainParams, hardware: Hardware
 ) -> DataLoader:
     """Return a loader of the images that this process validates; each image is loaded once."""
-    size = params.batch_size // (
-        hardware.world_size * params.num_micro_batches
-    )  # which is known to fit
+    size = params.micro_batch_size(hardware.world_size)  # which is known to fit
     batches = sequential_batches(len(images), size, hardware.rank, hardware.world_size)
     return make_loader(images, batches, params.num_workers, pin=hardware.device.type == "cuda")
 

@@ -31,6 +31,7 @@ class TrainParams(StageParams):
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] | None
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] | None
     reencode: Annotated[list[Quality], Field(min_length=2, max_length=2)] | None
+    face_crop: Annotated[float, Field(ge=0.5, le=10)] | None
     scaled_decoding: bool
     residuals: Literal["srm"] | None
     decoded_gb: NonNegative
@@ -74,3 +75,7 @@ class TrainParams(StageParams):
         """Micro-batches per optimizer step, once find_accumulate has replaced `auto`."""
         assert self.accumulate != "auto"
         return self.accumulate
+
+    def micro_batch_size(self, world_size: int) -> int:
+        """Return how many images each process computes at a time."""
+        return self.batch_size // (world_size * self.num_micro_batches)

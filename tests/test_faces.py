@@ -1,0 +1,139 @@
+"""Faces: found in drawn portraits, cropped alike wherever a model sees a picture."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as tv
+
+from stages import pack, predict, prepare, train
+from stages.lib import paths
+from stages.lib.core.errors import UserError
+from stages.lib.core.labels import read_labels
+from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.faces import crop_face, find_faces
+from stages.lib.detector.preprocessing import Preprocessing, resize, to_input
+from stages.lib.drawing.portrait import draw_person, portrait
+from stages.lib.training.decode_cache import decode_ahead
+from tests.conftest import set_params
+
+SEEDS = range(8)
+CROPPED = Preprocessing(
+    image_size=64, interpolation="bicubic", mean=[0.5] * 3, std=[0.2] * 3, face_crop=1.1
+)
+
+
+def drawn(seed: int, size: int = 200) -> torch.Tensor:
+    """Return a drawn portrait, uint8 (3, S, S)."""
+    picture = portrait(draw_person(np.random.default_rng(seed)), size).clip(0, 255)
+    return torch.from_numpy(picture.astype(np.uint8)).permute(2, 0, 1)
+
+
+@pytest.fixture
+def portraits(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace whose pictures show drawn faces, prepared to train."""
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("TRACKING", "off")
+    for seed, file in enumerate(sorted((workspace / "drawn").rglob("*.jpg"))):
+        tv.to_pil_image(drawn(seed, 100)).save(file)
+    changes = {"data.root": "drawn", "prepare.near_duplicate_bits": 0, "train.epochs": 1}
+    set_params(workspace, changes)
+    pack.main()
+    prepare.main()
+    return workspace
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_face_is_found_where_it_was_drawn(seed: int) -> None:
+    person = draw_person(np.random.default_rng(seed))
+    (face,) = find_faces(drawn(seed))
+    assert abs(face.left + face.width / 2 - 200 * person.center[0]) < 16
+    assert abs(face.top + face.height / 2 - 200 * person.center[1]) < 26
+    assert 0.7 < face.height / (2 * 200 * person.face[1]) < 1.2
+    right_eye, left_eye, nose, *mouth = face.landmarks
+    assert right_eye[0] < nose[0] < left_eye[0]  # the right eye of the person
+    assert right_eye[1] < nose[1] < min(corner[1] for corner in mouth)
+
+
+def test_the_largest_face_comes_first_and_is_cropped() -> None:
+    small, large = drawn(0, 150), drawn(1, 300)
+    both = torch.full((3, 300, 450), 128, dtype=torch.uint8)
+    both[:, 75:225, :150], both[:, :, 150:] = small, large
+    first, second = find_faces(both)
+    assert first.width > 1.5 * second.width
+    assert first.left > 150 > second.left + second.width
+    assert crop_face(both, 1.1).shape[1] == round(1.1 * first.size)
+
+
+@pytest.mark.parametrize("size", [100, 200, 1500])
+def test_the_face_fills_the_crop_whatever_the_size_of_the_picture(size: int) -> None:
+    picture = drawn(2, size)
+    face = find_faces(picture)[0]
+    for share in (1.1, 1.3):
+        crop = crop_face(picture, share)
+        assert crop.shape[1] == crop.shape[2] == round(share * face.size)
+        inside = find_faces(tv.resize(crop, [200, 200], antialias=True))[0]
+        assert inside.size / 200 == pytest.approx(1 / share, abs=0.12)
+
+
+def test_the_crop_stays_within_the_picture() -> None:
+    picture = drawn(3)
+    assert torch.equal(crop_face(picture, 9), picture)
+    wide = torch.cat([picture, torch.zeros(3, 200, 100, dtype=torch.uint8)], dim=2)
+    assert torch.equal(crop_face(wide, 9), wide[:, :, :200])
+
+
+def test_a_picture_without_a_face_is_seen_whole() -> None:
+    for picture in (torch.full((3, 90, 120), 77, dtype=torch.uint8), drawn(0)[:, 150:]):
+        assert find_faces(picture) == []
+        assert torch.equal(crop_face(picture, 1.1), picture)
+    for size in ((3, 1, 1), (3, 1, 700), (3, 2000, 1), (3, 32, 90)):
+        assert find_faces(torch.zeros(size, dtype=torch.uint8)) == []
+
+
+def test_threads_get_the_faces_of_one_after_the_other() -> None:
+    pictures = [drawn(seed, 120 + 20 * seed) for seed in SEEDS]
+    alone = [crop_face(picture, 1.1) for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda picture: crop_face(picture, 1.1), pictures * 3))
+    assert all(map(torch.equal, together, alone * 3))
+
+
+def test_every_reader_of_images_crops_alike(portraits: Path) -> None:
+    labels = read_labels(paths.LABELS / "val.csv")
+    images = LabelledImages(labels, paths.PACKED, CROPPED)
+    seen = [images[0, index][0] for index in range(len(labels))]
+    whole = CROPPED.model_copy(update={"face_crop": None})
+    for index, one in enumerate(seen):
+        file = images.decoded_file(index)
+        assert torch.equal(one, to_input(file, CROPPED))
+        assert torch.equal(one, resize(crop_face(file, 1.1), whole))
+        assert not torch.equal(one, resize(file, whole))
+    assert decode_ahead({"val": images}, 1, num_workers=2)
+    assert all(torch.equal(images[0, index][0], one) for index, one in enumerate(seen))
+
+
+def test_a_model_is_used_with_the_crop_that_it_was_trained_with(portraits: Path) -> None:
+    set_params(portraits, {"train.face_crop": 1.1, "predict.robustness_images": 0})
+    train.main()
+    config = json.loads(paths.CONFIG.read_text())
+    assert config["preprocessing"]["face_crop"] == 1.1
+    predict.main()
+    cropped = pd.read_csv(paths.SCORES / "val.csv")["score"]
+    config["preprocessing"]["face_crop"] = None
+    paths.CONFIG.write_text(json.dumps(config))
+    predict.main()
+    assert (pd.read_csv(paths.SCORES / "val.csv")["score"] != cropped).all()
+
+
+def test_scaled_decoding_would_lose_the_face(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    set_params(workspace, {"train.face_crop": 1.1, "train.scaled_decoding": True})
+    with pytest.raises(UserError, match=r"train\.scaled_decoding .* train\.face_crop"):
+        train.main()
