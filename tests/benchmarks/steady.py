@@ -18,17 +18,13 @@ import psutil
 from mlflow.pyfunc import PythonModelContext
 
 from stages.lib.core.params import load_params
-from stages.lib.data.layout import find_sets, read_list
-from stages.lib.detector.dataset import LabelledImages
+from stages.lib.data.layout import find_sets
 from stages.lib.detector.model import save_detector
-from stages.lib.detector.runtime import set_up_hardware
 from stages.lib.serving.served_model import ServedDetector
-from stages.lib.training.images import TrainingImages
-from stages.lib.training.loop import TrainingLoop, validate, validation_loader
+from stages.lib.training.loop import validate, validation_loader
 from stages.lib.training.params import TrainParams
-from stages.train import make_detector
 from tests.benchmarks.ablation import pairs
-from tests.benchmarks.notebook import pack_set
+from tests.benchmarks.training import packed_loop
 from tests.conftest import ROOT, draw_dataset, set_params
 
 EPOCHS, STEPS, BATCH_SIZE = 20, 100, 4
@@ -37,6 +33,7 @@ CHANGES = pairs(0.5, 0.5) | {
     "train.model": "test_resnet", "train.image_size": 32, "train.face_crop": 1.1,
     "train.epochs": EPOCHS, "train.batch_size": BATCH_SIZE, "train.mixup": 0.2,
     "train.ema_decay": 0.9, "train.num_workers": 2, "train.reencode": [60, 95],
+    "train.device": "cpu", "train.precision": "fp32",
     **{f"train.augmentation.{name}.probability": 0.3 for name in ("jpeg", "webp", "blur", "noise")},
 }  # fmt: skip
 
@@ -56,23 +53,14 @@ def main() -> None:
 
 def train(params: TrainParams, root: Path, folder: Path) -> pd.DataFrame:
     """Train, write the detector into folder; return what was used after each epoch."""
-    sets = {name: (one, read_list(one)) for name, one in find_sets(root).items()}
-    labels = {name: pack_set(folder, *one) for name, one in sets.items()}
-    hardware = set_up_hardware("cpu", "fp32", params.num_threads)
-    detector, config = make_detector(params, hardware)
-    images = TrainingImages(
-        labels["train"], folder / "packed", config.preprocessing, params.augmentation,
-        params.pseudo_fakes, params.seed,
-    )  # fmt: skip
-    val = LabelledImages(labels["val"], folder / "packed", config.preprocessing)
-    loop = TrainingLoop(params, detector, images, hardware)
-    loader = validation_loader(val, params, hardware)
+    loop, val, config = packed_loop(params, find_sets(root), folder)
+    loader = validation_loader(val, params, loop.hardware)
     rows = []
     for epoch in range(params.epochs):
         loop.train_epoch(epoch)
-        validate(loop.evaluated_detector, loader, hardware)
+        validate(loop.evaluated_detector, loader, loop.hardware)
         rows.append({"steps": (epoch + 1) * loop.steps_per_epoch} | used())
-    save_detector(folder, detector.model.state_dict(), config)
+    save_detector(folder, loop.detector.model.state_dict(), config)
     return pd.DataFrame(rows)
 
 

@@ -35,15 +35,12 @@ from torch.utils.data import DataLoader
 
 from stages.lib.core.params import load_params
 from stages.lib.data.layout import ImageSet, find_sets, read_list
-from stages.lib.detector.dataset import LabelledImages
-from stages.lib.detector.runtime import set_up_hardware
 from stages.lib.training.decode_cache import decode_ahead
-from stages.lib.training.images import TrainingImages
-from stages.lib.training.loop import TrainingLoop, validate, validation_loader
+from stages.lib.training.loop import validate, validation_loader
 from stages.lib.training.params import TrainParams
-from stages.train import make_detector
 from tests.benchmarks.ablation import FOLDER, ROWS, neutral_sets, write_fast
-from tests.benchmarks.notebook import BATCH_SIZE, FileImages, epoch_of, pack_set
+from tests.benchmarks.notebook import BATCH_SIZE, FileImages, epoch_of
+from tests.benchmarks.training import packed_loop
 from tests.conftest import ROOT, environment, set_params
 
 PLAIN = ROWS["plain"] | {"train.zero_head": False, "train.warmup_epochs": 1}
@@ -121,24 +118,16 @@ def measure(recipe: str, options: argparse.Namespace, seed: int) -> dict[str, ob
 
 def of_stage(params: TrainParams, sets: dict[str, ImageSet], folder: Path, race: Race) -> None:
     """Run the epochs of stages.train's loop."""
-    labels = {name: pack_set(folder, one, read_list(one)) for name, one in sets.items()}
-    hardware = set_up_hardware(params.device, params.precision, params.num_threads)
-    detector, config = make_detector(params, hardware)
-    images = TrainingImages(
-        labels["train"], folder / "packed", config.preprocessing, params.augmentation,
-        params.pseudo_fakes, params.seed,
-    )  # fmt: skip
-    val = LabelledImages(labels["val"], folder / "packed", config.preprocessing)
-    loop = TrainingLoop(params, detector, images, hardware)
-    loader = validation_loader(val, params, hardware)
+    loop, val, _ = packed_loop(params, sets, folder)
+    loader = validation_loader(val, params, loop.hardware)
     decode_ahead({"val": val}, 10, params.num_workers)
     race.start()
-    decode_ahead({"train": images}, 10, params.num_workers)
+    decode_ahead({"train": loop.images}, 10, params.num_workers)
 
     def look() -> None:
         if loop.done % STEPS == 0:
-            race.judge(lambda: validate(detector, loader, hardware)["val_auc"])
-            detector.train()
+            race.judge(lambda: validate(loop.detector, loader, loop.hardware)["val_auc"])
+            loop.detector.train()
 
     for epoch in range(params.epochs):
         loop.train_epoch(epoch, look)

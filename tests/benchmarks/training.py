@@ -17,15 +17,23 @@ import pandas as pd
 import torch
 
 from stages.lib.core.params import load_params
-from stages.lib.detector.model import Detector, create_model, resolve_preprocessing
+from stages.lib.data.layout import ImageSet, read_list
+from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.model import (
+    Detector,
+    DetectorConfig,
+    create_model,
+    resolve_preprocessing,
+)
 from stages.lib.detector.runtime import set_up_hardware
 from stages.lib.training.decode_cache import decode_ahead
 from stages.lib.training.images import TrainingImages
 from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.params import TrainParams
 from stages.lib.training.speed import Batch
+from stages.train import make_detector
 from tests.benchmarks import notebook
-from tests.benchmarks.notebook import BATCH_SIZE, IMAGE_SIZE, draw_photographs, pack
+from tests.benchmarks.notebook import BATCH_SIZE, IMAGE_SIZE, draw_photographs, pack, pack_set
 from tests.benchmarks.race import Rates, race, run_races
 
 
@@ -46,6 +54,21 @@ def loop_of(folder: Path, labels: pd.DataFrame) -> TrainingLoop:
     detector = detector.to(memory_format=torch.channels_last)
     print(f"ours: {hardware}")
     return TrainingLoop(params, detector, images, hardware)
+
+
+def packed_loop(
+    params: TrainParams, sets: dict[str, ImageSet], folder: Path
+) -> tuple[TrainingLoop, LabelledImages, DetectorConfig]:
+    """Pack the sets train and val into folder; return stages.train's loop, the images of val."""
+    labels = {name: pack_set(folder, one, read_list(one)) for name, one in sets.items()}
+    hardware = set_up_hardware(params.device, params.precision, params.num_threads)
+    detector, config = make_detector(params, hardware)
+    images = TrainingImages(
+        labels["train"], folder / "packed", config.preprocessing, params.augmentation,
+        params.pseudo_fakes, params.seed,
+    )  # fmt: skip
+    val = LabelledImages(labels["val"], folder / "packed", config.preprocessing)
+    return TrainingLoop(params, detector, images, hardware), val, config
 
 
 def on_the_device(loop: TrainingLoop) -> list[Batch]:
