@@ -50,6 +50,8 @@ def file_of(folder: Path, name: str) -> Path:
     Letters with accents have two forms in Unicode, and a list may have one (NFC) where the file
     system has the other (NFD, as macOS writes it).
     """
+    if name.isascii():  # has one form, so nothing needs to be looked up
+        return folder / name
     forms = [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
     return next((folder / form for form in forms if (folder / form).exists()), folder / name)
 

@@ -58,12 +58,17 @@ def _read_in_batches(
             yield [image or next(read) for image in found], len(batch) - len(unknown)
 
 
+def _leaves(folder: Path, path: Path) -> bool:
+    """Return whether a file in the folder is a link to a place outside of it."""
+    return path.is_symlink() and not path.resolve().is_relative_to(folder.resolve())
+
+
 def read_image(folder: Path, row: dict[str, Any], params: PackParams) -> Packed:
     """Return the bytes and facts of an image file; a bad file gives b"" and a reason in `error`."""
     path = file_of(folder, row["img_name"])
     try:
         changed = path.stat().st_mtime_ns
-        if params.links == "refuse" and not path.resolve().is_relative_to(folder.resolve()):
+        if params.links == "refuse" and _leaves(folder, path):
             return b"", row | {"error": "a link that leaves its folder (see pack.links)"}
         content = path.read_bytes()
         return content, row | image_facts(content, params.max_pixels) | {"mtime_ns": changed}
