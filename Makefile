@@ -12,7 +12,7 @@ export GIT_COMMITTER_EMAIL ?= $(GIT_AUTHOR_EMAIL)
 RUNS := http://localhost:5000/\#/experiments/1?workflowType=machine_learning
 OLD := This project needs Python 3.11 or newer; set one with: make PYTHON=python3.12
 
-.PHONY: repro help preset ui check test test-slow bench lock vulnerabilities clean
+.PHONY: repro help preset ui plots check test test-slow bench lock vulnerabilities clean
 .DEFAULT_GOAL := repro
 
 $(BIN)/python:
@@ -35,6 +35,9 @@ preset: $(VENV)/installed  ## write a preset into params.yaml: make preset NAME=
 ui: $(VENV)/installed  ## browse the runs
 	@echo 'Runs: $(RUNS)'
 	uri="$$(python -m stages.tools.store)" && mlflow ui --backend-store-uri "$$uri"
+
+plots: $(VENV)/installed  ## draw the curves, as an HTML page in dvc_plots/
+	python -m stages.tools.plots
 
 check: $(VENV)/installed  ## check style and types
 	ruff check .

@@ -5,6 +5,7 @@ runs only under `python -m`, while sys.argv[0] is "-m": importing a stage has no
 """
 
 import os
+import signal
 import sys
 
 if sys.argv[0] == "-m":
@@ -13,6 +14,9 @@ if sys.argv[0] == "-m":
     # elsewhere (tests/benchmarks/sharing.py). PyTorch reads this when it is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    # Until `run_stage` handles it, Ctrl-C ends the process without a traceback of the imports.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if "DVC_STAGE" in os.environ or "RANK" in os.environ:
         from stages.lib.core.stopping import start_watch
 

@@ -25,7 +25,7 @@ from scipy.stats import rankdata
 from stages.lib import paths
 from stages.lib.core.files import fresh_folder, write_text
 from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL, read_labels
-from stages.lib.core.params import StageParams, load_params
+from stages.lib.core.params import StageParams, Threads, load_params
 from stages.lib.core.progress import progress_bar
 from stages.lib.core.running import run_stage
 from stages.lib.core.tables import read_scores, write_table
@@ -66,7 +66,7 @@ class ExplainParams(StageParams):
     stride: Annotated[float, Field(gt=0, le=1)]
     batch_size: Annotated[int, Field(ge=1)]
     device: DeviceName
-    num_threads: Annotated[int, Field(ge=1)]
+    num_threads: Threads
 
 
 def main() -> None:

@@ -22,9 +22,16 @@ from pydantic import Field
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError
-from stages.lib.core.files import fresh_folder
+from stages.lib.core.files import check_room, fresh_folder
 from stages.lib.core.labels import read_labels
-from stages.lib.core.params import StageParams, load_params, one_of
+from stages.lib.core.params import (
+    Processes,
+    StageParams,
+    Threads,
+    Workers,
+    load_params,
+    one_of,
+)
 from stages.lib.core.running import run_stage
 from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import Key, LabelledImages, make_loader, sequential_batches
@@ -44,6 +51,7 @@ from stages.lib.prediction.views import SCORED_VIEWS
 
 SPLITS = ("val", "calibration", "test", "held_out", "evaluation")
 NUM_VARIANTS = 1 + len(VARIANTS)
+ROW_BYTES = 200  # of a score file, at most
 
 
 class PredictParams(StageParams):
@@ -55,9 +63,9 @@ class PredictParams(StageParams):
     precision: Precision
     compile: CompileMode | None
     device: DeviceName
-    num_processes: Annotated[int, Field(ge=1)]
-    num_workers: Annotated[int, Field(ge=0)]
-    num_threads: Annotated[int, Field(ge=1)]
+    num_processes: Processes
+    num_workers: Workers
+    num_threads: Threads
 
 
 def main() -> None:
@@ -77,15 +85,16 @@ def predict(params: PredictParams, hardware: Hardware) -> None:
     if params.compile:
         detector.compile(mode=params.compile)
     is_first = hardware.rank == 0
+    labels = {split: read_labels(paths.LABELS / f"{split}.csv") for split in SPLITS}
     if is_first:
+        check_room(paths.SCORES.parent, ROW_BYTES * sum(map(len, labels.values())))
         print(f"device: {hardware}; model: {config.model}, epoch {config.best_epoch}", flush=True)
     tables = {}
-    for split in SPLITS:
-        labels = read_labels(paths.LABELS / f"{split}.csv")
-        images = LabelledImages(labels, paths.PACKED, config.preprocessing)
+    for split, table in labels.items():
+        images = LabelledImages(table, paths.PACKED, config.preprocessing)
         logits = predict_logits(detector, images, params, hardware, split)[:, 0]
-        tables[split] = pd.DataFrame({"img_name": labels["img_name"], "logit": logits})
-    chosen = choose_images(read_labels(paths.LABELS / "val.csv"), params.robustness_images)
+        tables[split] = pd.DataFrame({"img_name": table["img_name"], "logit": logits})
+    chosen = choose_images(labels["val"], params.robustness_images)
     images = PerturbedImages(chosen, paths.PACKED, config.preprocessing)
     logits = predict_logits(detector, images, params, hardware, "perturbed")
     tables["robustness"] = perturbed_table(chosen["img_name"], logits)

@@ -26,7 +26,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.files import fresh_folder, write_json
 from stages.lib.core.labels import CLASS_NAMES, FAKE, LABEL_TYPES, REAL
 from stages.lib.core.packed_images import read_facts
-from stages.lib.core.params import StageParams, load_params
+from stages.lib.core.params import Seed, StageParams, load_params
 from stages.lib.core.running import run_stage
 from stages.lib.core.tables import write_table
 from stages.lib.data.layout import SET_NAMES
@@ -45,7 +45,7 @@ class PrepareParams(StageParams):
     hold_out_families: list[str]
     shortcuts: Literal["warn", "refuse"]
     shortcut_auc: Annotated[float, Field(ge=0.5, le=1)]
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
 
 
 def main() -> None:

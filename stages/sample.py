@@ -21,7 +21,7 @@ from pydantic import Field
 from stages.lib import paths
 from stages.lib.core.files import fresh_folder, write_text
 from stages.lib.core.labels import FAKE, REAL
-from stages.lib.core.params import StageParams, load_params
+from stages.lib.core.params import Seed, StageParams, load_params
 from stages.lib.core.progress import progress_bar
 from stages.lib.core.running import run_stage
 from stages.lib.drawing.manipulations import FAMILIES
@@ -30,17 +30,18 @@ from stages.lib.drawing.portrait import draw_person
 
 FOLDERS = {"train": "phase1/trainset", "val": "phase1/valset", "test": "phase2/testset1_seen"}
 PICTURES_PER_PERSON = 5
+MOST_PICTURES = 1_000_000
 
 
 class SampleParams(StageParams):
     """Section `sample`."""
 
-    num_train: Annotated[int, Field(ge=20)]
-    num_val: Annotated[int, Field(ge=20)]
-    num_test: Annotated[int, Field(ge=1)]
+    num_train: Annotated[int, Field(ge=20, le=MOST_PICTURES)]
+    num_val: Annotated[int, Field(ge=20, le=MOST_PICTURES)]
+    num_test: Annotated[int, Field(ge=1, le=MOST_PICTURES)]
     image_size: Annotated[int, Field(ge=48, le=512)]
     fake_share: Annotated[float, Field(gt=0, lt=1)]
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
 
 
 def main() -> None:

@@ -48,14 +48,12 @@ def make_submission(
     """Return img_name and y_pred, one row per listed image, in the order of the list.
 
     listed: column img_name, and error for a bad image, which gets missing_score. Raises UserError
-    for a listed image without a score, a score without a listed image, a second score of an image,
-    and a score that is not a number in [0, 1].
+    for a listed image without a score, a score without a listed image, and a second score of an
+    image.
     """
     twice = scores["img_name"][scores["img_name"].duplicated()]
     extra = scores["img_name"][~scores["img_name"].isin(listed["img_name"])]
-    wrong = scores["img_name"][~scores["score"].between(0, 1)]
-    for names, what in ((twice, "has two scores"), (extra, "is not in the test list"),
-                        (wrong, "has a score that is not a number in [0, 1]")):  # fmt: skip
+    for names, what in ((twice, "has two scores"), (extra, "is not in the test list")):
         if len(names):
             raise UserError(f"{TEST_SCORES}: {names.iloc[0]} {what} ({len(names)} such images)")
     predicted = listed["img_name"].map(scores.set_index("img_name")["score"])

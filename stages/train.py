@@ -31,6 +31,7 @@ from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.model import (
     Detector,
     DetectorConfig,
+    check_input,
     count_parameters,
     create_model,
     input_size_args,
@@ -210,7 +211,9 @@ def make_detector(params: TrainParams, hardware: Hardware) -> tuple[Detector, De
         initial_weights=provenance(params.model, params.weights),
         best_epoch=0,
     )
-    detector = Detector(model, preprocessing).to(hardware.device)
+    detector = Detector(model, preprocessing)
+    check_input(detector, params.model, params.image_size)
+    detector = detector.to(hardware.device)
     if params.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
     return detector, config

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import pytest
@@ -13,7 +14,7 @@ from stages import evaluate, predict, submit, train
 from stages.lib.core.errors import UserError
 from stages.lib.core.running import STORAGE_FAULTS, run_stage
 from stages.lib.training.loop import TrainingLoop
-from tests.conftest import run, set_params
+from tests.conftest import ROOT, run, set_params
 
 MODEL, SCORES, LABELS, PACKED = "data/model", "data/scores", "data/labels", "data/packed"
 Damage = Callable[[Path], None]
@@ -111,26 +112,70 @@ def test_damage_is_one_line_that_names_the_file(
     assert "dvc " in message
 
 
-def test_a_worker_that_meets_damage_ends_the_stage_with_one_line(
-    pipeline: Path, clone: Path
+def second_row_is_elsewhere(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(row=table["row"].where(table.index != 1, "12345"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "changes", "words"),
+    [
+        (empty_images, {"num_workers": 2}, "0 images, the labels name row"),
+        (changed(f"{LABELS}/val.csv", second_row_is_elsewhere), {"num_processes": 2},
+         "images, the labels name row 12345"),
+    ],
+    ids=["worker", "second-process"],
+)  # fmt: skip
+def test_a_process_that_meets_damage_ends_the_stage_with_one_line(
+    pipeline: Path, clone: Path, damage: Damage, changes: dict[str, int], words: str
 ) -> None:
     shutil.copytree(pipeline / "stages", clone / "stages")
-    set_params(clone, {"predict.num_workers": 2})
-    empty_images(clone)
+    set_params(clone, {f"predict.{name}": value for name, value in changes.items()})
+    damage(clone)
     done = run("python", "-m", "stages.predict", cwd=clone, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: data/packed/val: 0 images, the labels name row")
+    assert line.startswith("error: data/packed/val: ")
+    assert words in line
 
 
-def test_where_there_is_no_room_for_the_model_nothing_is_trained(
-    clone: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_is_damaged_in_the_cache_of_dvc_is_found_and_made_again(tmp_path: Path) -> None:
+    """An edit in place goes through a hard link, and DVC trusts what is read-only."""
+    run("git", "init", "-q", cwd=tmp_path)
+    run("dvc", "init", "-q", cwd=tmp_path)
+    run("dvc", "config", "cache.type", "hardlink", cwd=tmp_path)
+    stage = "stages:\n  s:\n    cmd: mkdir out && seq 9 > out/a && seq 99 > b\n    outs: [out, b]\n"
+    (tmp_path / "dvc.yaml").write_text(stage)
+    run("dvc", "repro", cwd=tmp_path)
+    files = [tmp_path / "out/a", tmp_path / "b"]
+    whole = [file.read_bytes() for file in files]
+    shutil.rmtree(tmp_path / "out")
+    files[1].unlink()
+    run("dvc", "checkout", cwd=tmp_path)
+    verify = ("python", "-m", "stages.tools.verify")
+    done = run(*verify, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert "all 3 files in DVC's cache are whole" in done.stdout  # the third one lists the folder
+    for file in files:
+        file.chmod(0o644)
+        os.truncate(file, 5)
+        file.chmod(0o444)
+    done = run(*verify, cwd=tmp_path, check=False, PYTHONPATH=str(ROOT))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: 2 of 3 files in DVC's cache were damaged and are removed")
+    run("dvc", "repro", cwd=tmp_path)
+    assert [file.read_bytes() for file in files] == whole
+    run(*verify, cwd=tmp_path, PYTHONPATH=str(ROOT))
+
+
+@pytest.mark.parametrize(("stage", "free"), [(train, 1_000_000), (predict, 0)])
+def test_where_there_is_no_room_nothing_is_computed(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, stage: ModuleType, free: int
 ) -> None:
     monkeypatch.setattr(TrainingLoop, "train_epoch", lambda *_: pytest.fail("it has trained"))
-    usage = shutil.disk_usage(clone)._replace(free=1_000_000)
+    monkeypatch.setattr(predict, "predict_logits", lambda *_: pytest.fail("it has scored"))
+    usage = shutil.disk_usage(clone)._replace(free=free)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"data: 1 MB are free, \d MB are needed; make room"):
-        train.main()
+    with pytest.raises(UserError, match=r"data: \d MB are free, \d MB are needed; make room"):
+        stage.main()
 
 
 @pytest.mark.parametrize("number", STORAGE_FAULTS)

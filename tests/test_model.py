@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -16,6 +17,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.detector.model import (
     Detector,
     DetectorConfig,
+    check_input,
     create_model,
     fake_logit,
     input_size_args,
@@ -23,6 +25,7 @@ from stages.lib.detector.model import (
     provenance,
     resolve_preprocessing,
     save_detector,
+    zero_head,
 )
 from stages.lib.detector.preprocessing import Preprocessing
 from tests.conftest import ROOT, run
@@ -148,6 +151,50 @@ def test_a_model_that_the_hub_has_no_weights_for_is_named() -> None:
     assert not timm.get_pretrained_cfg(name).has_weights
     with pytest.raises(UserError, match=f"train.weights = 'hub': cannot load weights for {name}"):
         create_model(name, {}, "hub")
+
+
+@pytest.mark.parametrize(
+    "model_args",
+    [{"drop_rate": "high"}, {"num_classes": 5}, {"in_chans": 0}, {"act_layer": "nothing"},
+     {"checkpoint_path": "nowhere.pth"}, {"no_such": 1}],
+    ids=lambda model_args: next(iter(model_args)),
+)  # fmt: skip
+def test_arguments_that_a_model_refuses_are_one_line(model_args: dict[str, Any]) -> None:
+    with pytest.raises(
+        UserError, match="train.model_args = .*test_resnet does not accept"
+    ) as found:
+        create_model("test_resnet", model_args, "random")
+    assert len(str(found.value)) < 300 and "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "model_args", "side", "words"),
+    [
+        ("test_vit", {"img_size": 160}, 64, "train.image_size = 64: test_vit cannot take such"),
+        ("test_resnet", {"in_chans": 4}, 64, "train.image_size = 64: test_resnet cannot take such"),
+        ("test_resnet", {"global_pool": ""}, 64, "returns .* numbers for an image, not the two"),
+    ],
+    ids=["size", "channels", "no-classifier"],
+)
+def test_a_model_that_cannot_judge_such_images_is_refused(
+    name: str, model_args: dict[str, Any], side: int, words: str
+) -> None:
+    model = timm.create_model(name, num_classes=2, **model_args)
+    with pytest.raises(UserError, match=words) as found:
+        check_input(Detector(model, resolve_preprocessing(model, image_size=side)), name, side)
+    assert len(str(found.value)) < 300 and "\n" not in str(found.value)
+
+
+def test_a_head_begins_near_zero_where_there_is_one() -> None:
+    images = torch.rand(4, 3, 64, 64)
+    for name in ("test_resnet", "deit_tiny_distilled_patch16_224"):  # one head, and two
+        sizes = {"img_size": 64} if "deit" in name else {}
+        model = timm.create_model(name, num_classes=2, **sizes).eval()
+        before = model(images).abs().max()
+        zero_head(model)
+        assert model(images).abs().max() < before / 20
+    with pytest.raises(UserError, match="train.zero_head: .* no head with weights"):
+        zero_head(timm.create_model("test_resnet", num_classes=0))
 
 
 def test_preprocessing_is_the_models_own_unless_chosen() -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pytest
+import yaml
 from dvc.utils.serialize import parse_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,8 @@ from pydantic import Field, ValidationError
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import StageParams, load_params, read_yaml
-from tests.conftest import EXAMPLES
+from tests.conftest import EXAMPLES, ROOT
+from tests.test_design import loaded_params
 
 
 class Params(StageParams):
@@ -75,6 +77,22 @@ def test_a_wrong_parameter_is_named(tmp_path: Path, changes: dict[str, Any], wor
     assert words in str(error.value)
     assert "\n" not in str(error.value)
     assert "params.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sample.num_train", "sample.seed", "pack.num_threads", "prepare.seed", "train.seed",
+     "train.num_threads", "train.num_workers", "train.num_processes", "predict.num_threads",
+     "predict.num_workers", "explain.num_threads"],
+)  # fmt: skip
+def test_a_number_that_no_machine_can_take_is_one_line(tmp_path: Path, name: str) -> None:
+    section, key = name.split(".")
+    model = loaded_params(section)[section]
+    content = read_yaml(ROOT / "params.yaml")[section] | {key: 10**30}
+    path = write(tmp_path, yaml.safe_dump({section: content}))
+    with pytest.raises(UserError, match=f"{name} = 10+: input should be less than") as found:
+        load_params(section, model, path)
+    assert len(str(found.value)) < 300
 
 
 def test_all_wrong_parameters_are_named_at_once(tmp_path: Path) -> None:

@@ -232,8 +232,8 @@ def test_every_stage_gives_the_same_bytes_again(
         PseudoFakes: "train.pseudo_fakes",
         Kinds: "train.pseudo_fakes",
     }
-    for stage in ("sample", "pack", "prepare", "train", "predict", "explain", "evaluate", "card",
-                  "submit", "publish"):  # fmt: skip
+    for stage in ("sample", "check_names", "pack", "prepare", "train", "predict", "explain",
+                  "evaluate", "card", "submit", "publish"):  # fmt: skip
         before_stage = {model: set(names) for model, names in read.items()}
         import_module(f"stages.{stage}").main()
         sections |= {model: section for section, model in loaded_params(stage).items()}
@@ -250,6 +250,26 @@ def test_every_stage_gives_the_same_bytes_again(
     assert models == set(sections)
     for model in models:
         assert set(model.model_fields) == read.get(model, set()), f"{model}: not read"
+
+
+def test_the_page_of_plots_needs_no_network(pipeline: Path) -> None:
+    """A browser draws it in tests/test_server.py."""
+    run("python", "-m", "stages.tools.plots", cwd=pipeline)
+    page = (pipeline / "dvc_plots/index.html").read_text()
+    assert page.count("vegaEmbed('#") >= 8 and "window.vegaEmbed=" in page
+    assert not re.findall(r"""<(?:script|link)[^>]+(?:src|href)=["']?[^>]*//""", page)
+
+
+def test_the_name_of_a_set_leads_dvc_to_no_folder_of_the_user(workspace: Path) -> None:
+    """DVC removes the outputs of a stage before the stage can check anything."""
+    precious = workspace / "precious/file"
+    precious.parent.mkdir()
+    precious.touch()
+    set_params(workspace, {"data.evaluation_sets": {"../../../precious": "data/raw/sample"}})
+    done = run("dvc", "repro", cwd=workspace, check=False)
+    assert done.returncode
+    assert "error: params.yaml: data.evaluation_sets.../../../precious" in done.stderr
+    assert precious.exists()
 
 
 def record_parameters(monkeypatch: pytest.MonkeyPatch) -> dict[type, set[str]]:

@@ -9,8 +9,10 @@ from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
+from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.core.params import load_params
+from stages.lib.detector.faces import largest_face
 from stages.lib.detector.preprocessing import Preprocessing, decode, resize
 from stages.lib.detector.runtime import Hardware
 from stages.lib.drawing.photograph import photograph
@@ -38,6 +40,18 @@ def face(seed: int) -> torch.Tensor:
     """Return a drawn face, uint8 (3, S, S)."""
     random = np.random.default_rng(seed)
     return resize(decode(photograph(draw_person(random), "", SIDE, random), SEEN), SEEN)
+
+
+def large_face(seed: int) -> torch.Tensor:
+    """Return a drawn face of 200 pixels, in which YuNet finds its landmarks well."""
+    random = np.random.default_rng(seed)
+    return decode(photograph(draw_person(random), "", 200, random), SEEN)
+
+
+def landmarks_of(picture: torch.Tensor) -> np.ndarray:
+    face = largest_face(picture)
+    assert face
+    return face.landmarks
 
 
 def source(seed: int) -> Source:
@@ -86,6 +100,23 @@ def test_a_pair_differs_inside_of_the_mask_alone(name: str, masks: list[torch.Te
     assert np.mean(np.array(differing) > 0.01) > 0.9
 
 
+@pytest.mark.parametrize("name", ["blend", "part"])
+def test_a_region_follows_a_face_that_is_not_in_the_middle(
+    name: str, masks: list[torch.Tensor]
+) -> None:
+    random = np.random.default_rng(3)
+    picture = torch.full((3, 256, 256), 128, dtype=torch.uint8)
+    picture[:, 100:240, 110:250] = decode(photograph(draw_person(random), "", 140, random), SEEN)
+    found = Source(picture, [0.4, 0.5], lambda random: picture)
+    assert found.face
+    box = [found.face.top, found.face.top + found.face.height,
+           found.face.left, found.face.left + found.face.width]  # fmt: skip
+    for seed in range(10):
+        make_pair(found, only(name), np.random.default_rng(seed))
+        y, x = ndimage.center_of_mass(masks[-1][0].numpy())
+        assert box[0] < y < box[1] and box[2] < x < box[3]
+
+
 def test_each_kind_leaves_its_trace() -> None:
     """Smoothed regions have less noise than their surroundings, parts are small."""
     changes: dict[str, list[float]] = {name: [] for name in KINDS}
@@ -104,11 +135,15 @@ def test_each_kind_leaves_its_trace() -> None:
     assert np.nanmedian(noise["smooth"]) < 0.75
 
 
-def test_the_mask_has_the_width_of_a_face(masks: list[torch.Tensor]) -> None:
+def test_where_no_face_is_found_the_mask_has_the_width_that_was_given(
+    masks: list[torch.Tensor],
+) -> None:
+    picture = torch.arange(SIDE).mul(3).byte().expand(3, SIDE, SIDE)
     widths = []
     for width in (0.35, 0.7):
         for seed in range(30):
-            one = Source(face(seed), [width, width], lambda random: OTHERS[0])
+            one = Source(picture, [width, width], lambda random: picture)
+            assert one.face is None
             make_pair(one, only("blend"), np.random.default_rng(seed))
         found = [(mask[0] > 0).any(dim=0).float().mean().item() for mask in masks[-30:]]
         widths.append(np.mean(found))
@@ -116,18 +151,29 @@ def test_the_mask_has_the_width_of_a_face(masks: list[torch.Tensor]) -> None:
 
 
 def test_a_swap_takes_the_most_alike_in_the_colours_of_the_face() -> None:
-    real = face(0)
+    real, *others = (large_face(seed) for seed in (1, 2, 3, 4))
     twin = (real.float() * 0.5 + 100).byte()  # the same face, paler
-    drawn = iter([OTHERS[0], twin, OTHERS[1], OTHERS[2]])
+    drawn = iter([others[0], twin, *others[1:]])
     one = Source(real, [0.5, 0.5], lambda random: next(drawn))
     donor, mask = pseudo_fakes.swap(one, np.random.default_rng(3))
     inside = (mask[0] > 0).numpy()
     as_it_is = np.corrcoef(donor.float().mean(0)[inside], real.float().mean(0)[inside])[0, 1]
     assert as_it_is > 0.8
-    whole = torch.ones(1, SIDE, SIDE)
+    whole = torch.ones(1, *real.shape[1:])
     matched = matched_colours(twin, real, whole, 1.0)
     assert (matched.float() - real.float()).abs().mean() < 3
     assert torch.equal(matched_colours(twin, real, whole, 0.0), twin)
+
+
+def test_a_swap_moves_the_donor_onto_the_face() -> None:
+    real = large_face(5)
+    donor = tv.affine(real, angle=8, translate=[14, -10], scale=0.85, shear=[0])
+    moved = pseudo_fakes.draw_donor(
+        Source(real, [0.5, 0.5], lambda random: donor), np.random.default_rng(0)
+    )
+    wanted, *found = (landmarks_of(one) for one in (real, donor, moved))
+    errors = [np.abs(one - wanted).mean() for one in found]
+    assert errors[1] < errors[0] / 2  # YuNet misplaces landmarks of a drawn face by a few pixels
 
 
 def test_pasting_takes_the_region_where_the_mask_is_1() -> None:

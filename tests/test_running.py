@@ -1,5 +1,6 @@
 """How a stage starts and ends: it never outlives its DVC, and never writes beside another one."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from filelock import FileLock
 
 from stages.lib.core import running
 from stages.lib.core.errors import UserError
+from stages.train import HEADINGS
 from tests.conftest import ROOT, environment, run, set_params, wait_for
 
 # Takes the place of DVC: starts a stage through a shell, says its pid, and waits.
@@ -64,6 +66,49 @@ def test_a_stage_ends_with_the_dvc_that_started_it(
     wait_for(lambda: not shell.is_running() or shell.status() == psutil.STATUS_ZOMBIE, seconds=15)
     assert not [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     assert not list((endless / "data").glob("*model*"))
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "num_workers", "victim", "lines"),
+    [
+        (1, 1, "worker", ["error: a worker process was killed; where memory ran out, lower "
+                          "num_workers or batch_size; then run the same command again"]),
+        (2, 0, "process", ["error: process 1 of 2 was killed by SIGKILL; where memory ran out, "
+                           "lower num_workers or batch_size; then run the same command again"]),
+        (1, 1, "Ctrl-C", ["stopped by Ctrl-C"]),
+        (2, 0, "Ctrl-C", ["stopped by Ctrl-C"]),
+    ],
+    ids=["worker", "one-of-two", "Ctrl-C", "Ctrl-C-of-two"],
+)  # fmt: skip
+def test_a_death_is_one_line_and_leaves_nothing(
+    endless: Path, num_processes: int, num_workers: int, victim: str, lines: list[str]
+) -> None:
+    changes = {"num_processes": num_processes, "num_workers": num_workers, "num_threads": 1}
+    set_params(endless, {f"train.{name}": value for name, value in changes.items()})
+    log = endless / "log"
+    with log.open("w") as output:
+        stage = subprocess.Popen(
+            [sys.executable, "-m", "stages.train"], cwd=endless, stdout=output,
+            stderr=subprocess.STDOUT, env=environment() | {"TRACKING": "off"},
+            start_new_session=True,
+        )  # fmt: skip
+    wait_for(lambda: " 1/5000 " in log.read_text(), seconds=60)
+    children = psutil.Process(stage.pid).children(recursive=True)
+    if victim == "Ctrl-C":
+        stage.send_signal(signal.SIGINT)
+    else:
+        is_victim = {"worker": lambda one: True, "process": lambda one: rank_of(one) == "1"}
+        next(filter(is_victim[victim], children)).kill()
+    assert stage.wait(15)
+    printed = [line for line in log.read_text().splitlines() if "/5000" not in line]
+    assert printed[printed.index(HEADINGS) + 1 :] == lines
+    assert not [one for one in children if one.is_running()]
+    assert not (endless / "data/model").exists()
+
+
+def rank_of(process: psutil.Process) -> str:
+    """Return the rank that torchrun has given to a process."""
+    return process.environ().get("RANK", "")
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ import psutil
 
 from tests.conftest import TINY, clone_project, environment, run
 
-STAGES = ("sample", "pack", "prepare", "train", "predict", "explain", "evaluate", "card",
-          "submit", "publish")  # fmt: skip
+STAGES = ("sample", "check_names", "pack", "prepare", "train", "predict", "explain", "evaluate",
+          "card", "submit", "publish")  # fmt: skip
 VICTIMS = ("dvc", "stage", "worker", "group")
 SECONDS_TO_END = 15
 OURS = r"^(?!ERROR: failed to repro).*(?:Error|Traceback|ERROR)\b.*$"

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 from ruamel.yaml import YAML
@@ -20,6 +20,12 @@ class StageParams(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False
     )
+
+
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]  # what NumPy and PyTorch both take
+Threads = Annotated[int, pydantic.Field(ge=1, le=1024)]
+Workers = Annotated[int, pydantic.Field(ge=0, le=1024)]  # processes that decode
+Processes = Annotated[int, pydantic.Field(ge=1, le=1024)]
 
 
 def one_of(names: Collection[str]) -> pydantic.AfterValidator:

@@ -2,10 +2,14 @@
 
 import errno
 import os
+import re
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -15,6 +19,11 @@ from stages.lib.core.stopping import stoppable
 LOCKS = Path(".dvc/tmp/stages")
 STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 SECONDS_TO_WAIT = 30  # a stage whose DVC was killed stops within a few seconds
+SECONDS_FOR_THE_FIRST = 2  # torchrun ends the other processes soon after the first one has failed
+AFTER_A_KILL = ("where memory ran out, lower num_workers or batch_size; then run the same command "
+                "again")  # fmt: skip
+DEAD_WORKER = re.compile(r"DataLoader worker .* (is killed|exited unexpectedly)")
+LOST_PROCESS = re.compile(r"Connection (closed|reset) by peer|Broken pipe|remote process exited")
 
 
 def run_stage(main: Callable[[], None], *parts: str) -> None:
@@ -38,17 +47,32 @@ def _errors_in_one_line() -> Iterator[None]:
         with stoppable():
             yield
     except UserError as error:
-        if _is_first_process():
-            # A worker of a DataLoader adds its own traceback before the message.
-            print(f"error: {str(error).rpartition('UserError: ')[2].strip()}", file=sys.stderr)
-        sys.exit(1)
+        # A worker of a DataLoader adds its own traceback before the message.
+        _end(str(error).rpartition("UserError: ")[2].strip())
     except OSError as error:
         if error.errno not in STORAGE_FAULTS:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror}; make room or give the right to write there, and "
-              "run the same command again", file=sys.stderr)  # fmt: skip
-        sys.exit(1)
+        _end(f"{place}{error.strerror}; make room or give the right to write there, and run the "
+             "same command again")  # fmt: skip
+    except RuntimeError as error:
+        if DEAD_WORKER.search(str(error)):
+            _end(f"a worker process was killed; {AFTER_A_KILL}")
+        if "RANK" in os.environ and LOST_PROCESS.search(str(error)):
+            sys.exit(1)  # the launcher tells of the process that was killed
+        raise
+    except KeyboardInterrupt:
+        if _is_first_process():
+            print("stopped by Ctrl-C", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
+
+
+def _end(message: str) -> NoReturn:
+    """Print one line of error and exit; of several processes with one error, the first prints."""
+    if not _is_first_process():
+        time.sleep(SECONDS_FOR_THE_FIRST)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(1)
 
 
 @contextmanager

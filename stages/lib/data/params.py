@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from stages.lib.core.params import StageParams
+from stages.lib.core.params import StageParams, Threads
 
 # What metrics/evaluation.json and metrics/data.json hold beside the sets.
 RESERVED_NAMES = ("train", "val", "calibration", "test", "held_out", "pooled", "cross",
@@ -37,7 +37,7 @@ class PackParams(StageParams):
     shard_mb: Annotated[int, pydantic.Field(ge=1)]
     max_megapixels: Annotated[float, pydantic.Field(gt=0, le=1000)]
     links: Literal["refuse", "follow"]
-    num_threads: Annotated[int, pydantic.Field(ge=1, le=1024)]
+    num_threads: Threads
 
     @property
     def max_pixels(self) -> int:

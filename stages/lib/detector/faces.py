@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 
 LONGEST_SIDE = 640  # pixels; YuNet misses faces that fill a larger picture
 SHORTEST_SIDE = 33  # pixels; where one cell of YuNet (32) is the side, it finds faces without end
+RIGHT_EYE, LEFT_EYE, NOSE, *MOUTH_CORNERS = range(5)  # rows of the landmarks
 LOCK = Lock()  # the threads of a server share one YuNet, which handles one picture at a time
 
 
@@ -26,7 +27,7 @@ class Face:
     top: float
     width: float
     height: float
-    landmarks: np.ndarray  # float (5, 2): right eye, left eye, nose, corners of the mouth; x and y
+    landmarks: np.ndarray  # float (5, 2): the points named above; x and y
     score: float  # how sure YuNet is, 0.6 to 1
 
     @property
@@ -54,16 +55,20 @@ def find_faces(image: torch.Tensor) -> list[Face]:
     return sorted(faces, key=lambda face: face.width * face.height, reverse=True)
 
 
+def largest_face(image: torch.Tensor) -> Face | None:
+    """Return the largest face in a picture, uint8 (3, H, W), or None where none is found."""
+    return next(iter(find_faces(image)), None)
+
+
 def crop_face(image: torch.Tensor, share: float) -> torch.Tensor:
     """Return the square around the largest face, uint8 (3, H, W) to (3, h, w).
 
     share: its side, in sizes of the face. It is moved to lie within the picture, and no longer than
     the picture's shorter side. Where no face is found, the whole picture is returned.
     """
-    faces = find_faces(image)
-    if not faces:
+    face = largest_face(image)
+    if face is None:
         return image
-    face = faces[0]
     limits = image.shape[1:]
     side = min(max(1, round(share * face.size)), *limits)
     middle = (face.top + face.height / 2, face.left + face.width / 2)

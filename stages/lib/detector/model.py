@@ -48,9 +48,10 @@ def create_model(name: str, model_args: dict[str, Any], weights: str) -> torch.n
     random_state = torch.get_rng_state()
     try:
         untrained = timm.create_model(name, num_classes=len(CLASS_NAMES), **model_args)
-    except TypeError as error:
+    except Exception as error:  # timm's models have many ways to refuse an argument
         raise UserError(
-            f"train.model_args = {model_args}: {name} does not accept it: {error}"
+            f"train.model_args = {short(model_args)}: {name} does not accept it: "
+            f"{short(error, 100) or type(error).__name__}"
         ) from error
     if weights == "random":
         return untrained
@@ -79,12 +80,35 @@ def zero_head(model: torch.nn.Module) -> None:
     """Let a timm model begin with P(fake) of nearly 0.5 for every image, and so a loss of ln 2.
 
     Large first logits of a new head on pretrained features give losses far above that, and
-    gradients that spoil the features.
+    gradients that spoil the features. Raises UserError for a model without such a head.
     """
-    head: Any = model
+    known: Any = model
+    found = known.get_classifier()
+    heads = found if isinstance(found, tuple) else (found,)  # DeiT has one more, for distillation
+    parameters = [parameter for head in heads for parameter in head.parameters()]
+    if not parameters:
+        raise UserError("train.zero_head: this model has no head with weights; set it to false")
     with torch.no_grad():
-        for parameter in head.get_classifier().parameters():
+        for parameter in parameters:
             parameter.mul_(0.01)
+
+
+def check_input(detector: "Detector", name: str, side: int) -> None:
+    """Raise UserError where a detector cannot turn images of this size into two logits."""
+    images = torch.zeros((1, 3, side, side), dtype=torch.uint8)
+    try:
+        with torch.inference_mode():
+            shape = tuple(detector.eval()(images).shape)
+    except Exception as error:  # whatever a model raises for a size or a number of channels
+        raise UserError(
+            f"train.image_size = {side}: {name} cannot take such images: {short(error, 100)}"
+        ) from error
+    if shape != (1, len(CLASS_NAMES)):
+        raise UserError(
+            f"train.model = '{name}' returns {shape[1:]} numbers for an image, not the two of a "
+            "classifier; take another one, or other train.model_args"
+        )
+    detector.train()
 
 
 def count_parameters(model: torch.nn.Module) -> int:

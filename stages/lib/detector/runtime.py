@@ -107,10 +107,9 @@ def meet(hardware: Hardware, what: str, *paths: Path) -> None:
 
 
 def _become_torchrun(stage: str, num_processes: int) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    arguments = [f"--nproc-per-node={num_processes}", "-m", f"stages.{stage}"]
+    launcher = [sys.executable, "-m", "stages.lib.detector.launch"]
     sys.stdout.flush()
-    os.execv(sys.executable, [*launcher, *arguments])
+    os.execv(sys.executable, [*launcher, f"stages.{stage}", str(num_processes)])
 
 
 def _keep_freed_memory() -> None:

@@ -170,11 +170,11 @@ def start_run(more_tags: dict[str, str], run_id: str = "") -> Tracker:
             client = connect()
             import mlflow
 
-            tags = identity_tags() | more_tags
             if run_id and _is_there(client, run_id):
                 mlflow.start_run(run_id=run_id, log_system_metrics=True)
                 mlflow.set_tags(process_tags())
                 return Tracker(client, run_id)
+            tags = identity_tags() | more_tags
             commit = tags.get("git_commit", "")[:7]
             run = mlflow.start_run(
                 run_name=tags.get("dvc_experiment", f"repro {commit}"),

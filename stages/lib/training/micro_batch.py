@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from timm.utils import check_batch_size_retry
 
-from stages.lib.core.errors import UserError
+from stages.lib.core.errors import UserError, short
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.model import Detector
 from stages.lib.detector.runtime import Hardware
@@ -73,7 +73,7 @@ def try_steps(
     except (RuntimeError, MemoryError) as error:
         if not check_batch_size_retry(str(error)):
             raise
-        return str(error).split("\n")[0]
+        return short(error, 100)
     finally:
         for gpu in gpus:
             torch.cuda.set_per_process_memory_fraction(1.0, gpu)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stages.lib.core.params import StageParams
+from stages.lib.core.params import Processes, Seed, StageParams, Threads, Workers
 from stages.lib.detector.runtime import CompileMode, DeviceName, Precision
 from stages.lib.training.augmentation import Augmentation
 from stages.lib.training.pseudo_fakes import PseudoFakes
@@ -65,10 +65,10 @@ class TrainParams(StageParams):
     channels_last: bool
     compile: CompileMode | None
     device: DeviceName
-    num_processes: Positive
-    num_workers: Count
-    num_threads: Positive
-    seed: Count
+    num_processes: Processes
+    num_workers: Workers
+    num_threads: Threads
+    seed: Seed
 
     @property
     def num_micro_batches(self) -> int:

@@ -3,8 +3,8 @@
 Each kind changes one region of a face and pastes it back through a soft mask, as the last step of
 every face manipulation does. So a detector learns the seam, and the difference between a region and
 its surroundings, instead of the traces of one generator. Published as self-blended images (Shiohara
-and Yamasaki 2022, arXiv 2204.08376), here without face landmarks: the regions are an ellipse and
-templates that suit centred faces.
+and Yamasaki 2022, arXiv 2204.08376). The regions follow the box and the landmarks of the largest
+face; where none is found, an ellipse and templates that suit a face in the middle take their place.
 
 - blend: the face, from a slightly changed copy of itself (colour, sharpness, place, elastic warp)
 - part: the same for eyes, nose or mouth alone
@@ -18,6 +18,7 @@ but the region tells them apart. All pictures are uint8 (3, S, S).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Self
 
 import numpy as np
@@ -27,6 +28,14 @@ from pydantic import Field, model_validator
 from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.core.params import StageParams
+from stages.lib.detector.faces import (
+    LEFT_EYE,
+    MOUTH_CORNERS,
+    NOSE,
+    RIGHT_EYE,
+    Face,
+    largest_face,
+)
 from stages.lib.detector.pixel_operations import blur
 from stages.lib.training.augmentation import any_rescale, colour
 
@@ -37,11 +46,12 @@ Region = torch.Tensor  # mask, float (1, S, S), 0 to 1
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)  # as published for self-blended images
 FACE_HEIGHT = 1.35  # of the ellipse, in its widths
-# Parts of a face: centre and size, in halves of the face's width and height.
+# Parts of a face: centre and size, in halves of the face's width and height, and the landmarks
+# around the centre.
 PARTS = {
-    "eyes": ((0.0, -0.22), (0.85, 0.22)),
-    "nose": ((0.0, 0.12), (0.32, 0.30)),
-    "mouth": ((0.0, 0.52), (0.50, 0.22)),
+    "eyes": ((0.0, -0.22), (0.85, 0.22), (RIGHT_EYE, LEFT_EYE)),
+    "nose": ((0.0, 0.12), (0.32, 0.30), (RIGHT_EYE, LEFT_EYE, NOSE, NOSE)),
+    "mouth": ((0.0, 0.52), (0.50, 0.22), MOUTH_CORNERS),
 }
 CANDIDATES = 4  # other reals of which the most alike is the donor of a swap
 
@@ -83,6 +93,11 @@ class Source:
     real: torch.Tensor
     face_width: list[float]  # smallest and largest, as a share of the side
     draw_other: Callable[[Random], torch.Tensor]  # another real
+
+    @cached_property
+    def face(self) -> Face | None:
+        """The largest face in the real."""
+        return largest_face(self.real)
 
 
 def make_pair(source: Source, kinds: Kinds, random: Random) -> tuple[torch.Tensor, ...]:
@@ -136,14 +151,11 @@ def smooth(source: Source, random: Random) -> tuple[torch.Tensor, Region]:
 
 
 def swap(source: Source, random: Random) -> tuple[torch.Tensor, Region]:
-    """Take the face of another real, slightly warped, in the colours of this one.
-
-    Without landmarks, the most alike of a few others stands for one of like pose and light.
-    """
-    others = [source.draw_other(random) for _ in range(CANDIDATES)]
-    donor = max(others, key=lambda other: _likeness(other, source.real))
+    """Take the face of another real, slightly warped, in the colours of this one."""
     mask = face_mask(source, random)
-    donor = matched_colours(warp(donor, random), source.real, mask, random.uniform(0.6, 1))
+    donor = matched_colours(
+        warp(draw_donor(source, random), random), source.real, mask, random.uniform(0.6, 1)
+    )
     if random.random() < 0.5:
         donor = any_rescale(donor, random.uniform(0.4, 0.9), random)
     return donor, mask
@@ -156,6 +168,41 @@ KINDS: dict[str, Callable[[Source, Random], tuple[torch.Tensor, Region]]] = {
     "smooth": smooth,
     "swap": swap,
 }
+
+
+def draw_donor(source: Source, random: Random) -> torch.Tensor:
+    """Return the one of a few other reals that has the most alike pose, moved onto the real's face.
+
+    Where no faces are found, it is the one that looks most alike.
+    """
+    others = [source.draw_other(random) for _ in range(CANDIDATES)]
+    fits = []
+    for other in others:
+        face = largest_face(other) if source.face else None
+        if source.face and face:
+            side = source.real.shape[-1]
+            fits.append((*_fit(source.face.landmarks, face.landmarks, side), other))
+    if not fits:
+        return max(others, key=lambda other: _likeness(other, source.real))
+    _, theta, donor = min(fits, key=lambda fit: fit[0])
+    grid = F.affine_grid(theta[None], [1, 1, *donor.shape[1:]], align_corners=False)
+    pixels = donor[None].float()
+    moved = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
+    return moved[0].round().clamp(0, 255).byte()
+
+
+def _fit(wanted: np.ndarray, found: np.ndarray, side: int) -> tuple[float, torch.Tensor]:
+    """Return the error and the similarity, float (2, 3), that best leads from wanted to found.
+
+    wanted, found: landmarks, float (5, 2), in pixels of pictures of this side. The similarity is in
+    the coordinates of torch's affine_grid, and the error the mean distance that it leaves.
+    """
+    (x, y), target = ((2 * one.T + 1) / side - 1 for one in (wanted, found))
+    one, zero = np.ones_like(x), np.zeros_like(x)
+    rows = np.concatenate([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)])
+    (a, b, move_x, move_y), *_ = np.linalg.lstsq(rows, target.ravel(), rcond=None)
+    error = float(np.abs(rows @ [a, b, move_x, move_y] - target.ravel()).mean())
+    return error, torch.tensor([[a, -b, move_x], [b, a, move_y]], dtype=torch.float32)
 
 
 def _likeness(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -219,16 +266,18 @@ def warp(image: torch.Tensor, random: Random) -> torch.Tensor:
 
 
 def face_mask(source: Source, random: Random) -> Region:
-    """Return the mask of an ellipse around the middle, where the face of a centred crop is."""
+    """Return the mask of an ellipse around the face."""
     center, half = _draw_face(source, random)
     return soft_mask(source.real.shape[-1], center, half, random)
 
 
 def part_mask(source: Source, random: Random) -> Region:
-    """Return the mask of eyes, nose or mouth, after the template of a face in the middle."""
+    """Return the mask of eyes, nose or mouth."""
     center, half = _draw_face(source, random)
-    offset, size = PARTS[str(random.choice(list(PARTS)))]
+    offset, size, around = PARTS[str(random.choice(list(PARTS)))]
     place = center + np.array(offset) * half
+    if source.face:
+        place = source.face.landmarks[list(around)].mean(axis=0) / source.real.shape[-1]
     size = np.array(size) * half * random.uniform(0.85, 1.3)
     return soft_mask(source.real.shape[-1], place, size, random)
 
@@ -240,6 +289,11 @@ def any_mask(source: Source, random: Random) -> Region:
 
 def _draw_face(source: Source, random: Random) -> tuple[np.ndarray, np.ndarray]:
     """Return the centre and the half axes of a face: float (2,), x and y as shares of the side."""
+    face, side = source.face, source.real.shape[-1]
+    if face:
+        size = np.array([face.width, face.height]) / side
+        center = np.array([face.left, face.top]) / side + size / 2
+        return center + random.normal(0, 0.03, 2) * size, size * random.uniform(0.85, 1.1, 2) / 2
     low, high = source.face_width
     width = random.uniform(low, high)
     height = min(width * FACE_HEIGHT * random.uniform(0.85, 1.15), 0.95)

@@ -1,0 +1,50 @@
+"""Compare each file in DVC's cache with the digest that it is stored under; remove what differs.
+
+Run: python -m stages.tools.verify
+
+The files of the workspace are links to DVC's cache where the disk has no copies on write. They are
+read-only, which does not stop root: a file that root edits in place is damaged in the cache, too.
+DVC trusts read-only files, and would restore the damage for ever.
+"""
+
+import hashlib
+from pathlib import Path
+
+from dvc.repo import Repo
+
+from stages.lib.core.errors import UserError
+from stages.lib.core.progress import progress_bar
+from stages.lib.core.running import run_command
+
+
+def main() -> None:
+    """Say how many files are whole; raises UserError where one was not."""
+    files = sorted(Path(Repo().cache.local.path).glob("??/*"))
+    damaged = []
+    with progress_bar("verify", len(files), "files") as bar:
+        for file in files:
+            if _digest_in_name(file) != _digest(file):
+                damaged.append(file)
+            bar.update()
+    for file in damaged:
+        file.unlink()
+        print(f"removed {file}: damaged")
+    if damaged:
+        raise UserError(
+            f"{len(damaged)} of {len(files)} files in DVC's cache were damaged and are removed; "
+            "bring them back with `dvc pull`, or make them again with `dvc repro`"
+        )
+    print(f"all {len(files)} files in DVC's cache are whole")
+
+
+def _digest_in_name(file: Path) -> str:
+    return file.parent.name + file.name.removesuffix(".dir")
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "md5").hexdigest()
+
+
+if __name__ == "__main__":
+    run_command(main)
