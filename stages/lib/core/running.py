@@ -59,7 +59,8 @@ def _errors_in_one_line() -> Iterator[None]:
         if DEAD_WORKER.search(str(error)):
             _end(f"a worker process was killed; {AFTER_A_KILL}")
         if "RANK" in os.environ and LOST_PROCESS.search(str(error)):
-            sys.exit(1)  # the launcher tells of the process that was killed
+            time.sleep(2 * SECONDS_FOR_THE_FIRST)  # the other one or the launcher says why
+            sys.exit(1)
         raise
     except KeyboardInterrupt:
         if _is_first_process():

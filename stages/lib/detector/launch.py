@@ -18,6 +18,8 @@ from torch.distributed.run import run as torchrun
 
 from stages.lib.core.running import AFTER_A_KILL
 
+ENDED = -signal.SIGTERM  # by torchrun itself
+
 
 def main(arguments: Sequence[str]) -> None:
     """Run the module of a stage in processes that form one group; exits as they do."""
@@ -29,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(128 + stopped.sigval)
     except ChildFailedError as failed:
         codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
-        killed = {rank: -code for rank, code in codes.items() if code < 0}
+        killed = {rank: -code for rank, code in codes.items() if code < 0 and code != ENDED}
         for rank, number in list(killed.items())[:1]:
             print(f"error: process {rank} of {num_processes} was killed by "
                   f"{signal.Signals(number).name}; {AFTER_A_KILL}", file=sys.stderr)  # fmt: skip
