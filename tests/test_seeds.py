@@ -45,6 +45,14 @@ def test_what_one_commit_lacks_is_another_configuration() -> None:
     assert len(summary(rows, SECTIONS, ["val.auc"]).splitlines()) == 3
 
 
+def test_digests_are_shown_only_where_parameters_do_not_tell_configurations_apart() -> None:
+    labels = "data/labels/train.csv"
+    rows = [row(0, 0.9), row(0, 0.8, lr=0.2, **{labels: "2e"})]
+    assert labels not in summary(rows, SECTIONS, ["val.auc"])
+    rows.append(row(0, 0.7, lr=0.2, **{labels: "3e"}))
+    assert labels in summary(rows, SECTIONS, ["val.auc"])
+
+
 def test_the_same_seed_twice_is_one_result() -> None:
     assert (
         summary([row(0, 0.9), row(0, 0.9)], SECTIONS, ["val.auc"]).splitlines()[1].split()[1] == "1"

@@ -57,9 +57,13 @@ def summary(rows: list[dict[str, Any]], sections: list[str], metrics: list[str])
     settings = [name for name in finished if name.startswith(kept) and name != SEED]
     finished = finished.assign(**finished[settings].astype(object).fillna("").astype(str))
     finished = finished.drop_duplicates([*settings, SEED], keep="last")  # one result run twice
+    groups = finished.groupby(settings, sort=False)
     differing = [name for name in settings if finished[name].nunique() > 1]
+    readable = [name for name in differing if "/" not in name]  # the others are digests
+    if readable and finished.groupby(readable).ngroups == groups.ngroups:
+        differing = readable
     lines = [["configuration", "seeds", *metrics]]
-    for _, part in finished.groupby(settings, sort=False):
+    for _, part in groups:
         label = ", ".join(f"{name}={part[name].iloc[0]}" for name in differing) or "all"
         lines.append([label, str(len(part)), *(_spread(part[name]) for name in metrics)])
     note = [f"left out, not finished or without these metrics: {left_out}"] if left_out else []
