@@ -176,6 +176,13 @@ def test_a_swap_moves_the_donor_onto_the_face() -> None:
     assert errors[1] < errors[0] / 2  # YuNet misplaces landmarks of a drawn face by a few pixels
 
 
+def test_a_small_face_is_no_more_alike_than_a_large_one_of_the_same_pose() -> None:
+    wanted = np.array([[30, 40], [70, 40], [50, 60], [35, 80], [65, 80]], dtype=float)
+    turned = wanted + np.array([[8, 0], [-8, 0], [12, 0], [6, 0], [-6, 0]])
+    errors = [pseudo_fakes._fit(wanted, size * turned + 5, 200)[0] for size in (1.0, 0.15)]
+    assert errors[0] == pytest.approx(errors[1]) and errors[0] > 0.02
+
+
 def test_pasting_takes_the_region_where_the_mask_is_1() -> None:
     base, region = torch.zeros((3, 8, 8), dtype=torch.uint8), torch.full((3, 8, 8), 200).byte()
     mask = torch.zeros((1, 8, 8))

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     """Write dvc_plots/index.html; exits as DVC does."""
     write_text(TEMPLATE, template())
     own = ["--html-template", str(TEMPLATE.resolve())]
-    command = ["dvc", "plots", *(arguments or ["show"]), *own]
+    command = [sys.executable, "-m", "dvc", "plots", *(arguments or ["show"]), *own]
     sys.exit(subprocess.run(command, check=False).returncode)
 
 

@@ -8,6 +8,7 @@ DVC trusts read-only files, and would restore the damage for ever.
 """
 
 import hashlib
+import re
 from pathlib import Path
 
 from dvc.repo import Repo
@@ -19,7 +20,9 @@ from stages.lib.core.running import run_command
 
 def main() -> None:
     """Say how many files are whole; raises UserError where one was not."""
-    files = sorted(Path(Repo().cache.local.path).glob("??/*"))
+    files = [
+        file for file in sorted(Path(Repo().cache.local.path).glob("??/*")) if _is_object(file)
+    ]
     damaged = []
     with progress_bar("verify", len(files), "files") as bar:
         for file in files:
@@ -32,9 +35,14 @@ def main() -> None:
     if damaged:
         raise UserError(
             f"{len(damaged)} of {len(files)} files in DVC's cache were damaged and are removed; "
-            "bring them back with `dvc pull`, or make them again with `dvc repro`"
+            "bring them back with `dvc pull --force`, or make them again with `dvc repro`"
         )
     print(f"all {len(files)} files in DVC's cache are whole")
+
+
+def _is_object(file: Path) -> bool:
+    """Return whether DVC has written a file to its end: until then it has another kind of name."""
+    return re.fullmatch(r"[0-9a-f]{30}(\.dir)?", file.name) is not None
 
 
 def _digest_in_name(file: Path) -> str:

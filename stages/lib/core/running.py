@@ -13,13 +13,14 @@ from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
-from stages.lib.core.errors import UserError
+from stages.lib.core.errors import UserError, short
 from stages.lib.core.stopping import stoppable
 
 LOCKS = Path(".dvc/tmp/stages")
 STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 SECONDS_TO_WAIT = 30  # a stage whose DVC was killed stops within a few seconds
 SECONDS_FOR_THE_FIRST = 2  # torchrun ends the other processes soon after the first one has failed
+SECONDS_FOR_THE_OTHERS = 15  # to say why they ended; torchrun then ends this one, on one machine
 AFTER_A_KILL = ("where memory ran out, lower num_workers or batch_size; then run the same command "
                 "again")  # fmt: skip
 DEAD_WORKER = re.compile(r"DataLoader worker .* (is killed|exited unexpectedly)")
@@ -57,10 +58,11 @@ def _errors_in_one_line() -> Iterator[None]:
              "same command again")  # fmt: skip
     except RuntimeError as error:
         if DEAD_WORKER.search(str(error)):
-            _end(f"a worker process was killed; {AFTER_A_KILL}")
+            _end(f"{short(error, 150).rstrip(' .')}; {AFTER_A_KILL}")
         if "RANK" in os.environ and LOST_PROCESS.search(str(error)):
-            time.sleep(2 * SECONDS_FOR_THE_FIRST)  # the other one or the launcher says why
-            sys.exit(1)
+            time.sleep(SECONDS_FOR_THE_OTHERS)
+            _end("the connection to another process was lost; look at the other machines, then run "
+                 "the same command again")  # fmt: skip
         raise
     except KeyboardInterrupt:
         if _is_first_process():
@@ -71,7 +73,7 @@ def _errors_in_one_line() -> Iterator[None]:
 def _end(message: str) -> NoReturn:
     """Print one line of error and exit; of several processes with one error, the first prints."""
     if not _is_first_process():
-        time.sleep(SECONDS_FOR_THE_FIRST)
+        time.sleep(SECONDS_FOR_THE_FIRST + int(os.environ.get("LOCAL_RANK", 0)))
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(1)
 

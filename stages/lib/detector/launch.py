@@ -18,21 +18,19 @@ from torch.distributed.run import run as torchrun
 
 from stages.lib.core.running import AFTER_A_KILL
 
-ENDED = -signal.SIGTERM  # by torchrun itself
-
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the module of a stage in processes that form one group; exits as they do."""
+    """Run the module of a stage in processes that form one group; exits with 1 where one fails."""
     module, num_processes = arguments
-    logging.disable()  # of torchrun's words
+    logging.disable()  # torchrun logs many lines where a process fails
     try:
         torchrun(parse_args(["--standalone", f"--nproc-per-node={num_processes}", "-m", module]))
     except SignalException as stopped:
         sys.exit(128 + stopped.sigval)
     except ChildFailedError as failed:
-        codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
-        killed = {rank: -code for rank, code in codes.items() if code < 0 and code != ENDED}
-        for rank, number in list(killed.items())[:1]:
+        rank, first = failed.get_first_failure()
+        number = first.exitcode - 128 if first.exitcode > 128 else -first.exitcode
+        if number in set(signal.Signals):
             print(f"error: process {rank} of {num_processes} was killed by "
                   f"{signal.Signals(number).name}; {AFTER_A_KILL}", file=sys.stderr)  # fmt: skip
         sys.exit(1)

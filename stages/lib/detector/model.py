@@ -97,7 +97,7 @@ def check_input(detector: "Detector", name: str, side: int) -> None:
     """Raise UserError where a detector cannot turn images of this size into two logits."""
     images = torch.zeros((1, 3, side, side), dtype=torch.uint8)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # some models keep tensors of their first forward pass
             shape = tuple(detector.eval()(images).shape)
     except Exception as error:  # whatever a model raises for a size or a number of channels
         raise UserError(

@@ -10,7 +10,7 @@ face; where none is found, an ellipse and templates that suit a face in the midd
 - part: the same for eyes, nose or mouth alone
 - resample: a region down- and upscaled or sharpened, as face super-resolution leaves it
 - smooth: a region smoothed, as inpainting leaves it
-- swap: the face of another real, of those at hand the one most alike, in the colours of this one
+- swap: the face of another real of like pose, moved onto this one, in its colours
 
 A pair is the real and its pseudo-fake. Outside of the mask their pixels are identical, so nothing
 but the region tells them apart. All pictures are uint8 (3, S, S).
@@ -53,7 +53,7 @@ PARTS = {
     "nose": ((0.0, 0.12), (0.32, 0.30), (RIGHT_EYE, LEFT_EYE, NOSE, NOSE)),
     "mouth": ((0.0, 0.52), (0.50, 0.22), MOUTH_CORNERS),
 }
-CANDIDATES = 4  # other reals of which the most alike is the donor of a swap
+CANDIDATES = 4  # other reals, of which the one of the most alike pose is the donor of a swap
 
 
 class Kinds(StageParams):
@@ -195,14 +195,17 @@ def _fit(wanted: np.ndarray, found: np.ndarray, side: int) -> tuple[float, torch
     """Return the error and the similarity, float (2, 3), that best leads from wanted to found.
 
     wanted, found: landmarks, float (5, 2), in pixels of pictures of this side. The similarity is in
-    the coordinates of torch's affine_grid, and the error the mean distance that it leaves.
+    the coordinates of torch's affine_grid. The error is the mean distance that it leaves between
+    the landmarks, as it is seen in the picture of `wanted`.
     """
     (x, y), target = ((2 * one.T + 1) / side - 1 for one in (wanted, found))
-    one, zero = np.ones_like(x), np.zeros_like(x)
-    rows = np.concatenate([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)])
+    ones, zeros = np.ones_like(x), np.zeros_like(x)
+    rows = np.concatenate([np.stack([x, -y, ones, zeros], 1), np.stack([y, x, zeros, ones], 1)])
     (a, b, move_x, move_y), *_ = np.linalg.lstsq(rows, target.ravel(), rcond=None)
-    error = float(np.abs(rows @ [a, b, move_x, move_y] - target.ravel()).mean())
-    return error, torch.tensor([[a, -b, move_x], [b, a, move_y]], dtype=torch.float32)
+    error = np.abs(rows @ [a, b, move_x, move_y] - target.ravel()).mean()
+    return float(error / max(np.hypot(a, b), 1e-6)), torch.tensor(
+        [[a, -b, move_x], [b, a, move_y]], dtype=torch.float32
+    )
 
 
 def _likeness(first: torch.Tensor, second: torch.Tensor) -> float:
