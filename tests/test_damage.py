@@ -120,8 +120,10 @@ def second_row_is_elsewhere(table: pd.DataFrame) -> pd.DataFrame:
     ("damage", "changes", "words"),
     [
         (empty_images, {"num_workers": 2}, "0 images, the labels name row"),
-        (changed(f"{LABELS}/val.csv", second_row_is_elsewhere), {"num_processes": 2},
-         "images, the labels name row 12345"),
+        pytest.param(
+            changed(f"{LABELS}/val.csv", second_row_is_elsewhere), {"num_processes": 2},
+            "images, the labels name row 12345", marks=pytest.mark.slow,
+        ),
     ],
     ids=["worker", "second-process"],
 )  # fmt: skip

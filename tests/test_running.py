@@ -77,8 +77,12 @@ def test_a_stage_ends_with_the_dvc_that_started_it(
     [
         (1, 1, "worker", ["error: DataLoader worker died; where memory ran out, lower "
                           "num_workers or batch_size; then run the same command again"]),
-        (2, 0, "process", ["error: process 1 of 2 was killed by SIGKILL; where memory ran out, "
-                           "lower num_workers or batch_size; then run the same command again"]),
+        pytest.param(
+            2, 0, "process",
+            ["error: process 1 of 2 was killed by SIGKILL; where memory ran out, lower num_workers "
+             "or batch_size; then run the same command again"],
+            marks=pytest.mark.slow,
+        ),
         (1, 1, "Ctrl-C", ["stopped by Ctrl-C"]),
         pytest.param(2, 0, "Ctrl-C", ["stopped by Ctrl-C"], marks=pytest.mark.slow),
     ],

@@ -246,6 +246,7 @@ def test_tracking_can_be_switched_off(
     assert not (workspace / "mlflow.db").exists()
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_workspace_has_a_store_of_its_own(pipeline: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(pipeline, tmp_path / "a copy", symlinks=True)
     before = tree_of(pipeline / "mlartifacts")
