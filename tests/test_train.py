@@ -146,18 +146,20 @@ def test_two_processes_train_the_same_model_as_one(workspace: Path) -> None:
     """test_vit has no batch normalisation, so the gradient is the same up to rounding."""
     options = {"model": "test_vit", "optimizer": "sgd", "lr": 1e-2, "accumulate": 2,
                "batch_size": 20}  # fmt: skip
-    weights = []
-    for num_processes in (1, 2):
-        if num_processes == 1:
-            train(workspace, **options)
-        else:
-            done = train_in_new_process(workspace, num_processes=2, **options)
-            assert "2 process(es)" in done.stdout
-            assert done.stdout.count("1/2") == 1  # only the first process reports
-        weights.append(load_file(workspace / "data/model/weights.safetensors"))
-        weights[-1]["history"] = torch.tensor(history(workspace)[["train_loss", "val_loss"]].values)
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
+
+    def result() -> dict[str, torch.Tensor]:
+        losses = history(workspace)[["train_loss", "val_loss"]].values
+        weights = load_file(workspace / "data/model/weights.safetensors")
+        return weights | {"history": torch.tensor(losses)}
+
+    train(workspace, **options)
+    alone = result()
+    done = train_in_new_process(workspace, num_processes=2, **options)
+    assert "2 process(es)" in done.stdout
+    assert done.stdout.count("1/2") == 1  # only the first process reports
+    shared = result()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(shared[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
