@@ -1,6 +1,7 @@
 """From encoded bytes to the model's input: decoders agree, and chance depends on the seed alone."""
 
 import shutil
+import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from stages.lib.detector.preprocessing import (
 from stages.lib.training.batches import PLAIN
 from stages.lib.training.images import TrainingImages
 from stages.lib.training.params import TrainParams
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run
 
 PREPROCESSING = Preprocessing(
     image_size=24, interpolation="bicubic", mean=[0.5, 0.4, 0.3], std=[0.2, 0.25, 0.3]
@@ -203,6 +204,23 @@ def test_the_queue_of_the_workers_fits_into_shared_memory(
     assert make_loader(images, batches, 0, pin=False).prefetch_factor is None
     with pytest.raises(UserError, match=r"MB are free, 9 workers need \d+ MB; lower num_workers"):
         make_loader(images, batches, 9, pin=False, largest=None if free_mb < 100 else 160)
+
+
+def test_a_worker_says_nothing_where_its_process_breaks_the_connection() -> None:
+    code = """
+import socket, sys, time
+from multiprocessing.resource_sharer import DupFd, _resource_sharer
+from stages.lib.detector.dataset import silence_lost_connections
+
+if sys.argv[1:]:
+    silence_lost_connections(0)
+DupFd(1)
+with socket.socket(socket.AF_UNIX) as other:
+    other.connect(_resource_sharer._address)
+time.sleep(0.5)
+"""
+    assert "in accept" in run(sys.executable, "-c", code, cwd=ROOT).stderr
+    assert not run(sys.executable, "-c", code, "silenced", cwd=ROOT).stderr
 
 
 def test_an_image_is_the_one_that_its_label_names(labels: pd.DataFrame, tmp_path: Path) -> None:

@@ -172,9 +172,10 @@ def test_arguments_that_a_model_refuses_are_one_line(model_args: dict[str, Any])
     [
         ("vit_tiny_patch16_224", {}, 64, "train.image_size = 64: vit_tiny_patch16_224 cannot take"),
         ("test_resnet", {"in_chans": 4}, 64, "train.image_size = 64: test_resnet cannot take such"),
+        ("test_resnet", {"drop_rate": "high"}, 64, "or not with these train.model_args: .*'high'"),
         ("test_resnet", {"num_classes": 5}, 64, "returns .* numbers for an image, not the two"),
     ],
-    ids=["size", "channels", "no-classifier"],
+    ids=["size", "channels", "training-alone", "no-classifier"],
 )
 def test_a_model_that_cannot_judge_such_images_is_refused(
     name: str, model_args: dict[str, Any], side: int, words: str
@@ -183,6 +184,17 @@ def test_a_model_that_cannot_judge_such_images_is_refused(
     with pytest.raises(UserError, match=words) as found:
         check_input(Detector(model, resolve_preprocessing(model, image_size=side)), name, side)
     assert len(str(found.value)) < 300 and "\n" not in str(found.value)
+
+
+def test_the_trial_of_a_model_leaves_it_and_the_random_numbers_alone() -> None:
+    model = timm.create_model("test_resnet", num_classes=2, drop_rate=0.5)
+    detector = Detector(model, resolve_preprocessing(model, image_size=64))
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    random_state = torch.get_rng_state()
+    check_input(detector, "test_resnet", 64)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    for name, tensor in detector.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_a_head_begins_near_zero_where_there_is_one() -> None:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from stages.lib.core import running
+from stages.lib.core import progress, running
 from stages.lib.core.errors import UserError
 from stages.train import HEADINGS
 from tests.conftest import ROOT, environment, run, set_params, wait_for
@@ -224,3 +224,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     done = run("python", "-c", code, cwd=ROOT)
     assert int(done.stdout) < 10_000  # of 244,000 pages
+
+
+def test_the_time_left_does_not_count_the_start_of_the_workers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.LogLines("train 1/3", total=100, unit="batches") as bar:
+        for seconds in (40, 4, 4):  # the first batch waits for the workers
+            now[0] += seconds
+            bar.update()
+    assert capsys.readouterr().out == (
+        "train 1/3: 2 of 100 batches, 0.2 a second, 6.5 minutes left\n"
+    )

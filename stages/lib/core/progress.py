@@ -9,11 +9,14 @@ SECONDS_BETWEEN_LINES = 30
 
 
 class LogLines:
-    """Takes the place of tqdm where nobody watches: a line now and then, none for short work."""
+    """Takes the place of tqdm where nobody watches: a line now and then, none for short work.
+
+    The rate is that after the first update, which comes late where workers or kernels start first.
+    """
 
     def __init__(self, desc: str, total: int, unit: str) -> None:
         self.desc, self.total, self.unit = desc, total, unit
-        self.count = 0
+        self.count = self.first = 0
         self.start = self.printed = time.monotonic()
 
     def __enter__(self) -> "LogLines":
@@ -24,13 +27,15 @@ class LogLines:
 
     def update(self, count: int = 1) -> None:
         """Count work that is done."""
-        self.count += count
         now = time.monotonic()
-        if now - self.printed >= SECONDS_BETWEEN_LINES:
-            left = (now - self.start) / self.count * (self.total - self.count)
+        self.count += count
+        if not self.first:
+            self.start, self.first = now, count
+        elif now - self.printed >= SECONDS_BETWEEN_LINES:
+            rate = (self.count - self.first) / (now - self.start)
             print(
-                f"{self.desc}: {self.count} of {self.total} {self.unit}, "
-                f"{self.count / (now - self.start):.1f} a second, {left / 60:.1f} minutes left",
+                f"{self.desc}: {self.count} of {self.total} {self.unit}, {rate:.1f} a second, "
+                f"{(self.total - self.count) / rate / 60:.1f} minutes left",
                 flush=True,
             )
             self.printed = now

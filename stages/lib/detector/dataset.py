@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -118,8 +119,18 @@ def make_loader(
         pin_memory=pin,
         prefetch_factor=_batches_ahead(largest * dataset.item_bytes, num_workers),
         persistent_workers=num_workers > 0,
+        worker_init_fn=silence_lost_connections,
         generator=torch.Generator(),  # its own, so that loading draws nothing from the global one
     )
+
+
+def silence_lost_connections(_: int) -> None:
+    """Keep a worker from printing a traceback where the process that it loads for has ended.
+
+    In a worker, only the thread that hands over tensors reports through sys.excepthook, and the
+    process that takes them tells what has happened.
+    """
+    sys.excepthook = lambda *_: None
 
 
 def _batches_ahead(batch_bytes: int, num_workers: int) -> int | None:

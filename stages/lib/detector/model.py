@@ -1,6 +1,7 @@
 """The detector: a timm model with two outputs and its preprocessing, in memory and on disk."""
 
 import hashlib
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -94,21 +95,27 @@ def zero_head(model: torch.nn.Module) -> None:
 
 
 def check_input(detector: "Detector", name: str, side: int) -> None:
-    """Raise UserError where a detector cannot turn images of this size into two logits."""
-    images = torch.zeros((1, 3, side, side), dtype=torch.uint8)
+    """Raise UserError where a detector cannot turn images of this size into two logits.
+
+    A copy tries it, as in training and as in use, so that neither the running means of the network
+    nor the random numbers to come change.
+    """
+    trial = deepcopy(detector)
+    images = torch.zeros((2, 3, side, side), dtype=torch.uint8)
     try:
-        with torch.no_grad():  # some models keep tensors of their first forward pass
-            shape = tuple(detector.eval()(images).shape)
-    except Exception as error:  # whatever a model raises for a size or a number of channels
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            trial.train()(images)
+            shape = tuple(trial.eval()(images).shape)
+    except Exception as error:  # whatever a model raises for a size, channels or its arguments
         raise UserError(
-            f"train.image_size = {side}: {name} cannot take such images: {short(error, 100)}"
+            f"train.image_size = {side}: {name} cannot take such images, or not with these "
+            f"train.model_args: {short(error, 100)}"
         ) from error
-    if shape != (1, len(CLASS_NAMES)):
+    if shape != (2, len(CLASS_NAMES)):
         raise UserError(
             f"train.model = '{name}' returns {shape[1:]} numbers for an image, not the two of a "
             "classifier; take another one, or other train.model_args"
         )
-    detector.train()
 
 
 def count_parameters(model: torch.nn.Module) -> int:

@@ -176,12 +176,7 @@ def draw_donor(source: Source, random: Random) -> torch.Tensor:
     Where no faces are found, it is the one that looks most alike.
     """
     others = [source.draw_other(random) for _ in range(CANDIDATES)]
-    fits = []
-    for other in others:
-        face = largest_face(other) if source.face else None
-        if source.face and face:
-            side = source.real.shape[-1]
-            fits.append((*_fit(source.face.landmarks, face.landmarks, side), other))
+    fits = _fits(source.face, others) if source.face else []
     if not fits:
         return max(others, key=lambda other: _likeness(other, source.real))
     _, theta, donor = min(fits, key=lambda fit: fit[0])
@@ -189,6 +184,18 @@ def draw_donor(source: Source, random: Random) -> torch.Tensor:
     pixels = donor[None].float()
     moved = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
     return moved[0].round().clamp(0, 255).byte()
+
+
+def _fits(
+    wanted: Face, others: list[torch.Tensor]
+) -> list[tuple[float, torch.Tensor, torch.Tensor]]:
+    """Return (error, similarity, picture) for each picture with a face; see _fit."""
+    fits = []
+    for other in others:
+        face = largest_face(other)
+        if face:
+            fits.append((*_fit(wanted.landmarks, face.landmarks, other.shape[-1]), other))
+    return fits
 
 
 def _fit(wanted: np.ndarray, found: np.ndarray, side: int) -> tuple[float, torch.Tensor]:
@@ -278,11 +285,12 @@ def part_mask(source: Source, random: Random) -> Region:
     """Return the mask of eyes, nose or mouth."""
     center, half = _draw_face(source, random)
     offset, size, around = PARTS[str(random.choice(list(PARTS)))]
-    place = center + np.array(offset) * half
+    side = source.real.shape[-1]
     if source.face:
-        place = source.face.landmarks[list(around)].mean(axis=0) / source.real.shape[-1]
-    size = np.array(size) * half * random.uniform(0.85, 1.3)
-    return soft_mask(source.real.shape[-1], place, size, random)
+        place = source.face.landmarks[list(around)].mean(axis=0) / side
+    else:
+        place = center + np.array(offset) * half
+    return soft_mask(side, place, np.array(size) * half * random.uniform(0.85, 1.3), random)
 
 
 def any_mask(source: Source, random: Random) -> Region:
