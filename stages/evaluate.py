@@ -1,7 +1,7 @@
 """Turn scores into metrics and curves.
 
 params.yaml: evaluate; data/scores, data/labels, data/model/{config.json, history.csv}
-  ->  metrics/evaluation.json, metrics/tables/*.csv, metrics/plots/*.csv
+  ->  metrics/evaluation.json, metrics/tables/*.csv, metrics/plots/*.csv, data/verdict_rules.json
 Run: python -m stages.evaluate
 
 The thresholds and the temperature are chosen on the calibration split alone, which had no part in
@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import AfterValidator, Field
 
 from stages.lib import paths
-from stages.lib.core.files import fresh_folder, read_json, write_json
+from stages.lib.core.files import fresh_folder, read_json, write_json, write_text
 from stages.lib.core.params import StageParams, load_params
 from stages.lib.core.running import run_stage
 from stages.lib.core.tables import read_table, write_table
@@ -34,6 +34,8 @@ from stages.lib.evaluation.scored_sets import (
     perturbed_scores,
 )
 from stages.lib.evaluation.slices import REALS_FOR_1E_4, set_rows, slice_rows
+from stages.lib.evaluation.verdicts import VerdictParams, choose_thresholds, verdict_rows
+from stages.lib.verdict.rules import Rules
 
 INTERVAL_COLUMNS = ["set", "slice", "metric", "value", "low", "high", "num_real", "num_fake"]
 SHOWN = ("auc", "tpr_at_fpr_1e-2", "tpr_at_fpr_1e-3", "ece", "balanced_accuracy")
@@ -56,13 +58,18 @@ class EvaluateParams(StageParams):
     threshold: Literal["balanced_accuracy", "accuracy"]
     size_bands: Bands
     quality_bands: Bands
+    verdicts: VerdictParams
 
 
 def main() -> None:
     """Write metrics/, except what prepare and card write."""
     params = load_params("evaluate", EvaluateParams)
     sets = labelled_sets()
-    report, tables = judge(sets, labelled_scores("calibration"), params)
+    calibration = labelled_scores("calibration")
+    report, tables = judge(sets, calibration, params)
+    rules = make_rules(calibration, report, params)
+    tables["verdicts"] = verdict_table(sets, rules, params)
+    report["verdicts"] = summarise_verdicts(tables["verdicts"])
     curves = make_curves(sets["val"], report["threshold"])
     curves["history"] = read_table(paths.HISTORY)
     perturbed = perturbed_scores(sets["val"])
@@ -77,6 +84,7 @@ def main() -> None:
         for name, table in tables.items():
             rounded = table.round({column: 6 for column in table if column != "threshold"})
             write_table(rounded, folder / f"{name}.csv")
+    write_text(paths.VERDICT_RULES, rules.model_dump_json(indent=2) + "\n")
     write_json(paths.EVALUATION, report)
     _print_summary(report, tables["intervals"], tables["robustness"])
 
@@ -114,6 +122,38 @@ def judge(
     if cross:
         report["cross"] = summarise_cross(tables["cross_auc"])
     return report, tables
+
+
+def make_rules(calibration: pd.DataFrame, report: dict[str, Any], params: EvaluateParams) -> Rules:
+    """Return the rules by which a score becomes a verdict."""
+    config = read_json(paths.CONFIG)
+    return Rules(
+        weights_sha256=config["weights_sha256"],
+        views=read_json(paths.SCORED_VIEWS)["views"],
+        thresholds=choose_thresholds(
+            calibration, params.verdicts, report["threshold"], report["temperature"]
+        ),
+        trained_on=config["trained_on"],
+    )
+
+
+def verdict_table(
+    sets: dict[str, pd.DataFrame], rules: Rules, params: EvaluateParams
+) -> pd.DataFrame:
+    """Return one row per set and slice: shares of unsure and of wrong verdicts, and reasons."""
+    rows = [
+        {"set": name} | row
+        for name, table in sets.items()
+        for row in verdict_rows(table, rules, params.size_bands, params.quality_bands)
+    ]
+    return pd.DataFrame(rows)
+
+
+def summarise_verdicts(table: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Return the shares of each set."""
+    whole = table[table["slice"] == "all"].set_index("set")
+    shares = whole[["unsure", "error", "sure_error"]]
+    return {str(name): row.dropna().to_dict() for name, row in shares.iterrows()}
 
 
 def report_of_set(table: pd.DataFrame, rows: list[Row], threshold: float) -> dict[str, Any]:

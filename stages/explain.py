@@ -16,11 +16,7 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import torch
-from captum.attr import Occlusion
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from pydantic import Field
-from scipy.stats import rankdata
 
 from stages.lib import paths
 from stages.lib.core.files import fresh_folder, write_text
@@ -30,11 +26,12 @@ from stages.lib.core.progress import progress_bar
 from stages.lib.core.running import run_stage
 from stages.lib.core.tables import read_scores, write_table
 from stages.lib.detector.dataset import LabelledImages
-from stages.lib.detector.model import Detector, create_model, fake_logit, load_detector
+from stages.lib.detector.model import Detector, create_model, load_detector
 from stages.lib.detector.preprocessing import decode
 from stages.lib.detector.runtime import DeviceName, set_up_hardware
-from stages.lib.report.forensics import FORENSIC_VIEWS
-from stages.lib.report.html import as_png, html_image, html_page
+from stages.lib.report.heatmap import occlusion_map, rank_correlation
+from stages.lib.report.html import html_image, html_page
+from stages.lib.report.sheets import HOW_TO_READ, Row, draw_sheet
 
 SHEET_TITLES = {
     "wrong_real": "Reals that score highest: false alarms",
@@ -42,20 +39,6 @@ SHEET_TITLES = {
     "confident_real": "Reals that score lowest: certainly real",
     "confident_fake": "Fakes that score highest: certainly fake",
 }
-TITLE = {"fontsize": 7, "y": 1.0}
-HOW_TO_READ = """
-<p>Each row is one validation image. <b>heatmap</b>: red speaks for fake, blue for real, by how much
-covering the place moves the log-odds; covering a part of a real face may itself look like a
-manipulation. The views to its right involve no detector:</p>
-<ul>
-<li><b>blend edges</b>: changes of colour. A closed line that follows nothing in the scene is a seam.
-<li><b>light</b>: brightness without detail. Face, neck and ears should be lit from one side.
-<li><b>noise residual</b>: what a median filter removes. A smooth or rough patch is from elsewhere.
-<li><b>error level</b>: change by one more JPEG compression. Patches with another compression history stand out.
-<li><b>spectrum</b>: frequencies, the low ones in the middle. Regular points or a bright rim are signs of enlarging.
-</ul>
-<p>Each view has its own scale, written above it. None of them proves anything alone.</p>
-"""  # noqa: E501
 
 
 class ExplainParams(StageParams):
@@ -86,7 +69,10 @@ def main() -> None:
         for index in range(len(images)):
             inputs.append(images[0, index][0])
             on_device = inputs[-1].to(hardware.device)
-            trained, random = (occlusion_map(one, on_device, params) for one in detectors)
+            trained, random = (
+                occlusion_map(one, on_device, params.window, params.stride, params.batch_size)
+                for one in detectors
+            )
             maps.append(trained)
             alike.append(rank_correlation(trained, random))
             bar.update(1)
@@ -110,7 +96,7 @@ def write(
         sheets = {}
         for name, rows in chosen.groupby("sheet", sort=False):
             parts = [
-                (chosen.loc[row], original(images, row), inputs[row], maps[row])
+                Row(title_of(chosen.loc[row]), original(images, row), inputs[row], maps[row])
                 for row in rows.index
             ]
             sheets[name] = draw_sheet(SHEET_TITLES[name], parts)
@@ -138,38 +124,11 @@ def original(images: LabelledImages, index: int) -> np.ndarray:
     return decode(images.content(index), whole).permute(1, 2, 0).numpy()
 
 
-# ---------------------------------------------------------------------------------------------
-# Heatmaps
-
-
-@torch.inference_mode()
-def occlusion_map(detector: Detector, image: torch.Tensor, params: ExplainParams) -> np.ndarray:
-    """Return float (S, S): by how much the logit falls where a window covers the pixel.
-
-    image: uint8 (3, S, S) on the device of the detector. The value of a pixel is the mean over the
-    windows that cover it. A window has the mean colour of the normalisation, which is 0 after it.
-    """
-    window, stride = (
-        max(1, round(share * image.shape[1])) for share in (params.window, params.stride)
-    )
-    occlusion = Occlusion(lambda inputs: fake_logit(detector.model(inputs)))
-    inputs = detector.normalize(image[None])
-    num_channels = inputs.shape[1]
-    effect = occlusion.attribute(
-        inputs,
-        sliding_window_shapes=(num_channels, window, window),
-        strides=(num_channels, min(stride, window), min(stride, window)),
-        perturbations_per_eval=params.batch_size,
-    )
-    return effect[0, 0].cpu().numpy()
-
-
-def rank_correlation(trained: np.ndarray, random: np.ndarray) -> float:
-    """Return Spearman's correlation of the pixels of two maps, -1 to 1; 0 where one map is flat."""
-    ranks = [rankdata(values) for values in (trained, random)]
-    if 0 in (np.ptp(ranks[0]), np.ptp(ranks[1])):
-        return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+def title_of(label: pd.Series) -> str:
+    """Return the name, the class and the score of an image in two lines."""
+    family = f" ({label.family})" if isinstance(label.family, str) else ""
+    verdict = f"{CLASS_NAMES[label.target]}{family}, {label.score:.3f}"
+    return f"{label.img_name[:18]}\n{verdict}"
 
 
 def sanity(chosen: pd.DataFrame) -> str:
@@ -196,45 +155,6 @@ def make_page(sheets: dict[str, bytes], chosen: pd.DataFrame) -> str:
     )
     title = "What drives the verdict"
     return html_page(title, "\n".join([f"<h1>{title}</h1>", HOW_TO_READ, check, *parts]))
-
-
-def draw_sheet(
-    title: str, parts: list[tuple[pd.Series, np.ndarray, torch.Tensor, np.ndarray]]
-) -> bytes:
-    """Draw a row for each (label, original, input, heatmap): picture, heatmap, views; as a PNG."""
-    columns = 2 + len(FORENSIC_VIEWS)
-    height = 2.15 * len(parts) + 0.3
-    figure = Figure(figsize=(1.75 * columns, height), dpi=90)
-    axes = figure.subplots(len(parts), columns, squeeze=False)
-    # Fixed places: the automatic layout of matplotlib takes longer than the heatmaps.
-    figure.subplots_adjust(0.005, 0.1 / height, 0.995, 1 - 0.75 / height, 0.05, 0.25)
-    for row, (label, picture, seen, heat) in zip(axes, parts, strict=True):
-        for cell in row:
-            cell.set_axis_off()
-        row[0].imshow(picture)
-        family = f" ({label.family})" if isinstance(label.family, str) else ""
-        row[0].set_title(
-            f"{label.img_name[:18]}\n{CLASS_NAMES[label.target]}{family}, {label.score:.3f}",
-            **TITLE,
-        )
-        _overlay(row[1], seen.permute(1, 2, 0).numpy(), heat)
-        for cell, (name, view) in zip(row[2:], FORENSIC_VIEWS.items(), strict=True):
-            _show(cell, name, view(picture))
-    figure.suptitle(title, fontsize=10, y=1 - 0.1 / height, va="top")
-    return as_png(figure)
-
-
-def _overlay(axes: Axes, picture: np.ndarray, heat: np.ndarray) -> None:
-    largest = float(np.abs(heat).max()) or 1.0
-    axes.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
-    axes.imshow(heat, cmap="RdBu_r", vmin=-largest, vmax=largest, alpha=0.55)
-    axes.set_title(f"heatmap\nup to ±{largest:.2f}", **TITLE)
-
-
-def _show(axes: Axes, name: str, view: np.ndarray) -> None:
-    top = float(np.quantile(view, 0.995)) or 1.0  # a few bright pixels would hide the rest
-    axes.imshow(view, cmap="magma", vmin=0, vmax=top)
-    axes.set_title(f"{name}\n0 to {top:.3g}", **TITLE)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Score images with the trained detector: P(fake) of every image that was not trained on.
 
 params.yaml: predict; data/model, data/labels, data/packed
-  ->  data/scores/{val,calibration,test,held_out,evaluation}.csv, data/scores/robustness.csv
+  ->  data/scores/{val,calibration,test,held_out,evaluation,robustness}.csv, data/scores/views.json
 Run: python -m stages.predict          (starts torchrun itself where predict.num_processes > 1)
      torchrun ... -m stages.predict    (several machines)
 
 A score file has one row per row of its label file, in the same order: img_name, logit
 (log(P(fake) / P(real)), which keeps the digits that a score near 1 loses) and score (P(fake)).
+Labelled splits have two more, low and high: the least and the most of the logits of slightly
+changed views (CHANGED_VIEWS in stages/lib/prediction/views.py), which a verdict has to stand; they
+are empty where predict.stability is off. views.json names the views whose mean is the score.
 robustness.csv has validation images, unchanged (perturbation `none`) and perturbed in every way of
 stages/lib/prediction/perturbations.py: img_name, perturbation, level, logit, score. With more than
 one of predict.views, the logit of an image is the mean over its views, which share one decoding.
@@ -22,7 +25,7 @@ from pydantic import Field
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError
-from stages.lib.core.files import check_room, fresh_folder
+from stages.lib.core.files import check_room, fresh_folder, write_json
 from stages.lib.core.labels import read_labels
 from stages.lib.core.params import (
     Processes,
@@ -36,7 +39,7 @@ from stages.lib.core.running import run_stage
 from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import Key, LabelledImages, make_loader, sequential_batches
 from stages.lib.detector.model import Detector, fake_logit, load_detector
-from stages.lib.detector.preprocessing import to_input
+from stages.lib.detector.preprocessing import seen_part, to_input
 from stages.lib.detector.runtime import (
     CompileMode,
     DeviceName,
@@ -47,10 +50,9 @@ from stages.lib.detector.runtime import (
 )
 from stages.lib.detector.scoring import gather_logits
 from stages.lib.prediction.perturbations import VARIANTS, perturb_all
-from stages.lib.prediction.views import SCORED_VIEWS
+from stages.lib.prediction.views import CHANGED_VIEWS, SCORED_VIEWS, plain_and_changed
 
 SPLITS = ("val", "calibration", "test", "held_out", "evaluation")
-NUM_VARIANTS = 1 + len(VARIANTS)
 ROW_BYTES = 200  # of a score file, at most
 
 
@@ -58,6 +60,7 @@ class PredictParams(StageParams):
     """Section `predict`."""
 
     views: Annotated[list[Annotated[str, one_of(SCORED_VIEWS)]], Field(min_length=1)]
+    stability: bool
     robustness_images: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1)]
     precision: Precision
@@ -91,9 +94,11 @@ def predict(params: PredictParams, hardware: Hardware) -> None:
         print(f"device: {hardware}; model: {config.model}, epoch {config.best_epoch}", flush=True)
     tables = {}
     for split, table in labels.items():
-        images = LabelledImages(table, paths.PACKED, config.preprocessing)
-        logits = predict_logits(detector, images, params, hardware, split)[:, 0]
-        tables[split] = pd.DataFrame({"img_name": table["img_name"], "logit": logits})
+        is_labelled = table["target"].notna().any()
+        kind = ChangedImages if params.stability and is_labelled else LabelledImages
+        images = kind(table, paths.PACKED, config.preprocessing)
+        logits = predict_logits(detector, images, params, hardware, split)
+        tables[split] = score_table(table["img_name"], logits.numpy())
     chosen = choose_images(labels["val"], params.robustness_images)
     images = PerturbedImages(chosen, paths.PACKED, config.preprocessing)
     logits = predict_logits(detector, images, params, hardware, "perturbed")
@@ -103,6 +108,7 @@ def predict(params: PredictParams, hardware: Hardware) -> None:
             for name, table in tables.items():
                 _write_scores(table, folder / f"{name}.csv")
                 print(f"{name}: {len(table)} scores", flush=True)
+            write_json(folder / paths.SCORED_VIEWS.name, {"views": params.views})
 
 
 def _write_scores(table: pd.DataFrame, path: Path) -> None:
@@ -121,9 +127,9 @@ def predict_logits(
 ) -> torch.Tensor:
     """Return float64 (N, V): log(P(fake) / P(real)) of each image and variant, in every process.
 
-    V is NUM_VARIANTS for PerturbedImages, else 1. Each image is scored by exactly one process.
+    V is the number of variants that the images have. Each image is scored by exactly one process.
     """
-    num_variants = NUM_VARIANTS if isinstance(images, PerturbedImages) else 1
+    num_variants = images.num_variants if isinstance(images, Variants) else 1
     batch_size = max(1, params.batch_size // num_variants)
     batches = sequential_batches(len(images), batch_size, hardware.rank, hardware.world_size)
     loader = make_loader(images, batches, params.num_workers, hardware.device.type == "cuda")
@@ -136,25 +142,61 @@ def predict_logits(
     return gather_logits(score, loader, hardware, f"predict {name}", num_variants)
 
 
+def score_table(names: pd.Series, logits: np.ndarray) -> pd.DataFrame:
+    """Return img_name, logit, low and high; logits: (N, 1), or (N, 1 + changed views)."""
+    table = pd.DataFrame({"img_name": names, "logit": logits[:, 0]})
+    if logits.shape[1] > 1:
+        return table.assign(low=logits[:, 1:].min(axis=1), high=logits[:, 1:].max(axis=1))
+    return table.assign(low=np.nan, high=np.nan)
+
+
 # ---------------------------------------------------------------------------------------------
-# Robustness
+# Variants of images, from one decoding
 
 
-class PerturbedImages(LabelledImages):
-    """Images with all their perturbed variants, from one decoding."""
+class Variants(LabelledImages):
+    """Images of which each has several variants, the image itself first."""
+
+    num_variants: int
 
     @property
     def item_bytes(self) -> int:
         """Size of the pixels of one item."""
-        return NUM_VARIANTS * super().item_bytes
+        return self.num_variants * super().item_bytes
 
     def __getitem__(self, key: Key) -> tuple[torch.Tensor, int, int]:
         """Return (uint8 (V, 3, S, S), target, index)."""
         index = key[1]
-        image = self.decoded_file(index)
+        return self.variants(self.decoded_file(index), index), int(self.targets[index]), index
+
+    def variants(self, image: torch.Tensor, index: int) -> torch.Tensor:
+        """Return the variants of a decoded image, uint8 (3, H, W) to (V, 3, S, S)."""
+        raise NotImplementedError
+
+
+class ChangedImages(Variants):
+    """Images and what a little compression or resizing makes of what the model sees of them."""
+
+    num_variants = 1 + len(CHANGED_VIEWS)
+
+    def variants(self, image: torch.Tensor, index: int) -> torch.Tensor:
+        """Return the image and its changed views."""
+        return plain_and_changed(seen_part(image, self.preprocessing), self.preprocessing)
+
+
+class PerturbedImages(Variants):
+    """Images with all their perturbed variants."""
+
+    num_variants = 1 + len(VARIANTS)
+
+    def variants(self, image: torch.Tensor, index: int) -> torch.Tensor:
+        """Return the image and everything of VARIANTS."""
         variants = perturb_all(image, np.random.default_rng([0, index]))
-        inputs = [to_input(variant, self.preprocessing) for variant in variants]
-        return torch.stack(inputs), int(self.targets[index]), index
+        return torch.stack([to_input(variant, self.preprocessing) for variant in variants])
+
+
+# ---------------------------------------------------------------------------------------------
+# Robustness
 
 
 def choose_images(labels: pd.DataFrame, num_images: int) -> pd.DataFrame:

@@ -50,6 +50,7 @@ from stages.lib.training.loop import TrainingLoop, validate, validation_loader
 from stages.lib.training.micro_batch import find_accumulate
 from stages.lib.training.optimization import average_states
 from stages.lib.training.params import TrainParams
+from stages.lib.training.summary import summarise_pictures
 
 SPLITS = ("train", "val")
 INPUTS = [
@@ -179,9 +180,9 @@ def train(
     if is_first:
         best = progress.best
         with fresh_folder(paths.MODEL) as folder:
-            known = config.model_copy(
-                update={"best_epoch": best.epoch, "averaged_epochs": best.averaged}
-            )
+            pictures = summarise_pictures(labels["train"], params.augmentation)
+            found = {"best_epoch": best.epoch, "averaged_epochs": best.averaged}
+            known = config.model_copy(update=found | {"trained_on": pictures})
             weights = save_detector(folder, best.state, known)
             write_table(pd.DataFrame(progress.history), folder / paths.HISTORY.name)
         tracker.log_metrics({"best_epoch": best.epoch})

@@ -13,21 +13,14 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from stages.explain import (
-    SHEET_TITLES,
-    ExplainParams,
-    choose,
-    draw_sheet,
-    occlusion_map,
-    rank_correlation,
-)
+from stages.explain import SHEET_TITLES, choose, title_of
 from stages.lib.detector.model import Detector
 from stages.lib.detector.preprocessing import Preprocessing
 from stages.lib.report.forensics import FORENSIC_VIEWS
+from stages.lib.report.heatmap import occlusion_map, rank_correlation
+from stages.lib.report.sheets import Row, draw_sheet
 
-PARAMS = ExplainParams(
-    num_images=2, window=0.25, stride=0.125, batch_size=7, device="cpu", num_threads=1
-)
+WINDOW = (0.25, 0.125, 7)  # side, step, batch size
 
 
 class BrightCorner(torch.nn.Module):
@@ -51,7 +44,7 @@ def test_the_map_is_red_where_the_model_finds_fake_and_blue_where_real(
     brightness: int, sign: int, residuals: Literal["srm"] | None
 ) -> None:
     image = torch.full((3, 32, 32), brightness, dtype=torch.uint8)
-    heat = sign * occlusion_map(detector(BrightCorner(), residuals), image, PARAMS)
+    heat = sign * occlusion_map(detector(BrightCorner(), residuals), image, *WINDOW)
     assert heat.shape == (32, 32)
     assert heat[:12, :12].min() > 0
     assert np.abs(heat[20:, 20:]).max() == pytest.approx(0, abs=1e-6)
@@ -60,8 +53,7 @@ def test_the_map_is_red_where_the_model_finds_fake_and_blue_where_real(
 def test_the_map_adds_up_the_effect_of_one_window() -> None:
     """One window over the whole image: the map is the fall of the logit to the mean colour's."""
     image = torch.full((3, 32, 32), 255, dtype=torch.uint8)
-    whole = PARAMS.model_copy(update={"window": 1.0, "stride": 1.0})
-    heat = occlusion_map(detector(BrightCorner()), image, whole)
+    heat = occlusion_map(detector(BrightCorner()), image, 1.0, 1.0, 64)
     assert heat == pytest.approx(np.full((32, 32), 0.5 / 0.2), rel=1e-5)
 
 
@@ -88,12 +80,14 @@ def test_a_map_is_compared_by_the_order_of_its_pixels() -> None:
 
 def test_a_sheet_has_picture_map_and_every_view_for_each_image() -> None:
     label = pd.Series({"img_name": "a.jpg", "target": 1, "family": "swap", "score": 0.25})
+    assert title_of(label) == "a.jpg\nfake (swap), 0.250"
     picture = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     seen = torch.zeros((3, 32, 32), dtype=torch.uint8)
-    png = draw_sheet("title", [(label, picture, seen, np.zeros((32, 32)))] * 2)
+    rows = [Row(title_of(label), picture, seen, np.zeros((32, 32)))] * 2
+    png = draw_sheet("title", rows)
     with Image.open(BytesIO(png)) as sheet:
         assert sheet.width > 500 and sheet.height > 300
-    assert png == draw_sheet("title", [(label, picture, seen, np.zeros((32, 32)))] * 2)
+    assert png == draw_sheet("title", rows)
 
 
 def test_the_stage_writes_its_sheets_page_and_table(pipeline: Path) -> None:

@@ -15,7 +15,7 @@ from stages.lib import paths
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import read_labels
 from stages.lib.detector.dataset import LabelledImages
-from stages.lib.detector.faces import crop_face, find_faces
+from stages.lib.detector.faces import crop_largest_face, find_faces
 from stages.lib.detector.preprocessing import Preprocessing, resize, to_input
 from stages.lib.drawing.portrait import draw_person, portrait
 from stages.lib.training.decode_cache import decode_ahead
@@ -66,7 +66,7 @@ def test_the_largest_face_comes_first_and_is_cropped() -> None:
     first, second = find_faces(both)
     assert first.width > 1.5 * second.width
     assert first.left > 150 > second.left + second.width
-    assert crop_face(both, 1.1).shape[1] == round(1.1 * first.size)
+    assert crop_largest_face(both, 1.1).shape[1] == round(1.1 * first.size)
 
 
 @pytest.mark.parametrize("size", [100, 200, 1500])
@@ -74,7 +74,7 @@ def test_the_face_fills_the_crop_whatever_the_size_of_the_picture(size: int) -> 
     picture = drawn(2, size)
     face = find_faces(picture)[0]
     for share in (1.1, 1.3):
-        crop = crop_face(picture, share)
+        crop = crop_largest_face(picture, share)
         assert crop.shape[1] == crop.shape[2] == round(share * face.size)
         inside = find_faces(tv.resize(crop, [200, 200], antialias=True))[0]
         assert inside.size / 200 == pytest.approx(1 / share, abs=0.12)
@@ -82,24 +82,24 @@ def test_the_face_fills_the_crop_whatever_the_size_of_the_picture(size: int) -> 
 
 def test_the_crop_stays_within_the_picture() -> None:
     picture = drawn(3)
-    assert torch.equal(crop_face(picture, 9), picture)
+    assert torch.equal(crop_largest_face(picture, 9), picture)
     wide = torch.cat([picture, torch.zeros(3, 200, 100, dtype=torch.uint8)], dim=2)
-    assert torch.equal(crop_face(wide, 9), wide[:, :, :200])
+    assert torch.equal(crop_largest_face(wide, 9), wide[:, :, :200])
 
 
 def test_a_picture_without_a_face_is_seen_whole() -> None:
     for picture in (torch.full((3, 90, 120), 77, dtype=torch.uint8), drawn(0)[:, 150:]):
         assert find_faces(picture) == []
-        assert torch.equal(crop_face(picture, 1.1), picture)
+        assert torch.equal(crop_largest_face(picture, 1.1), picture)
     for size in ((3, 1, 1), (3, 1, 700), (3, 2000, 1), (3, 32, 90)):
         assert find_faces(torch.zeros(size, dtype=torch.uint8)) == []
 
 
 def test_threads_get_the_faces_of_one_after_the_other() -> None:
     pictures = [drawn(seed, 120 + 20 * seed) for seed in SEEDS]
-    alone = [crop_face(picture, 1.1) for picture in pictures]
+    alone = [crop_largest_face(picture, 1.1) for picture in pictures]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda picture: crop_face(picture, 1.1), pictures * 3))
+        together = list(pool.map(lambda picture: crop_largest_face(picture, 1.1), pictures * 3))
     assert all(map(torch.equal, together, alone * 3))
 
 
@@ -111,7 +111,7 @@ def test_every_reader_of_images_crops_alike(portraits: Path) -> None:
     for index, one in enumerate(seen):
         file = images.decoded_file(index)
         assert torch.equal(one, to_input(file, CROPPED))
-        assert torch.equal(one, resize(crop_face(file, 1.1), whole))
+        assert torch.equal(one, resize(crop_largest_face(file, 1.1), whole))
         assert not torch.equal(one, resize(file, whole))
     assert decode_ahead({"val": images}, 1, num_workers=2)
     assert all(torch.equal(images[0, index][0], one) for index, one in enumerate(seen))

@@ -31,7 +31,7 @@ from stages.lib.prediction.perturbations import (
     perturb_all,
     shrink,
 )
-from stages.predict import NUM_VARIANTS, PerturbedImages, choose_images
+from stages.predict import PerturbedImages, choose_images
 from tests.conftest import set_params
 
 RANDOM = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def test_the_levels_go_from_mild_to_severe(kind: PixelOperation) -> None:
 
 def test_every_perturbation_takes_small_pictures() -> None:
     tiny = IMAGE[:, :5, :7]
-    assert len(perturb_all(tiny, RANDOM)) == NUM_VARIANTS == 1 + len(VARIANTS)
+    assert len(perturb_all(tiny, RANDOM)) == PerturbedImages.num_variants == 1 + len(VARIANTS)
 
 
 def test_what_the_perturbations_do() -> None:
@@ -139,9 +139,9 @@ def test_the_unperturbed_variant_has_the_scores_of_the_validation_set(
     plain = found[found["perturbation"] == "none"].set_index("img_name")["score"]
     expected = pd.read_csv("data/scores/val.csv").set_index("img_name")["score"]
     assert plain.to_numpy() == pytest.approx(expected[plain.index].to_numpy(), abs=1e-6)
-    assert len(found) == len(plain) * NUM_VARIANTS
+    assert len(found) == len(plain) * PerturbedImages.num_variants
     rows = pd.read_csv("metrics/tables/robustness.csv")
-    assert len(rows) == NUM_VARIANTS
+    assert len(rows) == PerturbedImages.num_variants
     assert (rows["low"] <= rows["auc"]).all() and (rows["auc"] <= rows["high"]).all()
 
 
@@ -155,7 +155,7 @@ def test_variants_come_from_one_decoding(pipeline: Path, monkeypatch: pytest.Mon
     )
     labels = pd.read_csv("data/labels/val.csv").head(1)
     images = PerturbedImages(labels, paths.PACKED, preprocessing)
-    assert images[0, 0][0].shape == (NUM_VARIANTS, 3, 32, 32)
+    assert images[0, 0][0].shape == (PerturbedImages.num_variants, 3, 32, 32)
     assert len(decoded) == 1
 
 

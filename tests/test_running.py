@@ -235,6 +235,6 @@ def test_the_time_left_does_not_count_the_start_of_the_workers(
         for seconds in (40, 4, 4):  # the first batch waits for the workers
             now[0] += seconds
             bar.update()
-    assert capsys.readouterr().out == (
+    assert capsys.readouterr().err == (
         "train 1/3: 2 of 100 batches, 0.2 a second, 6.5 minutes left\n"
     )

@@ -12,6 +12,7 @@ from stages.evaluate import EvaluateParams, judge
 from stages.lib.evaluation.cross_sets import cross_rows
 from stages.lib.evaluation.operating_points import operating_rows
 from stages.lib.evaluation.slices import set_rows, slice_rows
+from stages.lib.evaluation.verdicts import VerdictParams
 
 
 def table(count: int, seed: int, shift: float = 0.0, **columns: Any) -> pd.DataFrame:
@@ -121,7 +122,10 @@ def test_a_model_that_is_no_better_than_chance_is_called_useless(
     rows["logit"] = np.random.default_rng(0).normal(distance * rows["target"], 1)
     rows["score"] = 1 / (1 + np.exp(-rows["logit"]))
     monkeypatch.setattr(evaluate, "read_json", lambda _: {"weights_sha256": "a" * 64})
-    params = EvaluateParams(threshold="accuracy", size_bands=[100], quality_bands=[50])
+    params = EvaluateParams(
+        threshold="accuracy", size_bands=[100], quality_bands=[50],
+        verdicts=VerdictParams(false_alarms=0.02, misses=0.05),
+    )  # fmt: skip
     report, tables = judge({"val": rows}, rows, params)
     assert report["better_than_chance"] == better
     evaluate._print_summary(report, tables["intervals"], pd.DataFrame())

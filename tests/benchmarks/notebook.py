@@ -45,7 +45,9 @@ def pack_set(folder: Path, image_set: ImageSet, table: pd.DataFrame) -> pd.DataF
     os.environ["DVC_ROOT"] = str(folder)  # where packing remembers what it has read
     packed = folder / "packed" / image_set.name
     packed.mkdir(parents=True)
-    params = PackParams(shard_mb=512, max_megapixels=100.0, links="follow", num_threads=2)
+    params = PackParams(
+        shard_mb=512, max_megapixels=100.0, links="follow", find_faces=False, num_threads=2
+    )
     pack_images(image_set, table, packed, params)
     return table.assign(row=np.arange(len(table)), set=image_set.name)
 

@@ -17,6 +17,7 @@ LABEL_TYPES = {
     "width": "int64",  # pixels
     "height": "int64",
     "jpeg_quality": "Int8",  # 1 to 100, empty for other formats
+    "face": "Float64",  # size of the largest face in pixels, 0: no face, empty: not looked for
     "set": "str",  # the image is row `row` of data/packed/`set`
     "row": "int64",
     "group": "int64",  # near-duplicates share one

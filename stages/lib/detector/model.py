@@ -16,6 +16,7 @@ from stages.lib import paths
 from stages.lib.core.errors import UserError, did_you_mean, short
 from stages.lib.core.files import sha256_of, write_text
 from stages.lib.core.labels import CLASS_NAMES
+from stages.lib.core.training_pictures import TrainingPictures
 from stages.lib.detector.preprocessing import Normalize, Preprocessing
 
 WEIGHTS_FILE, CONFIG_FILE = paths.WEIGHTS.name, paths.CONFIG.name
@@ -33,6 +34,7 @@ class DetectorConfig(pydantic.BaseModel):
     initial_weights: str  # what `provenance` returns
     best_epoch: int  # counted from 1
     averaged_epochs: int = 1  # the weights are the mean of so many epochs, up to best_epoch
+    trained_on: TrainingPictures | None = None  # known after the training
     weights_sha256: str = ""  # of weights.safetensors, set by save_detector
     classes: list[str] = list(CLASS_NAMES)  # the score is P(classes[1])
 

@@ -14,7 +14,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.core.pictures import read_picture
-from stages.lib.detector.faces import crop_face
+from stages.lib.detector.faces import crop_largest_face
 
 CHANNELS_WITH_RESIDUALS = 6  # RGB and three residuals
 
@@ -53,13 +53,23 @@ def recompress(image: torch.Tensor, quality: int) -> torch.Tensor:
     return decoded
 
 
+def seen_part(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Return what a model sees of a picture, uint8 (3, H, W): all, or with `face_crop` its face."""
+    if preprocessing.face_crop:
+        return crop_largest_face(image, preprocessing.face_crop)
+    return image
+
+
 def resize(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Resize uint8 (3, H, W), or with `face_crop` its face, to the square input of the model.
+    """Resize what the model sees of a picture, uint8 (3, H, W), to its square input.
 
     The aspect ratio of a whole picture is not kept.
     """
-    if preprocessing.face_crop:
-        image = crop_face(image, preprocessing.face_crop)
+    return to_square(seen_part(image, preprocessing), preprocessing)
+
+
+def to_square(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Resize uint8 (3, H, W) to the square input of the model, (3, S, S)."""
     side = preprocessing.image_size
     mode = tv.InterpolationMode(preprocessing.interpolation)
     return tv.resize(image, [side, side], interpolation=mode, antialias=True)

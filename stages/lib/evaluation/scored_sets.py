@@ -36,7 +36,7 @@ def labelled_scores(split: str) -> pd.DataFrame:
         raise UserError(
             f"{scores_file} and {labels_file} do not list the same images; run `dvc repro predict`"
         )
-    scored = labels.assign(logit=scores["logit"], score=scores["score"])
+    scored = labels.assign(**{name: scores[name] for name in ("logit", "low", "high", "score")})
     return scored.dropna(subset=["target"])
 
 

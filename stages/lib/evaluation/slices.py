@@ -42,7 +42,7 @@ def slice_rows(
     class in the set. tpr and fpr are always those of its own images.
     """
     rows = []
-    for name, part in _slices(table, size_bands, quality_bands):
+    for name, part in slices(table, size_bands, quality_bands):
         present = part["target"].unique()
         others = table[~table["target"].isin(present)]
         whole = pd.concat([part, others])
@@ -53,7 +53,7 @@ def slice_rows(
     return rows
 
 
-def _slices(
+def slices(
     table: pd.DataFrame, size_bands: Sequence[int], quality_bands: Sequence[int]
 ) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield pairs such as ("family=swap", its rows), for each property that differs in the set."""

@@ -1,9 +1,18 @@
-"""Views of an image that is scored: test-time augmentation, on batches on the device."""
+"""Views of an image that is scored, and slightly changed views that its verdict has to stand.
+
+SCORED_VIEWS are test-time augmentation, on batches of inputs on the device. CHANGED_VIEWS change
+what the model sees before it is resized, as sending a picture on does.
+"""
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
+
+from stages.lib.detector.pixel_operations import PixelOperation, jpeg, rescale, webp
+from stages.lib.detector.preprocessing import Preprocessing, reencode, to_square
 
 
 def _zoomed(images: torch.Tensor) -> torch.Tensor:
@@ -12,9 +21,30 @@ def _zoomed(images: torch.Tensor) -> torch.Tensor:
     return tv.resize(middle, [side, side], antialias=True)
 
 
+def _smaller(image: torch.Tensor, factor: float, random: np.random.Generator) -> torch.Tensor:
+    return rescale(image, factor, [InterpolationMode.BICUBIC] * 2)
+
+
 # uint8 (N, 3, S, S) to the same.
 SCORED_VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "plain": lambda images: images,
     "mirrored": tv.horizontal_flip,
     "zoomed": _zoomed,  # the middle seven eighths
 }
+CHANGED_VIEWS: dict[str, tuple[PixelOperation, float]] = {
+    "JPEG 85": (jpeg, 85),
+    "JPEG 70": (jpeg, 70),
+    "WebP 80": (webp, 80),
+    "three quarters": (_smaller, 0.75),  # of the size, and back
+}
+
+
+def plain_and_changed(part: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Return the inputs of one picture unchanged and in CHANGED_VIEWS: uint8 (1 + V, 3, S, S).
+
+    part: what the model sees of the picture, uint8 (3, H, W).
+    """
+    random = np.random.default_rng(0)  # of which these views draw nothing
+    views = [part, *(change(part, level, random) for change, level in CHANGED_VIEWS.values())]
+    inputs = [reencode(to_square(view, preprocessing), preprocessing, None) for view in views]
+    return torch.stack(inputs)

@@ -1,0 +1,96 @@
+"""The page that explains the verdict of one picture, in one HTML file that needs no network."""
+
+from html import escape
+
+from stages.lib.detector.preprocessing import reencode, to_square
+from stages.lib.report.heatmap import occlusion_map
+from stages.lib.report.html import html_image, html_page
+from stages.lib.report.sheets import HOW_TO_READ, Row, draw_sheet
+from stages.lib.verdict.judge import FaceVerdict, Judge
+from stages.lib.verdict.record import Record
+from stages.lib.verdict.rules import REASONS
+
+WINDOW, STRIDE = 0.25, 0.125  # of the covering window, as shares of the side of the input
+MOST_SHOWN = 8  # faces of a picture that are drawn, the largest ones
+NOT_TOLD = """
+<h2>What this does not tell you</h2>
+<ul>
+<li>It is no proof, in neither direction. It is a reason to look closer, or one less.
+<li>A detector finds fakes like those that it was trained on. Its model card says how often it is
+wrong on pictures like those that were measured; on pictures of other makers it is wrong more often.
+<li>It looks for traces of manipulation in faces. It does not tell who is shown, when or where a
+picture was taken, or whether its caption is true.
+<li>A file without provenance says nothing by that: most platforms remove it.
+</ul>
+"""
+
+
+def explain_picture(judge: Judge, record: Record, content: bytes) -> str:
+    """Return the page of a picture; content: the bytes of its file, which record is of."""
+    preprocessing = judge.config.preprocessing
+    rows = []
+    parts = judge.open(content).parts[:MOST_SHOWN]
+    for number, (part, face) in enumerate(zip(parts, record.faces, strict=False), 1):
+        seen = reencode(to_square(part.pixels, preprocessing), preprocessing, None)
+        on_device = seen.to(judge.hardware.device)
+        heat = occlusion_map(judge.detector, on_device, WINDOW, STRIDE, judge.batch_size)
+        picture = part.pixels.permute(1, 2, 0).numpy()
+        title = f"face {number}\n{face.verdict}, {face.probability:.1%}"
+        rows.append(Row(title, picture, seen, heat))
+    body = [
+        f"<h1>{escape(record.file)}</h1>",
+        _verdict(record),
+        html_image(draw_sheet("", rows), "heatmap and forensic views of each face"),
+        HOW_TO_READ,
+        "<h2>Stability</h2>",
+        "<p>The score, P(fake), after a little compression or resizing:</p>",
+        _stability(record.faces),
+        "<h2>Provenance</h2>",
+        f"<p>{escape(str(record.provenance)) or 'none in this file'}</p>",
+        NOT_TOLD,
+        f"<p>SHA-256 of the picture {record.sha256}, of the weights {record.detector.weights}.</p>",
+    ]
+    return html_page(f"Verdict: {record.file}", "\n".join(body))
+
+
+def verdict_in_words(record: Record) -> str:
+    """Return what the verdict of a picture means, in one or two sentences."""
+    limits = record.detector.thresholds
+    means = {
+        "fake": f"At this threshold at most {limits.false_alarms:.1%} of real pictures like those "
+        "of the calibration split are called fake.",
+        "real": f"At this threshold at most {limits.misses:.1%} of the fakes of the calibration "
+        "split are called real.",
+        "unsure": "The detector should not be trusted here: "
+        + "; ".join(REASONS[reason] for reason in record.reasons)
+        + ".",
+    }
+    return (
+        f"{record.verdict}: {record.probability:.1%} probability of a fake. {means[record.verdict]}"
+    )
+
+
+def _verdict(record: Record) -> str:
+    limits = record.detector.thresholds
+    return (
+        f"<p><b>{escape(verdict_in_words(record))}</b></p>\n<p>Fake from a score of "
+        f"{limits.fake_from:.4f}, real below {limits.real_below:.4f}; both were chosen on "
+        f"{limits.num_real} real and {limits.num_fake} fake pictures that the detector had not "
+        "seen in training. The probability is the score after temperature scaling.</p>"
+    )
+
+
+def _stability(faces: list[FaceVerdict]) -> str:
+    names = list(faces[0].views)
+    head = "".join(f"<th>{escape(name)}" for name in ("face", "as it is", *names, "same side"))
+    rows = [
+        "".join(
+            f"<td>{cell}"
+            for cell in (
+                number, f"{face.score:.3f}", *(f"{face.views[name]:.3f}" for name in names),
+                f"{face.stability:.0%}",
+            )
+        )
+        for number, face in enumerate(faces, 1)
+    ]  # fmt: skip
+    return f"<table><tr>{head}" + "".join(f"<tr>{row}" for row in rows) + "</table>"

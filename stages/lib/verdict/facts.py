@@ -1,0 +1,9 @@
+"""The base of everything that is written down about a judged picture."""
+
+import pydantic
+
+
+class Facts(pydantic.BaseModel):
+    """Frozen, and the same when it is read back."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")

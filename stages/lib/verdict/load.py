@@ -1,0 +1,38 @@
+"""Loading a judge: from a folder, or from MLflow's registry."""
+
+from pathlib import Path
+
+from stages.lib.core.errors import UserError, short
+from stages.lib.detector.runtime import DeviceName, set_up_hardware
+from stages.lib.tracking.mlflow_store import connect
+from stages.lib.verdict.judge import Judge
+
+
+def load_judge(
+    model: str, device: DeviceName, num_threads: int, crop: bool, max_megapixels: float
+) -> Judge:
+    """Return a judge; model: a folder with weights.safetensors, or models:/NAME@ALIAS of MLflow.
+
+    Scores are computed in fp32, so that a verdict can be repeated elsewhere. Raises UserError where
+    the model or its rules are missing, damaged or do not belong together.
+    """
+    hardware = set_up_hardware(device, "fp32", num_threads)
+    folder = _downloaded(model) if model.startswith("models:/") else Path(model)
+    return Judge(folder, hardware, crop, round(max_megapixels * 1e6))
+
+
+def _downloaded(uri: str) -> Path:
+    """Return the folder of a registered detector; a local store is read in place."""
+    connect()
+    import mlflow
+
+    try:
+        served = Path(mlflow.artifacts.download_artifacts(uri))
+    except Exception as error:  # whatever a store or a server raises
+        raise UserError(
+            f"--model {uri}: not to be had: {short(error, 100)}; `make ui` shows what is registered"
+        ) from error
+    weights = sorted(served.glob("artifacts/*/weights.safetensors"))
+    if not weights:
+        raise UserError(f"--model {uri}: no detector of this pipeline; take one that it published")
+    return weights[0].parent

@@ -1,0 +1,129 @@
+"""Where a picture says that it comes from: C2PA manifest, IPTC source type, EXIF camera facts.
+
+None of it decides a verdict. A signed manifest is evidence as good as its signer. EXIF and IPTC
+fields can be written by anybody, and most pictures on the internet have lost all of them. Nothing
+is fetched: a manifest that lies elsewhere is named and not read.
+"""
+
+import json
+import re
+from functools import cache
+from io import BytesIO
+from typing import Any, Literal
+
+from PIL import Image
+from PIL.ExifTags import IFD, Base
+
+from stages.lib.core.errors import short
+from stages.lib.core.pictures import FORMATS
+from stages.lib.verdict.facts import Facts
+
+SOURCE_TYPE = re.compile(r"cv\.iptc\.org/newscodes/digitalsourcetype/(\w+)", re.IGNORECASE)
+XMP_NAMES = ("xmp", "XML:com.adobe.xmp")
+CAMERA = {
+    "make": Base.Make, "model": Base.Model, "software": Base.Software, "taken": Base.DateTime,
+}  # fmt: skip
+State = Literal["trusted", "valid", "broken"]
+STATES: dict[str, State] = {"Trusted": "trusted", "Valid": "valid"}
+UNTRUSTED = "signingCredential.untrusted"
+MOST_TEXT = 200  # characters of a field that are shown
+
+
+class Manifest(Facts):
+    """A C2PA manifest (c2pa.org, Content Credentials): who has signed what about the picture."""
+
+    state: State  # valid: whole, but no list vouches for the signer
+    signer: str
+    generator: str  # the program or camera that made the claim
+    actions: list[str]  # such as c2pa.created
+    source_types: list[str]  # of IPTC, such as digitalCapture or trainedAlgorithmicMedia
+    problems: list[str]  # what a broken one fails on
+
+
+class Provenance(Facts):
+    """What a file says about its origin; empty where it says nothing."""
+
+    c2pa: Manifest | None
+    source_types: list[str]  # IPTC DigitalSourceType in the XMP of the file, unsigned
+    camera: dict[str, str]  # fields of EXIF, unsigned
+
+    def __str__(self) -> str:
+        """Return it in words, in one line; nothing where there is none."""
+        words = []
+        if self.c2pa:
+            known = self.c2pa
+            words.append(f"C2PA {known.state}, signed by {known.signer or 'nobody named'}")
+            words += [f"says {word}" for word in (*known.actions, *known.source_types)]
+            words += known.problems
+        words += [f"IPTC says {word}" for word in self.source_types]
+        words += [f"EXIF {name} {value}" for name, value in self.camera.items()]
+        return "; ".join(words)
+
+
+def read_provenance(content: bytes) -> Provenance:
+    """Return what an image file says about its origin; the pixels are not decoded."""
+    xmp, camera = "", {}
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            raw = next((image.info[name] for name in XMP_NAMES if name in image.info), "")
+            xmp = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
+            camera = _camera(image.getexif())
+    except Exception:  # damaged fields say nothing
+        pass
+    source_types = sorted(set(SOURCE_TYPE.findall(xmp)))
+    return Provenance(c2pa=_read_manifest(content), source_types=source_types, camera=camera)
+
+
+def _camera(exif: Image.Exif) -> dict[str, str]:
+    fields = dict(exif) | dict(exif.get_ifd(IFD.Exif))
+    found = {name: fields.get(tag) for name, tag in CAMERA.items()}
+    taken = fields.get(Base.DateTimeOriginal)
+    if taken:
+        found["taken"] = taken
+    return {name: short(value, MOST_TEXT) for name, value in found.items() if value}
+
+
+def _read_manifest(content: bytes) -> Manifest | None:
+    """Return the active C2PA manifest of a file, or None where it has none."""
+    import c2pa
+
+    try:
+        reader = c2pa.Reader.try_create(None, BytesIO(content), None, _offline())
+        store: dict[str, Any] = json.loads(reader.json()) if reader else {}
+    except c2pa.C2paError.NotSupported:
+        return None
+    except c2pa.C2paError as error:
+        return Manifest(
+            state="broken", signer="", generator="", actions=[], source_types=[],
+            problems=[short(error, MOST_TEXT)],
+        )  # fmt: skip
+    if not store.get("active_manifest"):
+        return None
+    manifest = store["manifests"][store["active_manifest"]]
+    actions = [
+        action
+        for assertion in manifest.get("assertions", [])
+        if assertion["label"].startswith("c2pa.actions")
+        for action in assertion["data"].get("actions", [])
+    ]
+    signature = manifest.get("signature_info", {})
+    signer = (signature.get(key) for key in ("issuer", "common_name"))
+    generators = manifest.get("claim_generator_info", [])
+    problems = [one["code"] for one in store.get("validation_status", [])]
+    return Manifest(
+        state=STATES.get(store["validation_state"], "broken"),
+        signer=short(", ".join(filter(None, signer)), MOST_TEXT),
+        generator=short(generators[0].get("name", "") if generators else "", MOST_TEXT),
+        actions=[short(action.get("action", "")) for action in actions],
+        source_types=sorted(set(SOURCE_TYPE.findall(json.dumps(actions)))),
+        problems=[code for code in problems if code != UNTRUSTED],
+    )
+
+
+@cache
+def _offline() -> Any:
+    """Return settings under which reading a manifest asks no other machine for anything."""
+    import c2pa
+
+    verify = {"remote_manifest_fetch": False, "ocsp_fetch": False}
+    return c2pa.Context(c2pa.Settings.from_dict({"verify": verify}))

@@ -1,0 +1,113 @@
+"""The rules of a verdict: from the score of a picture and facts about it to real, fake or unsure.
+
+A verdict is unsure where the score lies between two thresholds, and where something about the
+picture means that its score cannot be trusted. Refusing to answer where the risk is high is known
+as selective classification, or the reject option (Chow 1970; Geifman and El-Yaniv 2017).
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pydantic
+from scipy.special import expit, logit
+
+from stages.lib.core.errors import UserError, short
+from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL
+from stages.lib.core.training_pictures import TrainingPictures
+
+UNSURE = "unsure"
+# Why a verdict is unsure, in the order in which people are told.
+REASONS = {
+    "no_face": "no face found",
+    "small_face": "face smaller than in the training pictures",
+    "unlike_size": "picture or face of another size than in the training pictures",
+    "unlike_quality": "picture compressed more than the training pictures",
+    "unstable": "verdict changes when the picture is compressed or resized a little",
+    "between": "score between the thresholds",
+}
+LARGER = 2.0  # times the largest training pictures: still alike, because a model sees less of them
+
+
+class Thresholds(pydantic.BaseModel):
+    """The rates that are wanted, and the thresholds that keep them on the calibration split."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    false_alarms: float  # wanted: the largest share of reals that are called fake
+    misses: float  # wanted: the largest share of fakes that are called real
+    fake_from: float  # P(fake) from which a picture is called fake
+    real_below: float  # P(fake) below which it is called real; at most fake_from
+    middle: float  # P(fake) that divides the classes best
+    temperature: float  # sigmoid(logit / temperature) is the calibrated probability
+    num_real: int  # calibration images that the thresholds come from
+    num_fake: int
+
+
+class Rules(pydantic.BaseModel):
+    """verdict_rules.json: what is needed beside a detector to turn its scores into verdicts."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    weights_sha256: str  # of the detector that the rules belong to
+    views: list[str]  # of stages/lib/prediction/views.py, whose mean is the score
+    thresholds: Thresholds
+    trained_on: TrainingPictures
+
+    def reasons(self, pictures: pd.DataFrame) -> pd.DataFrame:
+        """Return which of REASONS each picture gives to be unsure: bool, one column each.
+
+        pictures: one row each. logit, low and high: log(P(fake) / P(real)) of the picture, and the
+        least and the most over its changed views (empty: not scored). face: size of the face in
+        pixels, 0 none, empty not looked for. width and height in pixels. jpeg_quality, empty for
+        other formats.
+        """
+        limits, known = self.thresholds, self.trained_on
+        score, middle = expit(pictures["logit"]), logit(limits.middle)
+        face, quality = pictures["face"].astype(float), pictures["jpeg_quality"].astype(float)
+        side = pictures[["width", "height"]].min(axis=1)
+        least_face, most_face = known.face or (0, np.inf)
+        least_quality = known.jpeg_quality[0] if known.jpeg_quality else 0
+        # The size of a face tells more than that of the picture around it.
+        is_other_side = (side < known.side[0]) | (side > LARGER * known.side[1])
+        return pd.DataFrame(
+            {
+                "no_face": (face == 0) & (known.face is not None),
+                "small_face": (face > 0) & (face < least_face),
+                "unlike_size": np.where(face > 0, face > LARGER * most_face, is_other_side),
+                "unlike_quality": quality < least_quality,
+                "unstable": (pictures["low"] < middle) & (pictures["high"] >= middle),
+                "between": (score >= limits.real_below) & (score < limits.fake_from),
+            },
+            index=pictures.index,
+        )
+
+    def verdicts(self, pictures: pd.DataFrame) -> pd.Series:
+        """Return real, fake or unsure for each picture; see `reasons`."""
+        called = expit(pictures["logit"]) >= self.thresholds.fake_from
+        sure = np.where(called, CLASS_NAMES[FAKE], CLASS_NAMES[REAL])
+        is_unsure = self.reasons(pictures).any(axis=1)
+        return pd.Series(sure, index=pictures.index).mask(is_unsure, UNSURE)
+
+
+def read_rules(path: Path, weights_sha256: str) -> Rules:
+    """Read the rules that belong to a detector; raises UserError where they are not there."""
+    try:
+        rules = Rules.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file, and without it a score is no verdict; write it with "
+            "`dvc repro evaluate`"
+        ) from None
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "the whole file"
+        raise UserError(
+            f"{path}: not the rules of verdicts: {where}: {short(problem['msg'])}; write it again "
+            "with `dvc repro evaluate`"
+        ) from None
+    if rules.weights_sha256 != weights_sha256:
+        raise UserError(
+            f"{path}: the rules of another detector; write them again with `dvc repro evaluate`"
+        )
+    return rules

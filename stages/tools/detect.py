@@ -1,0 +1,349 @@
+"""Judge pictures: real, fake or unsure, and why.
+
+Run: python -m stages.tools.detect PATH [PATH ...]
+     python -m stages.tools.detect --verify RECORD [PATH ...]      repeat the verdicts of a record
+
+PATH is a file, a folder, a glob, or - for a list of names on standard input, one a line.
+Exit code: 0 all pictures were judged; 1 none was, for a mistake in the command or the model; 2 some
+could not be judged, or --verify found a difference; 3 with --fail-on-fake, one of them is fake.
+"""
+
+import argparse
+import csv
+import glob
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from rich.text import Text
+
+from stages.lib import paths
+from stages.lib.core.errors import UserError, short
+from stages.lib.core.files import write_text
+from stages.lib.core.pictures import UnusableImage
+from stages.lib.core.progress import progress_bar
+from stages.lib.core.running import run_command
+from stages.lib.verdict.judge import Judge
+from stages.lib.verdict.load import load_judge
+from stages.lib.verdict.record import (
+    DetectorFacts,
+    Record,
+    append_records,
+    differences,
+    facts_of,
+    make_record,
+    read_records,
+    same_detector,
+)
+from stages.lib.verdict.rules import REASONS
+
+FILES_AT_A_TIME = 16
+SOME_FAILED, FOUND_FAKE = 2, 3
+COLOURS = {"real": "green", "fake": "bold red", "unsure": "yellow", "error": "magenta"}
+CSV_COLUMNS = ("file", "verdict", "probability", "fake_from", "real_below", "false_alarms",
+               "num_faces", "why", "provenance")  # fmt: skip
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
+            ".avif", ".jp2", ".ppm", ".pgm", ".heic", ".heif"}  # fmt: skip
+NOTES = (
+    "A verdict is a reason to look closer, and no proof. A file without provenance (C2PA, IPTC, "
+    "EXIF) says nothing by that."
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong command as this project does: one line, exit code 1."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        raise UserError(f"{message}; see --help")
+
+
+def main() -> None:
+    """Judge what the command line names; the exit code is that of the module's text."""
+    options = parse(sys.argv[1:])
+    judge = load_judge(
+        options.model, options.device, options.threads, options.crop, options.max_megapixels
+    )
+    sys.exit(verify(judge, options) if options.verify else detect(judge, options))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options; raises UserError for a wrong command."""
+    parser = Parser(
+        prog="python -m stages.tools.detect", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("paths", nargs="*", metavar="PATH", help="pictures")
+    add("--model", default=str(paths.MODEL), help="a folder, or models:/NAME@champion")
+    add("--no-crop", dest="crop", action="store_false",
+        help="the pictures are faces that are cut out already: judge each one whole")  # fmt: skip
+    add("--form", default="text", choices=PRINTERS, help="of the output: text, csv or json")
+    add("--json", dest="form", action="store_const", const="json", help="one object a line")
+    add("--csv", dest="form", action="store_const", const="csv", help="one row a picture")
+    add("--record", type=Path, metavar="FILE", help="add one JSON line per picture to FILE")
+    add("--resume", action="store_true", help="take verdicts that FILE has from there")
+    add("--explain", type=Path, metavar="DIR", help="write a page for each picture into DIR")
+    add("--verify", type=Path, metavar="RECORD", help="repeat the verdicts of a record")
+    add("--fail-on-fake", action="store_true", help=f"exit with {FOUND_FAKE} where one is fake")
+    add("--max-megapixels", type=float, default=100.0, help="of a picture")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    add("--threads", type=int, default=2, help="of the CPU")
+    options = parser.parse_args(arguments)
+    if not options.paths and not options.verify:
+        parser.error("name one picture or more")
+    if options.resume and not options.record:
+        parser.error("--resume needs --record FILE, which has what is done")
+    return options
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+
+
+def find_files(names: Sequence[str]) -> list[str]:
+    """Return the files that the names stand for; raises UserError for a folder without pictures."""
+    found = []
+    for name in names:
+        if name == "-":
+            found += [line.rstrip("\n") for line in sys.stdin]
+        elif Path(name).is_dir():
+            inside = [
+                str(path)
+                for path in sorted(Path(name).rglob("*"))
+                if path.suffix.lower() in SUFFIXES and not path.is_dir()
+            ]
+            if not inside:
+                raise UserError(f"{name}: a folder without pictures; name one that has some")
+            found += inside
+        elif glob.has_magic(name) and not Path(name).exists():
+            found += sorted(glob.glob(name, recursive=True)) or [name]
+        else:
+            found.append(name)
+    return found
+
+
+def read_file(file: str) -> bytes:
+    """Return the bytes of a file; raises UnusableImage."""
+    try:
+        return Path(file).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise UnusableImage(getattr(error, "strerror", None) or str(error)) from None
+
+
+def plain_name(file: str) -> str:
+    """Return a file name in which bytes that are no UTF-8 are written as \\x.. ."""
+    return file.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+# ---------------------------------------------------------------------------------------------
+# Verdicts
+
+
+def detect(judge: Judge, options: argparse.Namespace) -> int:
+    """Judge the pictures and print their verdicts; return the exit code."""
+    detector, counts = facts_of(judge), Counter[str]()
+    known = {}
+    if options.resume and options.record.is_file():
+        done = read_records(options.record)
+        known = {one.sha256: one for one in done if same_detector(one.detector, detector)}
+    files = find_files(options.paths)
+    printer = PRINTERS[options.form](detector)
+    with progress_bar("detect", len(files), "pictures") as bar:
+        for first in range(0, len(files), FILES_AT_A_TIME):
+            batch = files[first : first + FILES_AT_A_TIME]
+            for file, found in judge_files(judge, batch, detector, known, options.record):
+                counts[found.verdict if isinstance(found, Record) else "error"] += 1
+                printer.show(plain_name(file), found)
+                if options.explain and isinstance(found, Record):
+                    write_page(judge, found, file, options.explain)
+            bar.update(len(batch))
+    told = [f"{counts[name]} {name}" for name in COLOURS if name != "error"]
+    print(f"{', '.join(told)}, {counts['error']} not judged. {NOTES}", file=sys.stderr)
+    if counts["error"]:
+        return SOME_FAILED
+    return FOUND_FAKE if options.fail_on_fake and counts["fake"] else 0
+
+
+def judge_files(
+    judge: Judge, files: Sequence[str], detector: DetectorFacts, known: dict[str, Record],
+    record: Path | None,
+) -> Iterator[tuple[str, Record | UnusableImage]]:  # fmt: skip
+    """Yield the record of each file, or why it cannot be judged.
+
+    known: records by the SHA-256 of their file, which are taken as they are. record: where to add
+    the new ones.
+    """
+    found: dict[str, Record | UnusableImage] = {}
+    new: dict[str, bytes] = {}
+    for file in files:
+        try:
+            content = read_file(file)
+        except UnusableImage as error:
+            found[file] = error
+            continue
+        earlier = known.get(hashlib.sha256(content).hexdigest()) if known else None
+        if earlier:
+            found[file] = earlier.model_copy(update={"file": plain_name(file)})
+        else:
+            new[file] = content
+    verdicts = judge.judge(list(new.values()))
+    records = []
+    for (file, content), verdict in zip(new.items(), verdicts, strict=True):
+        if isinstance(verdict, UnusableImage):
+            found[file] = verdict
+        else:
+            found[file] = made = make_record(plain_name(file), verdict, detector, content)
+            records.append(made)
+    if record:
+        append_records(record, records)
+    for file in files:
+        yield file, found[file]
+
+
+def write_page(judge: Judge, record: Record, file: str, folder: Path) -> None:
+    """Write the page that explains a verdict into a folder."""
+    from stages.lib.verdict.explanation import explain_picture  # here, because it loads matplotlib
+
+    page = explain_picture(judge, record, read_file(file))
+    write_text(folder / f"{Path(record.file).stem[:100]}-{record.sha256[:12]}.html", page)
+
+
+def verify(judge: Judge, options: argparse.Namespace) -> int:
+    """Repeat the verdicts of a record and say which are the same; return the exit code.
+
+    A picture is looked for under its name in the record, and by its digest among the given paths.
+    """
+    records, detector = read_records(options.verify), facts_of(judge)
+    elsewhere = {}
+    for file in find_files(options.paths):
+        elsewhere[hashlib.sha256(read_file(file)).hexdigest()] = file
+    counts = Counter[str]()
+    with progress_bar("verify", len(records), "pictures") as bar:
+        for record in records:
+            problem = difference(judge, detector, record, elsewhere.get(record.sha256, record.file))
+            counts["other" if problem else "same"] += 1
+            print(f"{'DIFFERS' if problem else 'same':<8} {short(record.file, 300)}  {problem}")
+            bar.update()
+    print(f"{counts['same']} verdicts are the same, {counts['other']} differ", file=sys.stderr)
+    return SOME_FAILED if counts["other"] else 0
+
+
+def difference(judge: Judge, detector: DetectorFacts, record: Record, file: str) -> str:
+    """Return in what a repeated verdict differs from the recorded one, or nothing."""
+    if not same_detector(record.detector, detector):
+        return f"judged by {short_facts(record.detector)}, not by {short_facts(detector)}"
+    try:
+        content = read_file(file)
+    except UnusableImage as error:
+        return f"{error}; name the folder where it is now"
+    if hashlib.sha256(content).hexdigest() != record.sha256:
+        return "the file has other bytes now"
+    (found,) = judge.judge([content])
+    if isinstance(found, UnusableImage):
+        return str(found)
+    return "; ".join(differences(record, found))
+
+
+def short_facts(detector: DetectorFacts) -> str:
+    """Return the digests of a detector, and how it cuts pictures, in words."""
+    digests = (detector.weights[:12], detector.config[:12], detector.rules[:12])
+    return f"{'/'.join(digests)} (face_share {detector.face_share})"
+
+
+# ---------------------------------------------------------------------------------------------
+# Output
+
+
+class TextPrinter:
+    """One line a picture, in colours on a terminal."""
+
+    def __init__(self, detector: DetectorFacts) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        limits = detector.thresholds
+        self.console.print(
+            f"{detector.model} {detector.weights[:12]}: fake from {limits.fake_from:.4f} (at most "
+            f"{limits.false_alarms:.2%} false alarms, on {limits.num_real} reals), real below "
+            f"{limits.real_below:.4f} (at most {limits.misses:.2%} missed, of {limits.num_fake} "
+            "fakes)",
+            markup=False,
+        )
+
+    def show(self, file: str, found: Record | UnusableImage) -> None:
+        """Print the verdict of a picture."""
+        name = short(file, 300)
+        if isinstance(found, UnusableImage):
+            line = Text(f"{'error':<7}        {name}  ", COLOURS["error"]).append(str(found))
+            self.console.print(line)
+            return
+        line = Text(f"{found.verdict:<7}", COLOURS[found.verdict])
+        line.append(f" {found.probability:6.1%} ", "default").append(name, "bold")
+        words = [why(found), str(found.provenance)]
+        if len(found.faces) > 1:
+            words.insert(0, faces_in_words(found))
+        line.append("".join(f"  [{one}]" for one in words if one), "dim")
+        self.console.print(line)
+
+
+class CsvPrinter:
+    """One row a picture, and a reason in place of a verdict where there is none."""
+
+    def __init__(self, detector: DetectorFacts) -> None:
+        self.writer = csv.DictWriter(sys.stdout, CSV_COLUMNS, lineterminator="\n")
+        self.writer.writeheader()
+
+    def show(self, file: str, found: Record | UnusableImage) -> None:
+        """Print the row of a picture."""
+        if isinstance(found, UnusableImage):
+            row = {"file": file, "verdict": "error", "why": str(found)}
+        else:
+            limits = found.detector.thresholds
+            row = {
+                "file": file, "verdict": found.verdict,
+                "probability": f"{found.probability:.6f}", "fake_from": limits.fake_from,
+                "real_below": limits.real_below, "false_alarms": limits.false_alarms,
+                "num_faces": len(found.faces), "why": why(found),
+                "provenance": str(found.provenance),
+            }  # fmt: skip
+        self.writer.writerow(row)
+
+
+class JsonPrinter:
+    """One object a line: the record of a picture, or its name and error."""
+
+    def __init__(self, detector: DetectorFacts) -> None:
+        pass
+
+    def show(self, file: str, found: Record | UnusableImage) -> None:
+        """Print the object of a picture."""
+        print(as_json(file, found), flush=True)
+
+
+PRINTERS = {"text": TextPrinter, "csv": CsvPrinter, "json": JsonPrinter}
+
+
+def as_json(file: str, found: Record | UnusableImage) -> str:
+    """Return the record of a picture, or its name and error, as one line of JSON."""
+    if isinstance(found, Record):
+        return found.model_dump_json()
+    return json.dumps({"file": file, "verdict": "error", "error": str(found)})
+
+
+def why(record: Record) -> str:
+    """Return in words why a verdict is unsure."""
+    return "; ".join(REASONS[reason] for reason in record.reasons)
+
+
+def faces_in_words(record: Record) -> str:
+    """Return the verdicts of several faces in words, such as `2 real, 1 fake`."""
+    counts = Counter(face.verdict for face in record.faces)
+    return "faces: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+if __name__ == "__main__":
+    run_command(main)
