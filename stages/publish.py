@@ -82,7 +82,7 @@ def publish(
 
     def publish_model(client: Any, run_id: str) -> None:
         limit = load_params("pack", PackParams).max_megapixels
-        model_id = log_served_model(client, run_id, paths.MODEL, limit)
+        model_id = log_served_model(client, run_id, paths.MODEL, paths.VERDICT_RULES, limit)
         register(client, model_id, name, val, metric, value)
 
     tracker.attempt(publish_model)

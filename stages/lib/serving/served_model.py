@@ -7,7 +7,10 @@ Input: a table with one or more of these columns; each row fills one of them.
                       model; off unless that folder is named
     pixels  array     uint8 (H, W, 3), RGB, values 0 to 255; over REST nested lists
 
-Output: a table with the column `score`, P(fake) in [0, 1], one row per row of the input. Raises
+Output: a table with the column `score`, P(fake) in [0, 1], one row per row of the input. With the
+parameter `verdicts` it has more columns, for pictures of faces that are cut out already:
+`verdict` (real, fake or unsure), `probability` (calibrated) and `reasons` (why it is unsure, keys
+of REASONS in stages/lib/verdict/rules.py with commas between them). Raises
 MlflowException for a row that fills none or several of the columns, an image that cannot be decoded
 or is too large, a file that cannot be read, and pixels of another shape or outside 0 to 255. The
 scores are those of the predict stage; another batch size may change the seventh digit.
@@ -17,9 +20,11 @@ them with load_model(..., model_config={...}). A server reads path_root from the
 variable DETECTOR_PATH_ROOT.
 """
 
+import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -28,52 +33,87 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from stages.lib.detector.model import fake_logit, load_detector
+from stages.lib.detector.model import fake_logit
 from stages.lib.detector.preprocessing import decode, to_input
+from stages.lib.detector.runtime import Hardware
+from stages.lib.verdict.judge import Judge, Opened
 
 COLUMNS = ("image", "path", "pixels")
 BATCH_SIZE = 32
+Rows = list[tuple[int, dict[str, Any]]]  # each with its number
+T = TypeVar("T")
 
 
 class ServedDetector(PythonModel):
     """Scores images with the weights that are logged beside it."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the detector once."""
+        """Load the detector and its rules once."""
         config = context.model_config or {}
         self.max_pixels = round(float(config["max_megapixels"]) * 1e6)
         self.path_root = os.environ.get("DETECTOR_PATH_ROOT") or config.get("path_root")
-        self.detector, self.config = load_detector(Path(context.artifacts["detector"]))
+        hardware, folder = Hardware(torch.device("cpu"), bf16=False), context.artifacts["detector"]
+        self.judge = Judge(Path(folder), hardware, crop=False, max_pixels=self.max_pixels)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None
     ) -> pd.DataFrame:
-        """Return one score per row."""
+        """Return one score per row, and its verdict where params has `verdicts`."""
         if model_input.columns.intersection(COLUMNS).empty:
             raise MlflowException.invalid_parameter_value(f"no column of {', '.join(COLUMNS)}")
         rows = list(enumerate(model_input.reindex(columns=list(COLUMNS)).to_dict("records")))
+        answer = self._verdicts if (params or {}).get("verdicts") else self._scores
         batches = [rows[first : first + BATCH_SIZE] for first in range(0, len(rows), BATCH_SIZE)]
-        scores = [self._scores(batch) for batch in batches]
-        return pd.DataFrame({"score": np.concatenate(scores or [np.empty(0)])})
+        empty = pd.DataFrame({"score": np.empty(0)})
+        return pd.concat([answer(batch) for batch in batches] or [empty], ignore_index=True)
 
     @torch.inference_mode()
-    def _scores(self, rows: list[tuple[int, dict[str, Any]]]) -> np.ndarray:
-        """Return float64 (N,)."""
-        images = torch.stack([self._input(number, row) for number, row in rows])
-        return torch.sigmoid(fake_logit(self.detector(images)).double()).numpy()
+    def _scores(self, rows: Rows) -> pd.DataFrame:
+        preprocessing = self.judge.config.preprocessing
 
-    def _input(self, number: int, row: dict[str, Any]) -> torch.Tensor:
-        """Return uint8 (3, S, S)."""
-        preprocessing = self.config.preprocessing
+        def of_file(content: bytes) -> torch.Tensor:
+            return to_input(decode(content, preprocessing, self.max_pixels), preprocessing)
+
+        def of_pixels(pixels: torch.Tensor) -> torch.Tensor:
+            return to_input(pixels, preprocessing)
+
+        images = torch.stack([self._read(row, of_file, of_pixels) for row in rows])
+        logits = fake_logit(self.judge.detector(images)).double()
+        return pd.DataFrame({"score": torch.sigmoid(logits).numpy()})
+
+    def _verdicts(self, rows: Rows) -> pd.DataFrame:
+        def of_pixels(pixels: torch.Tensor) -> Opened:
+            digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
+            size = pixels.shape[2], pixels.shape[1]
+            return Opened(digest, "pixels", size, None, self.judge.parts_of(pixels))
+
+        opened = [self._read(row, self.judge.open, of_pixels) for row in rows]
+        verdicts = self.judge.judge_opened(opened)
+        return pd.DataFrame(
+            {
+                "score": [one.faces[0].score for one in verdicts],
+                "verdict": [one.verdict for one in verdicts],
+                "probability": [one.probability for one in verdicts],
+                "reasons": [",".join(one.reasons) for one in verdicts],
+            }
+        )
+
+    def _read(
+        self,
+        numbered_row: tuple[int, dict[str, Any]],
+        of_file: Callable[[bytes], T],
+        of_pixels: Callable[[torch.Tensor], T],
+    ) -> T:
+        """Return what the two functions make of a row: of its file, or of uint8 (3, H, W)."""
+        number, row = numbered_row
         try:
             given = {name: value for name, value in row.items() if not _is_missing(value)}
             if len(given) != 1:
                 raise ValueError(f"fill one of {', '.join(COLUMNS)}, not {len(given)}")
             ((name, value),) = given.items()
             if name == "pixels":
-                return to_input(_from_pixels(value, self.max_pixels), preprocessing)
-            content = _read_file(value, self.path_root) if name == "path" else value
-            return to_input(decode(content, preprocessing, self.max_pixels), preprocessing)
+                return of_pixels(_from_pixels(value, self.max_pixels))
+            return of_file(_read_file(value, self.path_root) if name == "path" else value)
         except (ValueError, TypeError, RuntimeError) as error:  # of a value that is no picture
             raise MlflowException.invalid_parameter_value(f"row {number}: {error}") from error
 

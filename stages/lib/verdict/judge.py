@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -78,7 +78,7 @@ class Opened:
     format: str
     size: tuple[int, int]  # width and height
     jpeg_quality: int | None
-    parts: list[Part] = field(default_factory=list)
+    parts: list[Part]
 
 
 class Judge:
@@ -119,13 +119,17 @@ class Judge:
         """Return the verdict of each image file, or why it cannot be judged; in their order."""
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             opened = list(pool.map(self._opened_or_not, contents))
-            good = [one for one in opened if isinstance(one, Opened)]
-            parts = [part.pixels for one in good for part in one.parts]
-            preprocessing = self.config.preprocessing
+        verdicts = iter(self.judge_opened([one for one in opened if isinstance(one, Opened)]))
+        return [next(verdicts) if isinstance(one, Opened) else one for one in opened]
+
+    def judge_opened(self, opened: Sequence[Opened]) -> list[PictureVerdict]:
+        """Return the verdict of each opened picture; all their faces are scored together."""
+        preprocessing = self.config.preprocessing
+        parts = [part.pixels for one in opened for part in one.parts]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             inputs = list(pool.map(lambda part: plain_and_changed(part, preprocessing), parts))
         logits = iter(self._logits(inputs))
-        verdicts = iter([self._verdict(one, [next(logits) for _ in one.parts]) for one in good])
-        return [next(verdicts) if isinstance(one, Opened) else one for one in opened]
+        return [self._verdict(one, [next(logits) for _ in one.parts]) for one in opened]
 
     def _opened_or_not(self, content: bytes) -> Opened | UnusableImage:
         try:
@@ -134,23 +138,21 @@ class Judge:
             return error
 
     def open(self, content: bytes) -> Opened:
-        """Decode a picture and find what to judge in it; raises UnusableImage."""
+        """Decode an image file and find what to judge in it; raises UnusableImage."""
         preprocessing = self.config.preprocessing
         at_least = preprocessing.image_size if preprocessing.scaled_decoding else None
         picture = read_picture(content, self.max_pixels, None if self.face_share else at_least)
-        pixels = torch.from_numpy(picture.pixels).permute(2, 0, 1)
-        opened = Opened(
-            hashlib.sha256(content).hexdigest(), picture.format, picture.size, picture.jpeg_quality
-        )
+        parts = self.parts_of(torch.from_numpy(picture.pixels).permute(2, 0, 1))
+        digest = hashlib.sha256(content).hexdigest()
+        return Opened(digest, picture.format, picture.size, picture.jpeg_quality, parts)
+
+    def parts_of(self, pixels: torch.Tensor) -> list[Part]:
+        """Return what to judge in a picture, uint8 (3, H, W): its faces, the largest first."""
         faces = find_faces(pixels)[:MOST_FACES]
         if self.face_share and faces:
-            opened.parts = [
-                Part(crop_face(pixels, face, self.face_share), face, is_crop=True) for face in faces
-            ]
-        else:
-            part = seen_part(pixels, preprocessing)
-            opened.parts = [Part(part, faces[0] if faces else None, is_crop=False)]
-        return opened
+            return [Part(crop_face(pixels, face, self.face_share), face, True) for face in faces]
+        part = seen_part(pixels, self.config.preprocessing)
+        return [Part(part, faces[0] if faces else None, False)]
 
     @torch.inference_mode()
     def _logits(self, inputs: list[torch.Tensor]) -> np.ndarray:

@@ -23,7 +23,7 @@ XMP_NAMES = ("xmp", "XML:com.adobe.xmp")
 CAMERA = {
     "make": Base.Make, "model": Base.Model, "software": Base.Software, "taken": Base.DateTime,
 }  # fmt: skip
-State = Literal["trusted", "valid", "broken"]
+State = Literal["trusted", "valid", "broken", "elsewhere"]
 STATES: dict[str, State] = {"Trusted": "trusted", "Valid": "valid"}
 UNTRUSTED = "signingCredential.untrusted"
 MOST_TEXT = 200  # characters of a field that are shown
@@ -90,12 +90,15 @@ def _read_manifest(content: bytes) -> Manifest | None:
     try:
         reader = c2pa.Reader.try_create(None, BytesIO(content), None, _offline())
         store: dict[str, Any] = json.loads(reader.json()) if reader else {}
-    except c2pa.C2paError.NotSupported:
+    except c2pa.C2paError.NotSupported:  # pyrefly: ignore[missing-attribute]
         return None
     except c2pa.C2paError as error:
+        is_elsewhere = str(error).startswith("Remote")
+        if not is_elsewhere and b"c2pa" not in content:  # a damaged file without a manifest
+            return None
         return Manifest(
-            state="broken", signer="", generator="", actions=[], source_types=[],
-            problems=[short(error, MOST_TEXT)],
+            state="elsewhere" if is_elsewhere else "broken", signer="", generator="", actions=[],
+            source_types=[], problems=[short(error, MOST_TEXT)],
         )  # fmt: skip
     if not store.get("active_manifest"):
         return None

@@ -1,0 +1,372 @@
+"""From a score to a verdict: the rules, the judge, the record, and the origin of a file."""
+
+import hashlib
+import json
+import socket
+from datetime import datetime, timedelta
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import c2pa
+import numpy as np
+import pandas as pd
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from PIL import Image
+from scipy.special import expit
+
+from stages.lib.core.errors import UserError
+from stages.lib.core.training_pictures import TrainingPictures
+from stages.lib.detector.runtime import Hardware, set_up_hardware
+from stages.lib.evaluation.verdicts import VerdictParams, choose_thresholds, verdict_rows
+from stages.lib.training.augmentation import Degradation
+from stages.lib.training.summary import summarise_pictures
+from stages.lib.verdict.judge import Judge, PictureVerdict
+from stages.lib.verdict.provenance import read_provenance
+from stages.lib.verdict.record import append_records, facts_of, make_record, read_records
+from stages.lib.verdict.rules import REASONS, Rules, Thresholds, read_rules
+from tests.test_images import PARAMS
+
+TRAINED_ON = TrainingPictures(
+    num_images=100, side=(200, 400), jpeg_quality=(50, 95), face=(80, 160), face_margin=1.5
+)
+THRESHOLDS = Thresholds(
+    false_alarms=0.02, misses=0.05, fake_from=0.8, real_below=0.3, middle=0.5, temperature=2.0,
+    num_real=50, num_fake=60,
+)  # fmt: skip
+RULES = Rules(
+    weights_sha256="a" * 64, views=["plain"], thresholds=THRESHOLDS, trained_on=TRAINED_ON
+)
+GOOD = {"logit": 3.0, "low": 2.5, "high": 3.5, "face": 100.0, "width": 250, "height": 300,
+        "jpeg_quality": 80.0}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------
+# Rules
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "reasons"),
+    [
+        ({}, "fake", set()),
+        ({"logit": -3.0, "low": -4.0, "high": -2.0}, "real", set()),
+        ({"logit": 0.5, "low": 0.1, "high": 0.6}, "unsure", {"between"}),
+        ({"low": -0.1}, "unsure", {"unstable"}),
+        ({"logit": -3.0, "low": -4.0, "high": 0.1}, "unsure", {"unstable"}),
+        ({"low": np.nan, "high": np.nan}, "fake", set()),
+        ({"face": 0.0}, "unsure", {"no_face"}),
+        ({"face": np.nan}, "fake", set()),
+        ({"face": 79.0}, "unsure", {"small_face"}),
+        ({"face": 320.0}, "fake", set()),
+        ({"face": 321.0}, "unsure", {"unlike_size"}),
+        ({"face": np.nan, "width": 199}, "unsure", {"unlike_size"}),
+        ({"face": np.nan, "width": 801, "height": 801}, "unsure", {"unlike_size"}),
+        ({"width": 5000, "height": 5000}, "fake", set()),
+        ({"jpeg_quality": 49.0}, "unsure", {"unlike_quality"}),
+        ({"jpeg_quality": np.nan}, "fake", set()),
+        ({"jpeg_quality": 30.0, "face": 0.0}, "unsure", {"no_face", "unlike_quality"}),
+    ],
+)
+def test_a_verdict_is_unsure_for_its_reasons(
+    changes: dict[str, float], verdict: str, reasons: set[str]
+) -> None:
+    pictures = pd.DataFrame([GOOD | changes])
+    given = RULES.reasons(pictures).loc[0]
+    assert {name for name, is_given in given.items() if is_given} == reasons
+    assert list(given.index) == list(REASONS)
+    assert RULES.verdicts(pictures).tolist() == [verdict]
+
+
+def test_a_detector_that_was_trained_without_faces_asks_for_none() -> None:
+    known = TRAINED_ON.model_copy(update={"face": None, "jpeg_quality": None})
+    rules = RULES.model_copy(update={"trained_on": known})
+    pictures = pd.DataFrame([GOOD | {"face": 0.0, "jpeg_quality": 1.0}, GOOD | {"face": 900.0}])
+    assert rules.verdicts(pictures).tolist() == ["fake", "fake"]
+
+
+def test_thresholds_keep_the_wanted_rates_on_the_calibration_split() -> None:
+    random = np.random.default_rng(0)
+    targets = np.arange(2000) % 2
+    logits = random.normal(2.0 * targets - 1, 1)
+    table = pd.DataFrame({"target": targets, "logit": logits, "score": expit(logits)})
+    params = VerdictParams(false_alarms=0.02, misses=0.05)
+    found = choose_thresholds(table, params, middle=0.5, temperature=1.0)
+    reals, fakes = table["score"][targets == 0], table["score"][targets == 1]
+    assert 0.015 < (reals >= found.fake_from).mean() <= 0.02
+    assert 0.045 < (fakes < found.real_below).mean() <= 0.05
+    assert found.real_below < found.middle == 0.5 < found.fake_from
+    assert (found.num_real, found.num_fake) == (1000, 1000)
+
+
+def test_one_threshold_is_enough_where_it_keeps_both_rates() -> None:
+    scores = np.concatenate([np.linspace(0, 0.3, 50), np.linspace(0.7, 1, 50)])
+    table = pd.DataFrame({"target": [0] * 50 + [1] * 50, "score": scores})
+    params = VerdictParams(false_alarms=0.02, misses=0.05)
+    found = choose_thresholds(table, params, middle=0.5, temperature=1.0)
+    assert found.fake_from == found.real_below == found.middle == 0.5
+
+
+def test_the_sure_verdicts_are_counted_apart() -> None:
+    rows = [GOOD | {"target": 1}] * 6 + [GOOD | {"target": 0, "face": 0.0}] * 4
+    table = pd.DataFrame(rows).assign(
+        group=range(10), family=None, source=None, score=lambda t: expit(t["logit"])
+    )
+    (whole, *_) = verdict_rows(table, RULES, [128], [50])
+    assert whole["unsure"] == 0.4 and whole["error"] == 0.4 and whole["sure_error"] == 0
+    assert whole["no_face"] == 4 and whole["unstable"] == 0
+    assert 0 < whole["sure_error_high"] < 0.5  # six right ones do not rule out errors
+    nobody = table.assign(face=0.0)
+    assert "sure_error" not in verdict_rows(nobody, RULES, [128], [50])[0]
+
+
+def test_a_detector_knows_what_its_training_pictures_were_like() -> None:
+    labels = pd.DataFrame(
+        {"width": [300] * 100, "height": range(200, 300), "jpeg_quality": [70] * 60 + [None] * 40,
+         "face": [100.0] * 70 + [0.0] * 30}
+    )  # fmt: skip
+    augmentation = PARAMS.augmentation
+    found = summarise_pictures(labels, augmentation)
+    assert found.side == (200, 299) and found.jpeg_quality == (70, 70) and found.face == (100, 100)
+    assert found.face_margin == 2.345  # the median of 200 to 269, in faces of 100 pixels
+    harsh = Degradation(probability=0.5, range=[30.0, 95.0])
+    found = summarise_pictures(labels, augmentation.model_copy(update={"jpeg": harsh}))
+    assert found.jpeg_quality == (30, 70)
+    few = summarise_pictures(labels.assign(face=np.nan, jpeg_quality=None), augmentation)
+    assert few.face is few.face_margin is few.jpeg_quality is None
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such file, and without it a score is no verdict"),
+        ("{}", "not the rules of verdicts: weights_sha256: Field required; write it again"),
+        (RULES.model_dump_json(), "the rules of another detector"),
+    ],
+)
+def test_rules_that_do_not_fit_are_refused(tmp_path: Path, content: str | None, words: str) -> None:
+    path = tmp_path / "verdict_rules.json"
+    if content:
+        path.write_text(content)
+    with pytest.raises(UserError, match=words):
+        read_rules(path, "b" * 64)
+
+
+# ---------------------------------------------------------------------------------------------
+# The judge and its record
+
+
+@pytest.fixture(scope="module")
+def judge(pipeline: Path) -> Judge:
+    hardware = Hardware(set_up_hardware("cpu", "fp32", 2).device, bf16=False)
+    return Judge(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
+
+
+def test_the_judge_gives_the_scores_and_verdicts_of_the_stages(
+    pipeline: Path, judge: Judge
+) -> None:
+    scores = pd.read_csv(pipeline / "data/scores/val.csv")
+    labels = pd.read_csv(pipeline / "data/labels/val.csv")
+    folder = pipeline / "data/raw/sample/phase1/valset"
+    found = judge.judge([(folder / name).read_bytes() for name in scores["img_name"]])
+    faces = [one.faces[0] for one in found if isinstance(one, PictureVerdict)]
+    assert [face.logit for face in faces] == pytest.approx(scores["logit"].tolist(), abs=1e-5)
+    views = np.array([list(face.views.values()) for face in faces])
+    assert views.min(axis=1) == pytest.approx(expit(scores["low"]), abs=1e-6)
+    assert views.max(axis=1) == pytest.approx(expit(scores["high"]), abs=1e-6)
+    assert [face.face for face in faces] == pytest.approx(labels["face"].tolist(), abs=1e-3)
+    expected = judge.rules.verdicts(labels.assign(**scores[["logit", "low", "high"]]))
+    assert [face.verdict for face in faces] == expected.tolist()
+    table = pd.read_csv(pipeline / "metrics/tables/verdicts.csv")
+    of_val = table[(table["set"] == "val") & (table["slice"] == "all")].iloc[0]
+    assert of_val["unsure"] == pytest.approx((expected == "unsure").mean(), abs=1e-6)
+
+
+def test_bad_files_do_not_disturb_the_others(pipeline: Path, judge: Judge) -> None:
+    file = next((pipeline / "data/raw/sample/phase1/valset").iterdir())
+    good = file.read_bytes()
+    bomb = BytesIO()
+    Image.new("L", (1001, 1000)).save(bomb, "PNG")
+    found = judge.judge([b"", good, b"no picture", good[: len(good) // 2], bomb.getvalue(), good])
+    assert [str(one).split(";")[0][:40] if isinstance(one, Exception) else one.sha256
+            for one in found] == [
+        "empty file", hashlib.sha256(good).hexdigest(), "not an image of a known format",
+        "damaged: image file is truncated (0 byte", "1001 x 1000 pixels are more than the 1 m",
+        hashlib.sha256(good).hexdigest(),
+    ]  # fmt: skip
+    assert judge.judge([]) == []
+
+
+def group_photograph(pipeline: Path, judge: Judge) -> bytes:
+    """Return a picture with the largest drawn faces of the sample side by side."""
+    labels = pd.read_csv(pipeline / "data/labels/val.csv").nlargest(3, "face")
+    folder = pipeline / "data/raw/sample/phase1/valset"
+    whole = Image.new("RGB", (640, 200), "white")
+    for place, name in enumerate(labels["img_name"]):
+        with Image.open(folder / name) as face:
+            whole.paste(face.resize((200, 200), Image.Resampling.BICUBIC), (220 * place, 0))
+    buffer = BytesIO()
+    whole.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_each_face_of_a_picture_has_its_verdict(pipeline: Path, judge: Judge) -> None:
+    photograph = group_photograph(pipeline, judge)
+    cutting = Judge(pipeline / "data/model", judge.hardware, crop=True, max_pixels=10**6)
+    assert cutting.face_share == judge.rules.trained_on.face_margin is not None
+    (found,) = cutting.judge([photograph])
+    assert isinstance(found, PictureVerdict) and len(found.faces) >= 2
+    lefts = sorted(face.box[0] // 220 for face in found.faces if face.box)
+    assert lefts == sorted(set(lefts))  # each in its third of the picture
+    assert found.probability == max(face.probability for face in found.faces)
+    ranking = ["real", "unsure", "fake"]
+    assert found.verdict == max((face.verdict for face in found.faces), key=ranking.index)
+    (whole,) = judge.judge([photograph])
+    assert isinstance(whole, PictureVerdict) and len(whole.faces) == 1
+
+
+def test_a_record_can_be_read_back_and_a_cut_line_is_left_out(
+    pipeline: Path, judge: Judge, tmp_path: Path
+) -> None:
+    content = next((pipeline / "data/raw/sample/phase1/valset").iterdir()).read_bytes()
+    (found,) = judge.judge([content])
+    assert isinstance(found, PictureVerdict)
+    record = make_record("a.jpg", found, facts_of(judge), content)
+    path = tmp_path / "record.jsonl"
+    append_records(path, [record])
+    with path.open("a") as file:
+        file.write('{"sha256": "cut off by a')
+    assert read_records(path) == [record]
+    append_records(path, [record, record])
+    assert read_records(path) == [record] * 3
+    path.write_text("{}\n" + path.read_text())
+    with pytest.raises(UserError, match=r"record.jsonl:1: not the record of a verdict"):
+        read_records(path)
+
+
+# ---------------------------------------------------------------------------------------------
+# Provenance
+
+
+@cache
+def signed(source_type: str = "digitalCapture") -> bytes:
+    """Return a JPEG with a C2PA manifest, signed by a certificate that nobody vouches for."""
+
+    def name(common: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Example Newsroom"),
+                          x509.NameAttribute(NameOID.COMMON_NAME, common)])  # fmt: skip
+
+    authority, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+
+    def certificate(subject: str, owner: Any, usage: dict[str, bool], is_ca: bool) -> Any:
+        none = dict.fromkeys(
+            ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment",
+             "key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"), False,
+        )  # fmt: skip
+        begin = datetime(2026, 1, 1)
+        builder = x509.CertificateBuilder(
+            name("Authority"), name(subject), owner.public_key(), x509.random_serial_number(),
+            begin, begin + timedelta(days=36500),
+        )  # fmt: skip
+        of_owner = x509.SubjectKeyIdentifier.from_public_key(owner.public_key())
+        of_issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())
+        builder = builder.add_extension(of_owner, False).add_extension(of_issuer, False)
+        builder = builder.add_extension(x509.BasicConstraints(is_ca, None), True)
+        builder = builder.add_extension(x509.KeyUsage(**none | usage), True)
+        if not is_ca:
+            purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
+            builder = builder.add_extension(purpose, False)
+        return builder.sign(authority, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    chain = certificate("Desk", key, {"digital_signature": True}, is_ca=False)
+    chain += certificate("Authority", authority, {"key_cert_sign": True, "crl_sign": True}, True)
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    uri = f"http://cv.iptc.org/newscodes/digitalsourcetype/{source_type}"
+    actions = {"actions": [{"action": "c2pa.created", "digitalSourceType": uri}]}
+    manifest = {
+        "claim_generator_info": [{"name": "Example Camera", "version": "1"}],
+        "assertions": [{"label": "c2pa.actions", "data": actions}],
+    }
+    plain, result = BytesIO(), BytesIO()
+    Image.new("RGB", (200, 150), "teal").save(plain, "JPEG")
+    plain.seek(0)
+    info = c2pa.C2paSignerInfo(alg=b"es256", sign_cert=chain, private_key=private, ta_url=None)
+    signer = c2pa.Signer.from_info(info)
+    c2pa.Builder(json.dumps(manifest)).sign(signer, "image/jpeg", plain, result)
+    return result.getvalue()
+
+
+def test_a_signed_manifest_is_read_and_a_changed_picture_breaks_it() -> None:
+    found = read_provenance(signed()).c2pa
+    assert found and (found.state, found.signer) == ("valid", "Example Newsroom, Desk")
+    assert found.generator == "Example Camera" and found.problems == []
+    assert (found.actions, found.source_types) == (["c2pa.created"], ["digitalCapture"])
+    changed = bytearray(signed())
+    changed[-200] ^= 1
+    broken = read_provenance(bytes(changed))
+    assert broken.c2pa and broken.c2pa.state == "broken"
+    assert broken.c2pa.problems == ["assertion.dataHash.mismatch"]
+    assert str(broken).startswith(
+        "C2PA broken, signed by Example Newsroom, Desk; says c2pa.created"
+    )
+    cut = read_provenance(signed()[:3000]).c2pa
+    assert cut and cut.state == "broken" and not cut.signer
+
+
+WITH_XMP = ("JPEG", "WEBP", "AVIF")  # formats in which Pillow writes it
+
+
+def with_fields(form: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110], exif[0x0131] = "Canon", "EOS\n5D" + "x" * 500, "Editor 1"
+    exif.get_ifd(0x8769)[0x9003] = "2026:01:02 03:04:05"
+    uri = b"http://cv.iptc.org/newscodes/digitalsourcetype/compositeSynthetic"
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a Iptc4xmpExt:DigitalSourceType="%s"/>' % uri
+    more = {"xmp": xmp} if form in WITH_XMP else {}
+    buffer = BytesIO()
+    Image.new("RGB", (20, 20)).save(buffer, form, exif=exif, **more)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_the_fields_of_camera_and_source_are_read(form: str) -> None:
+    found = read_provenance(with_fields(form))
+    assert found.c2pa is None
+    assert found.camera["make"] == "Canon" and found.camera["software"] == "Editor 1"
+    assert found.camera["model"].startswith("EOS 5Dxxx") and len(found.camera["model"]) == 200
+    if form != "TIFF":  # where Pillow does not write it
+        assert found.camera["taken"] == "2026:01:02 03:04:05"
+    assert found.source_types == (["compositeSynthetic"] if form in WITH_XMP else [])
+
+
+@pytest.mark.parametrize("form", ["BMP", "GIF", "PPM"])
+def test_a_file_without_provenance_says_nothing(form: str) -> None:
+    buffer = BytesIO()
+    Image.new("RGB", (20, 20)).save(buffer, form)
+    for content in (buffer.getvalue(), buffer.getvalue()[:30], b"", b"no picture"):
+        assert str(read_provenance(content)) == ""
+
+
+def test_a_manifest_that_lies_elsewhere_is_named_and_not_fetched() -> None:
+    """A picture from a stranger must not make a server ask another machine for anything."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(1)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/manifest.c2pa"
+        rdf = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+        xmp = (
+            f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{rdf}"><rdf:Description '
+            f'rdf:about="" xmlns:dcterms="http://purl.org/dc/terms/" dcterms:provenance="{url}"/>'
+            "</rdf:RDF></x:xmpmeta>"
+        )
+        buffer = BytesIO()
+        Image.new("RGB", (20, 20)).save(buffer, "JPEG", xmp=xmp.encode())
+        found = read_provenance(buffer.getvalue()).c2pa
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert found and found.state == "elsewhere" and url in found.problems[0]
