@@ -34,7 +34,13 @@ from stages.lib.evaluation.scored_sets import (
     perturbed_scores,
 )
 from stages.lib.evaluation.slices import REALS_FOR_1E_4, set_rows, slice_rows
-from stages.lib.evaluation.verdicts import VerdictParams, choose_thresholds, verdict_rows
+from stages.lib.evaluation.verdicts import (
+    SHARES,
+    VERDICT_COLUMNS,
+    VerdictParams,
+    choose_thresholds,
+    verdict_rows,
+)
 from stages.lib.verdict.rules import Rules
 
 INTERVAL_COLUMNS = ["set", "slice", "metric", "value", "low", "high", "num_real", "num_fake"]
@@ -146,13 +152,13 @@ def verdict_table(
         for name, table in sets.items()
         for row in verdict_rows(table, rules, params.size_bands, params.quality_bands)
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=VERDICT_COLUMNS)
 
 
 def summarise_verdicts(table: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Return the shares of each set."""
     whole = table[table["slice"] == "all"].set_index("set")
-    shares = whole[["unsure", "error", "sure_error"]]
+    shares = whole[list(SHARES)]
     return {str(name): row.dropna().to_dict() for name, row in shares.iterrows()}
 
 

@@ -13,9 +13,9 @@ from torchvision.transforms.v2 import functional as tv
 from stages import pack, predict, prepare, train
 from stages.lib import paths
 from stages.lib.core.errors import UserError
+from stages.lib.core.faces import crop_largest_face, find_faces
 from stages.lib.core.labels import read_labels
 from stages.lib.detector.dataset import LabelledImages
-from stages.lib.detector.faces import crop_largest_face, find_faces
 from stages.lib.detector.preprocessing import Preprocessing, resize, to_input
 from stages.lib.drawing.portrait import draw_person, portrait
 from stages.lib.training.decode_cache import decode_ahead

@@ -11,8 +11,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 from torchvision.transforms.v2 import functional as tv
 
+from stages.lib.core.faces import largest_face
 from stages.lib.core.params import load_params
-from stages.lib.detector.faces import largest_face
 from stages.lib.detector.preprocessing import Preprocessing, decode, resize
 from stages.lib.detector.runtime import Hardware
 from stages.lib.drawing.photograph import photograph

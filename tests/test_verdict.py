@@ -192,10 +192,10 @@ def test_bad_files_do_not_disturb_the_others(pipeline: Path, judge: Judge) -> No
     bomb = BytesIO()
     Image.new("L", (1001, 1000)).save(bomb, "PNG")
     found = judge.judge([b"", good, b"no picture", good[: len(good) // 2], bomb.getvalue(), good])
-    assert [str(one).split(";")[0][:40] if isinstance(one, Exception) else one.sha256
+    assert [str(one).split(";")[0][:30] if isinstance(one, Exception) else one.sha256
             for one in found] == [
         "empty file", hashlib.sha256(good).hexdigest(), "not an image of a known format",
-        "damaged: image file is truncated (0 byte", "1001 x 1000 pixels are more than the 1 m",
+        "damaged: image file is truncat", "1001 x 1000 pixels are more th",
         hashlib.sha256(good).hexdigest(),
     ]  # fmt: skip
     assert judge.judge([]) == []

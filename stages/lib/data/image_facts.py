@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from stages.lib.core.faces import largest_face
 from stages.lib.core.pictures import read_picture
-from stages.lib.detector.faces import largest_face
 
 # Numbers for a whole picture that say nothing about manipulation: what a lazy detector would learn.
 IMAGE_CUES = ("brightness", "contrast", "saturation", "sharpness", "high_frequency")

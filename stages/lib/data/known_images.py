@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from stages.lib.core import pictures
+from stages.lib.core import faces, pictures
 from stages.lib.core.files import main_workspace, remove_folder, sha256_of
 from stages.lib.core.packed_images import FACTS_FILE
 from stages.lib.data import image_facts, shards
@@ -18,7 +18,6 @@ from stages.lib.data.image_facts import FACTS_SCHEMA
 from stages.lib.data.layout import file_of
 from stages.lib.data.params import PackParams
 from stages.lib.data.shards import SHARD_SCHEMA, ImageFile, Packed
-from stages.lib.detector import faces
 
 
 class KnownImages:

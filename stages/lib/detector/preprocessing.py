@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
+from stages.lib.core.faces import crop_largest_face
 from stages.lib.core.pictures import read_picture
-from stages.lib.detector.faces import crop_largest_face
 
 CHANNELS_WITH_RESIDUALS = 6  # RGB and three residuals
 

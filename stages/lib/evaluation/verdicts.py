@@ -15,6 +15,10 @@ from stages.lib.evaluation.rows import Row, arrays, columns_of, counts
 from stages.lib.evaluation.slices import slices
 from stages.lib.verdict.rules import REASONS, UNSURE, Rules, Thresholds
 
+SHARES = ("unsure", "error", "sure_error")  # of a set
+VERDICT_COLUMNS = ["set", "slice", "num_real", "num_fake",
+                   *(f"{share}{end}" for share in SHARES for end in ("", "_low", "_high")),
+                   *REASONS]  # fmt: skip
 Rate = Annotated[float, Field(gt=0, lt=0.5)]
 
 

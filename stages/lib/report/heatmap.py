@@ -11,6 +11,8 @@ from scipy.stats import rankdata
 
 from stages.lib.detector.model import Detector, fake_logit
 
+WINDOW, STRIDE = 0.25, 0.125  # of the commands; those of the stage are in params.yaml
+
 
 @torch.inference_mode()
 def occlusion_map(

@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from stages.lib.core import pictures
+from stages.lib.core import faces, pictures
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import fresh_folder, main_workspace, remove_folder, sha256_of
 from stages.lib.core.packed_images import FACTS_FILE, IMAGE_SCHEMA, PackedImages, image_batch
 from stages.lib.core.progress import progress_bar
-from stages.lib.detector import dataset, faces, preprocessing
+from stages.lib.detector import dataset, preprocessing
 from stages.lib.detector.dataset import (
     LabelledImages,
     ResizedImages,

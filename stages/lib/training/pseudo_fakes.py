@@ -27,8 +27,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torchvision.transforms.v2 import functional as tv
 
-from stages.lib.core.params import StageParams
-from stages.lib.detector.faces import (
+from stages.lib.core.faces import (
     LEFT_EYE,
     MOUTH_CORNERS,
     NOSE,
@@ -36,6 +35,7 @@ from stages.lib.detector.faces import (
     Face,
     largest_face,
 )
+from stages.lib.core.params import StageParams
 from stages.lib.detector.pixel_operations import blur
 from stages.lib.training.augmentation import any_rescale, colour
 

@@ -2,15 +2,13 @@
 
 from html import escape
 
-from stages.lib.detector.preprocessing import reencode, to_square
-from stages.lib.report.heatmap import occlusion_map
+from stages.lib.report.heatmap import STRIDE, WINDOW, occlusion_map
 from stages.lib.report.html import html_image, html_page
 from stages.lib.report.sheets import HOW_TO_READ, Row, draw_sheet
 from stages.lib.verdict.judge import FaceVerdict, Judge
 from stages.lib.verdict.record import Record
 from stages.lib.verdict.rules import REASONS
 
-WINDOW, STRIDE = 0.25, 0.125  # of the covering window, as shares of the side of the input
 MOST_SHOWN = 8  # faces of a picture that are drawn, the largest ones
 NOT_TOLD = """
 <h2>What this does not tell you</h2>
@@ -27,11 +25,10 @@ picture was taken, or whether its caption is true.
 
 def explain_picture(judge: Judge, record: Record, content: bytes) -> str:
     """Return the page of a picture; content: the bytes of its file, which record is of."""
-    preprocessing = judge.config.preprocessing
     rows = []
     parts = judge.open(content).parts[:MOST_SHOWN]
     for number, (part, face) in enumerate(zip(parts, record.faces, strict=False), 1):
-        seen = reencode(to_square(part.pixels, preprocessing), preprocessing, None)
+        seen = judge.input_of(part)
         on_device = seen.to(judge.hardware.device)
         heat = occlusion_map(judge.detector, on_device, WINDOW, STRIDE, judge.batch_size)
         picture = part.pixels.permute(1, 2, 0).numpy()

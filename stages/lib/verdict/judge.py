@@ -12,14 +12,15 @@ import pandas as pd
 import torch
 from scipy.special import expit
 
+from stages.lib.core.faces import Face, crop_face, find_faces
 from stages.lib.core.files import sha256_of
 from stages.lib.core.pictures import UnusableImage, read_picture
-from stages.lib.detector.faces import Face, crop_face, find_faces
-from stages.lib.detector.model import CONFIG_FILE, fake_logit, load_detector
-from stages.lib.detector.preprocessing import seen_part
+from stages.lib.detector.model import CONFIG_FILE, load_detector
+from stages.lib.detector.preprocessing import reencode, seen_part, to_square
 from stages.lib.detector.runtime import Hardware
 from stages.lib.prediction.views import CHANGED_VIEWS, SCORED_VIEWS, plain_and_changed
 from stages.lib.verdict.facts import Facts
+from stages.lib.verdict.networks import network_of
 from stages.lib.verdict.rules import UNSURE, read_rules
 
 RULES_FILE = "verdict_rules.json"
@@ -81,6 +82,12 @@ class Opened:
     parts: list[Part]
 
 
+def rules_file(folder: Path) -> Path:
+    """Return where the rules of the detector in a folder are: in it, or beside it."""
+    inside = folder / RULES_FILE
+    return inside if inside.is_file() else folder.parent / RULES_FILE
+
+
 class Judge:
     """Judges pictures with a detector and its rules."""
 
@@ -93,8 +100,8 @@ class Judge:
         """
         self.detector, self.config = load_detector(folder)
         self.detector = self.detector.to(hardware.device).to(memory_format=torch.channels_last)
-        inside = folder / RULES_FILE
-        rules = inside if inside.is_file() else folder.parent / RULES_FILE
+        self.network, self.runtime = network_of(folder, self.detector, hardware)
+        rules = rules_file(folder)
         self.rules = read_rules(rules, self.config.weights_sha256)
         self.digests = {
             "weights": self.config.weights_sha256,
@@ -103,6 +110,7 @@ class Judge:
         }
         self.hardware, self.crop = hardware, crop
         self.max_pixels, self.batch_size = max_pixels, batch_size
+        self.pool = ThreadPoolExecutor(torch.get_num_threads())  # decodes and finds faces
 
     @property
     def face_share(self) -> float | None:
@@ -117,8 +125,7 @@ class Judge:
 
     def judge(self, contents: Sequence[bytes]) -> list[PictureVerdict | UnusableImage]:
         """Return the verdict of each image file, or why it cannot be judged; in their order."""
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            opened = list(pool.map(self._opened_or_not, contents))
+        opened = list(self.pool.map(self._opened_or_not, contents))
         verdicts = iter(self.judge_opened([one for one in opened if isinstance(one, Opened)]))
         return [next(verdicts) if isinstance(one, Opened) else one for one in opened]
 
@@ -126,8 +133,7 @@ class Judge:
         """Return the verdict of each opened picture; all their faces are scored together."""
         preprocessing = self.config.preprocessing
         parts = [part.pixels for one in opened for part in one.parts]
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            inputs = list(pool.map(lambda part: plain_and_changed(part, preprocessing), parts))
+        inputs = list(self.pool.map(lambda part: plain_and_changed(part, preprocessing), parts))
         logits = iter(self._logits(inputs))
         return [self._verdict(one, [next(logits) for _ in one.parts]) for one in opened]
 
@@ -154,20 +160,19 @@ class Judge:
         part = seen_part(pixels, self.config.preprocessing)
         return [Part(part, faces[0] if faces else None, False)]
 
-    @torch.inference_mode()
+    def input_of(self, part: Part) -> torch.Tensor:
+        """Return the input of the detector, uint8 (3, S, S)."""
+        preprocessing = self.config.preprocessing
+        return reencode(to_square(part.pixels, preprocessing), preprocessing, None)
+
     def _logits(self, inputs: list[torch.Tensor]) -> np.ndarray:
         """Return float64 (N, V): the logits of all views; inputs: N times uint8 (V, 3, S, S)."""
         if not inputs:
             return np.empty((0, NUM_VIEWS))
         found = []
         for batch in torch.cat(inputs).split(self.batch_size):
-            on_device = batch.to(self.hardware.device)
-            with self.hardware.autocast():
-                views = [
-                    fake_logit(self.detector(SCORED_VIEWS[view](on_device)))
-                    for view in self.rules.views
-                ]
-            found.append(torch.stack(views).mean(dim=0).cpu().double())
+            views = [self.network(SCORED_VIEWS[view](batch)) for view in self.rules.views]
+            found.append(torch.stack(views).mean(dim=0).double())
         return torch.cat(found).view(len(inputs), NUM_VIEWS).numpy()
 
     def _verdict(self, opened: Opened, logits: list[np.ndarray]) -> PictureVerdict:

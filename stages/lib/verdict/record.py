@@ -28,6 +28,7 @@ class DetectorFacts(Facts):
     thresholds: Thresholds
     face_share: float | None  # side of the square around a face, in its sizes; None: not cut
     device: str
+    runtime: str  # torch or onnxruntime
     versions: dict[str, str]
 
 
@@ -48,7 +49,8 @@ def facts_of(judge: Judge) -> DetectorFacts:
         thresholds=judge.rules.thresholds,
         face_share=judge.face_share,
         device=str(judge.hardware.device),
-        versions={name: version(name) for name in PACKAGES},
+        runtime=judge.runtime,
+        versions={name: version(name) for name in (*PACKAGES, judge.runtime)},
     )
 
 

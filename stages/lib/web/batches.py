@@ -1,0 +1,61 @@
+"""Judging requests together that arrive together, on one thread."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from stages.lib.core.pictures import UnusableImage
+from stages.lib.verdict.judge import Judge, PictureVerdict
+
+T = TypeVar("T")
+Waiting = tuple[bytes, asyncio.Future[PictureVerdict | UnusableImage]]
+
+
+class Busy(Exception):
+    """So many requests wait that one more would wait too long."""
+
+
+class Batches:
+    """Takes pictures one by one and judges those that wait together.
+
+    While a batch is judged, the next one gathers; so a single request never waits for others. A
+    request whose client has gone is not judged.
+    """
+
+    def __init__(self, judge: Judge, most_waiting: int, batch_size: int) -> None:
+        self.judge, self.batch_size = judge, batch_size
+        self.queue: asyncio.Queue[Waiting] = asyncio.Queue(most_waiting)
+        self.thread = ThreadPoolExecutor(1)  # the detector is no quicker on several
+
+    async def verdict(self, content: bytes) -> PictureVerdict | UnusableImage:
+        """Return the verdict of a picture; raises Busy."""
+        found = asyncio.get_running_loop().create_future()
+        try:
+            self.queue.put_nowait((content, found))
+        except asyncio.QueueFull:
+            raise Busy from None
+        return await found
+
+    async def alone(self, work: Callable[[], T]) -> T:
+        """Return what other work with the detector returns, between two batches."""
+        return await asyncio.get_running_loop().run_in_executor(self.thread, work)
+
+    async def run(self) -> None:
+        """Judge what arrives, until this task is cancelled."""
+        while True:
+            waiting = [await self.queue.get()]
+            while len(waiting) < self.batch_size and not self.queue.empty():
+                waiting.append(self.queue.get_nowait())
+            waiting = [one for one in waiting if not one[1].done()]
+            contents = [content for content, _ in waiting]
+            try:
+                verdicts = await self.alone(lambda pictures=contents: self.judge.judge(pictures))
+            except Exception as error:  # a defect: each one that waits is told, the server stays
+                for _, found in waiting:
+                    if not found.done():
+                        found.set_exception(error)
+                continue
+            for (_, found), verdict in zip(waiting, verdicts, strict=True):
+                if not found.done():
+                    found.set_result(verdict)

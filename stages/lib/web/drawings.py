@@ -1,0 +1,72 @@
+"""The pictures that explain a verdict on the page, as PNG in data URLs."""
+
+from base64 import b64encode
+from io import BytesIO
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image
+
+from stages.lib.report.forensics import FORENSIC_VIEWS
+from stages.lib.report.heatmap import STRIDE, WINDOW, occlusion_map
+from stages.lib.verdict.facts import Facts
+from stages.lib.verdict.judge import Judge
+from stages.lib.verdict.record import Record
+
+MOST_DRAWN = 4  # faces of a picture, the largest ones
+SIDE = 384  # pixels of a drawing, at most
+
+
+class FaceDrawings(Facts):
+    """Data URLs of pictures of one face."""
+
+    picture: str
+    heatmap: str  # to lay over it: red speaks for fake, blue for real
+    heat: float  # the most that covering a place moves the log-odds
+    views: dict[str, str]  # of FORENSIC_VIEWS
+
+
+class Explanation(Facts):
+    """A verdict and what explains it."""
+
+    record: Record
+    faces: list[FaceDrawings]  # of the first faces of the record
+
+
+def explain(judge: Judge, record: Record, content: bytes) -> Explanation:
+    """Return the drawings for a picture; content: the bytes of its file, which record is of."""
+    drawings = []
+    for part in judge.open(content).parts[:MOST_DRAWN]:
+        seen = judge.input_of(part).to(judge.hardware.device)
+        heat = occlusion_map(judge.detector, seen, WINDOW, STRIDE, judge.batch_size)
+        largest = float(np.abs(heat).max()) or 1.0
+        picture = np.asarray(_fitted(Image.fromarray(part.pixels.permute(1, 2, 0).numpy())))
+        colours = colormaps["RdBu_r"](heat / largest / 2 + 0.5)
+        colours[..., 3] = np.abs(heat) / largest
+        views = {name: _url(_brightness(view(picture))) for name, view in FORENSIC_VIEWS.items()}
+        drawings.append(
+            FaceDrawings(
+                picture=_url(picture),
+                heatmap=_url(np.round(255 * colours).astype(np.uint8)),
+                heat=largest,
+                views=views,
+            )
+        )
+    return Explanation(record=record, faces=drawings)
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    picture.thumbnail((SIDE, SIDE))
+    return picture
+
+
+def _brightness(view: np.ndarray) -> np.ndarray:
+    """Return a forensic view, float (H, W), as colours; its brightest half percent is white."""
+    top = float(np.quantile(view, 0.995)) or 1.0
+    return np.round(255 * colormaps["magma"](np.clip(view / top, 0, 1))[..., :3]).astype(np.uint8)
+
+
+def _url(pixels: np.ndarray) -> str:
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return "data:image/png;base64," + b64encode(buffer.getvalue()).decode()
