@@ -82,7 +82,7 @@ def empty_images(clone: Path) -> None:
 CASES: list[tuple[Callable[[], None], Damage, str]] = [
     (predict.main, cut(f"{MODEL}/weights.safetensors"), "weights.safetensors: not the weights"),
     (predict.main, flip_a_byte, "weights.safetensors: not the weights that config.json names"),
-    (predict.main, of_another_model, "weights.safetensors: not the weights that config.json names"),
+    (predict.main, of_another_model, "config.json: changed since it was written, or of another"),
     (predict.main, cut(f"{MODEL}/config.json"), "config.json: not a detector's configuration"),
     (predict.main, lambda c: (c / MODEL / "config.json").unlink(), "no config.json in it"),
     (predict.main, cut(f"{PACKED}/val/images-00000.arrow"), "images-00000.arrow: damaged"),

@@ -16,6 +16,7 @@ from stages.lib.core.errors import short
 
 # Of all that Pillow knows: formats of pictures, none that starts another program or has pages.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 ORIENTATION = 0x0112  # the tag of EXIF
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,8 +73,8 @@ def read_picture(
             found = str(image.format)
             if max_pixels and image.width * image.height > max_pixels:
                 raise UnusableImage(
-                    f"{image.width} x {image.height} pixels are more than the {max_pixels / 1e6:g} "
-                    "megapixels of pack.max_megapixels"
+                    f"{image.width} x {image.height} pixels are more than max_megapixels, "
+                    f"{max_pixels / 1e6:g}"
                 )
             tables = dict(getattr(image, "quantization", None) or {}) or None
             mode = image.mode
@@ -87,6 +88,10 @@ def read_picture(
     except (UnusableImage, ImportError, MemoryError):
         raise
     except UnidentifiedImageError:
+        if content[4:8] == b"ftyp" and bytes(content[8:12]) in HEIC_BRANDS:
+            raise UnusableImage(
+                "HEIC is not read; convert it, for example with the package pillow-heif"
+            ) from None
         raise UnusableImage("not an image of a known format") from None
     except Exception as error:  # decoders raise nearly anything on damaged files
         reason = short(error, 150) or type(error).__name__

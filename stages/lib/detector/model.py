@@ -37,6 +37,12 @@ class DetectorConfig(pydantic.BaseModel):
     trained_on: TrainingPictures | None = None  # known after the training
     weights_sha256: str = ""  # of weights.safetensors, set by save_detector
     classes: list[str] = list(CLASS_NAMES)  # the score is P(classes[1])
+    config_sha256: str = ""  # of all the above, set by save_detector
+
+    def digest(self) -> str:
+        """Return what config_sha256 must be."""
+        content = self.model_dump_json(exclude={"config_sha256"})
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def create_model(name: str, model_args: dict[str, Any], weights: str) -> torch.nn.Module:
@@ -179,6 +185,7 @@ def save_detector(folder: Path, state: dict[str, torch.Tensor], config: Detector
     (folder / WEIGHTS_FILE).write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
     known = config.model_copy(update={"weights_sha256": digest})
+    known = known.model_copy(update={"config_sha256": known.digest()})
     write_text(folder / CONFIG_FILE, known.model_dump_json(indent=2) + "\n")
     return digest
 
@@ -198,6 +205,11 @@ def load_detector(folder: Path) -> tuple["Detector", DetectorConfig]:
             f"{known}: not a detector's configuration: {where}: {short(problem['msg'])}; "
             f"bring it back: `dvc checkout --force {folder}`"
         ) from None
+    if config.config_sha256 != config.digest():
+        raise UserError(
+            f"{known}: changed since it was written, or of another version of this project; bring "
+            f"it back (`dvc checkout --force {folder}`), or train again (`dvc repro train`)"
+        )
     if config.weights_sha256 != sha256_of(weights):
         raise UserError(
             f"{weights}: not the weights that {known.name} names, or damaged; bring back what "

@@ -1,0 +1,254 @@
+"""The command for pictures: what it takes, prints, records, repeats, and with what exit code."""
+
+import csv
+import json
+import os
+import sys
+from io import BytesIO, StringIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from stages.lib.core.errors import UserError
+from stages.tools import detect, export
+from tests.conftest import run
+
+
+@pytest.fixture
+def there(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of validation pictures of the pipeline, in which the command runs."""
+    monkeypatch.chdir(pipeline)
+    return Path("data/raw/sample/phase1/valset")
+
+
+Printed = tuple[int, str, str]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> "Command":
+    return Command(monkeypatch, capfd)
+
+
+class Command:
+    """Runs the command in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capfd = monkeypatch, capfd
+
+    def __call__(self, *arguments: object, stdin: str = "") -> Printed:
+        """Return the exit code and what it has printed on both streams."""
+        self.monkeypatch.setattr(sys, "argv", ["detect", *map(str, arguments)])
+        self.monkeypatch.setattr(sys, "stdin", StringIO(stdin))
+        with pytest.raises(SystemExit) as end:
+            detect.main()
+        captured = self.capfd.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+
+def test_files_folders_globs_and_lists_are_judged(there: Path, command: Command) -> None:
+    first, second, *_ = sorted(there.iterdir())
+    code, out, err = command("--json", first, f"{there}/{second.name[:9]}*", there, "-",
+                             stdin=f"{first}\n{second}\n")  # fmt: skip
+    records = [json.loads(line) for line in out.splitlines()]
+    files = [record["file"] for record in records]
+    assert files[:2] == [str(first), str(second)] and files[-2:] == files[:2]
+    assert len(files) == 4 + len(list(there.iterdir()))
+    assert {record["verdict"] for record in records} <= {"real", "fake", "unsure"}
+    assert code == 0 and "0 not judged" in err and "no proof" in err
+
+
+def test_the_three_forms_tell_the_same(there: Path, command: Command) -> None:
+    files = sorted(there.iterdir())[:6]
+    records = [json.loads(line) for line in command("--json", *files)[1].splitlines()]
+    rows = list(csv.DictReader(StringIO(command("--csv", *files)[1])))
+    lines = command(*files)[1].splitlines()[1:]
+    for record, row, line in zip(records, rows, lines, strict=True):
+        assert row["verdict"] == record["verdict"] == line.split()[0]
+        assert float(row["probability"]) == pytest.approx(record["probability"], abs=1e-6)
+        assert record["file"] == row["file"] and record["file"] in line
+        assert (row["why"] != "") == (record["verdict"] == "unsure")
+        limits = record["detector"]["thresholds"]
+        assert float(row["false_alarms"]) == limits["false_alarms"] == 0.02
+
+
+def test_bad_input_is_a_line_and_disturbs_nothing(
+    there: Path, command: Command, tmp_path: Path
+) -> None:
+    good = min(there.iterdir()).read_bytes()
+    bomb = BytesIO()
+    Image.new("L", (2000, 1000)).save(bomb, "PNG")
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64
+    contents = {"good.jpg": good, "text.png": b"hello", "empty.jpg": b"", "cut.jpg": good[:400],
+                "bomb.png": bomb.getvalue(), "phone.heic": heic, "写真 ü.jpg": good}  # fmt: skip
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "folder.jpg/inside.jpg").write_bytes(good)
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n.jpg")
+    Path(strange).write_bytes(good)
+    missing = [tmp_path / "gone.jpg", "nul\0byte"]
+    code, out, _ = command("--csv", "--max-megapixels", 1, tmp_path, *missing)
+    rows = {Path(row["file"]).name: row for row in csv.DictReader(StringIO(out))}
+    errors = {name: row["why"] for name, row in rows.items() if row["verdict"] == "error"}
+    assert errors == {
+        "text.png": "not an image of a known format", "empty.jpg": "empty file",
+        "cut.jpg": errors["cut.jpg"], "loop.jpg": "Too many levels of symbolic links",
+        "bomb.png": "2000 x 1000 pixels are more than max_megapixels, 1",
+        "phone.heic": "HEIC is not read; convert it, for example with the package pillow-heif",
+        "gone.jpg": "No such file or directory", "nul\0byte": "embedded null byte",
+    }  # fmt: skip
+    assert errors["cut.jpg"].startswith("damaged: ")
+    judged = {"good.jpg", "写真 ü.jpg", "inside.jpg", "\\xff\n.jpg"}
+    assert set(rows) - set(errors) == judged
+    assert len({rows[name]["probability"] for name in judged}) == 1
+    assert code == 2
+    text = command(strange, tmp_path / "text.png")[1].splitlines()
+    assert len(text) == 3 and "\\xff .jpg" in text[1] and text[2].startswith("error")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "name one picture or more; see --help"),
+        (["--resume", "a.jpg"], "--resume needs --record FILE"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--model", "nowhere", "a.jpg"], "nowhere: no weights.safetensors in it"),
+        (["."], r"\.: a folder without pictures"),
+        (["--verify", "nowhere.jsonl"], "nowhere.jsonl: No such file or directory"),
+        (["--model", "models:/nobody@champion", "a.jpg"], "--model models:/nobody@champion: "),
+    ],
+)
+def test_a_wrong_command_is_one_line(
+    there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    empty = arguments == ["."]
+    monkeypatch.setenv("DVC_ROOT", str(Path.cwd()))
+    arguments = [str(tmp_path)] if empty else arguments
+    monkeypatch.setattr(sys, "argv", ["detect", *arguments])
+    with pytest.raises(UserError, match="a folder without pictures" if empty else words) as error:
+        detect.main()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_a_wrong_command_ends_with_1_and_help_names_the_codes(there: Path) -> None:
+    done = run(sys.executable, "-m", "stages.tools.detect", cwd=Path.cwd(), check=False)
+    assert done.returncode == 1 and done.stderr == "error: name one picture or more; see --help\n"
+    done = run(sys.executable, "-m", "stages.tools.detect", "--help", cwd=Path.cwd())
+    assert "Exit code: 0 all pictures were judged; 1 none was" in done.stdout
+
+
+def test_a_fake_may_set_the_exit_code(there: Path, command: Command, tmp_path: Path) -> None:
+    record = tmp_path / "record.jsonl"
+    code, *_ = command(there, "--record", record)
+    assert code == 0
+    by_verdict = {line["verdict"]: line["file"] for line in map(json.loads, record.open())}
+    for verdict, file in by_verdict.items():
+        assert command(file, "--fail-on-fake")[0] == (3 if verdict == "fake" else 0)
+
+
+def test_a_record_is_taken_up_where_it_ended(
+    there: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, record = sorted(there.iterdir())[:8], tmp_path / "record.jsonl"
+    command("--record", record, *files[:5])
+    with record.open("a") as file:
+        file.write('{"cut off')
+    judged: list[int] = []
+    real = detect.Judge.judge
+    monkeypatch.setattr(
+        detect.Judge, "judge", lambda self, all: judged.append(len(all)) or real(self, all)
+    )
+    code, out, _ = command("--json", "--record", record, "--resume", *files)
+    assert code == 0 and judged == [3] and len(out.splitlines()) == 8
+    assert len(record.read_text().splitlines()) == 8
+    code, *_ = command("--json", "--record", record, "--resume", "--no-crop", *files)
+    assert judged == [3, 8]  # cut out or not is another verdict
+
+
+def test_a_record_is_repeated_and_differences_are_told(
+    there: Path, command: Command, tmp_path: Path
+) -> None:
+    record, copies = tmp_path / "record.jsonl", tmp_path / "copies"
+    copies.mkdir()
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (copies / name).write_bytes(min(there.iterdir()).read_bytes())
+    command("--record", record, copies)
+    assert command("--verify", record)[:2] == (
+        0, "".join(f"same     {copies / name}  \n" for name in ("a.jpg", "b.jpg", "c.jpg")),
+    )  # fmt: skip
+    moved = copies.rename(tmp_path / "moved")
+    code, out, _ = command("--verify", record)
+    assert code == 2 and out.count("No such file or directory; name the folder") == 3
+    assert command("--verify", record, moved)[0] == 0
+    lines = record.read_text().splitlines()
+    changed = json.loads(lines[0])
+    changed["faces"][0]["score"] += 0.1
+    changed["verdict"] = {"real": "fake"}.get(changed["verdict"], "real")
+    record.write_text("\n".join([json.dumps(changed), *lines[1:]]) + "\n")
+    code, out, _ = command("--verify", record, moved)
+    assert code == 2 and out.count("DIFFERS") == 1 and "face 1: score" in out
+    code, out, _ = command("--verify", record, moved, "--no-crop")
+    assert code == 2 and out.count("DIFFERS") == 3 and "(face_share None)" in out
+
+
+def test_a_page_explains_each_picture_without_a_network(
+    there: Path, command: Command, tmp_path: Path
+) -> None:
+    file = min(there.iterdir())
+    command(file, "--explain", tmp_path)
+    (page,) = tmp_path.glob(f"{file.stem}-*.html")
+    text = page.read_text()
+    for words in ("What this does not tell you", "heatmap", "Stability", "none in this file",
+                  "three quarters", "data:image/png;base64,"):  # fmt: skip
+        assert words in text
+    assert "http" not in text
+
+
+def test_the_champion_of_the_registry_judges_as_its_folder(
+    there: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(Path.cwd()))
+    files = sorted(there.iterdir())[:3]
+    champion = "models:/deepfake-detector-generated-sample@champion"
+    assert command("--model", champion, *files)[:2] == command(*files)[:2]
+
+
+@pytest.fixture(scope="module")
+def exported(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "detector"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(pipeline)
+        patch.setattr(sys, "argv", ["export", str(folder)])
+        export.main()
+    return folder
+
+
+def test_an_exported_detector_gives_the_same_verdicts(
+    there: Path, command: Command, exported: Path
+) -> None:
+    facts = json.loads((exported / "export.json").read_text())
+    assert facts["num_images"] > 20
+    assert max(facts["largest_difference_of_logits"].values()) < 1e-4
+    plain, fast = (
+        [json.loads(line) for line in command("--json", *arguments, there)[1].splitlines()]
+        for arguments in ([], ["--model", exported])
+    )
+    assert {one["detector"]["runtime"] for one in plain} == {"torch"}
+    assert {one["detector"]["runtime"] for one in fast} == {"onnxruntime"}
+    for one, other in zip(plain, fast, strict=True):
+        assert one["verdict"] == other["verdict"]
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+
+
+def test_a_damaged_export_is_refused(
+    there: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in exported.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    network = tmp_path / "detector.onnx"
+    network.write_bytes(network.read_bytes()[:-1] + b"x")
+    monkeypatch.setattr(sys, "argv", ["detect", "--model", str(tmp_path), str(there)])
+    with pytest.raises(UserError, match=r"detector.onnx: not what export.json names, or damaged"):
+        detect.main()

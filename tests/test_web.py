@@ -1,0 +1,201 @@
+"""The server of verdicts: what it answers, what it refuses, and that nothing is lost."""
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import uvicorn
+
+from stages.lib.detector.runtime import set_up_hardware
+from stages.lib.verdict.judge import Judge, PictureVerdict
+from stages.lib.web.app import PAGE, Limits, make_app
+from tests.conftest import wait_for
+
+
+@pytest.fixture(scope="module")
+def judge(pipeline: Path) -> Judge:
+    hardware = set_up_hardware("cpu", "fp32", 2)
+    return Judge(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
+
+
+@pytest.fixture(scope="module")
+def pictures(pipeline: Path) -> list[bytes]:
+    folder = pipeline / "data/raw/sample/phase1/valset"
+    return [file.read_bytes() for file in sorted(folder.iterdir())]
+
+
+@contextmanager
+def served(judge: Any, limits: Limits) -> Iterator[str]:
+    """Serve on loopback; yields the address."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        app = make_app(judge, limits, ["127.0.0.1"])
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            wait_for(lambda: server.started)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def address(judge: Judge) -> Iterator[str]:
+    with served(judge, Limits(megabytes=0.5)) as found:
+        yield found
+
+
+def ask(address: str, content: bytes, path: str = "detect", name: str = "a.jpg") -> Any:
+    return requests.post(f"{address}/{path}", files={"file": (name, content)}, timeout=60)
+
+
+def test_an_upload_gets_the_verdict_of_the_judge(
+    address: str, judge: Judge, pictures: list[bytes]
+) -> None:
+    answer = ask(address, pictures[0], name="../some name.jpg")
+    record = answer.json()
+    (expected,) = judge.judge([pictures[0]])
+    assert isinstance(expected, PictureVerdict)
+    assert answer.status_code == 200 and record["file"] == "../some name.jpg"
+    found = PictureVerdict.model_validate(
+        {name: record[name] for name in type(expected).model_fields}
+    )
+    assert found == expected
+    assert record["detector"]["weights"] == judge.config.weights_sha256
+    assert record["provenance"] == {"c2pa": None, "source_types": [], "camera": {}}
+
+
+def test_an_explanation_has_the_verdict_and_its_drawings(
+    address: str, pictures: list[bytes]
+) -> None:
+    found = ask(address, pictures[0], "explain").json()
+    assert found["record"]["sha256"] == ask(address, pictures[0]).json()["sha256"]
+    (face,) = found["faces"]
+    drawings = [face["picture"], face["heatmap"], *face["views"].values()]
+    assert len(drawings) == 7
+    assert all(one.startswith("data:image/png;base64,") for one in drawings)
+
+
+class Counting:
+    """A judge that is slow and counts the pictures of each batch."""
+
+    def __init__(self, judge: Judge, seconds: float) -> None:
+        self.real, self.seconds = judge, seconds
+        self.batches: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def judge(self, contents: list[bytes]) -> Any:
+        time.sleep(self.seconds)
+        self.batches.append(len(contents))
+        return self.real.judge(contents)
+
+
+def test_requests_that_arrive_together_are_judged_together(
+    judge: Judge, pictures: list[bytes]
+) -> None:
+    counting = Counting(judge, seconds=0.3)
+    with served(counting, Limits(batch_size=8)) as address, ThreadPoolExecutor(24) as pool:
+        contents = [*pictures[:20], b"no picture"]
+        answers = list(pool.map(lambda content: ask(address, content), contents))
+    expected = [one.sha256 for one in judge.judge(pictures[:20]) if isinstance(one, PictureVerdict)]
+    assert [answer.json()["sha256"] for answer in answers[:20]] == expected
+    assert answers[20].status_code == 400
+    assert sum(counting.batches) == 21 and max(counting.batches) == 8
+    assert len(counting.batches) <= 6
+
+
+def test_more_requests_than_may_wait_are_sent_away(judge: Judge, pictures: list[bytes]) -> None:
+    counting = Counting(judge, seconds=0.5)
+    with (
+        served(counting, Limits(requests=2, batch_size=1)) as address,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        answers = list(pool.map(lambda _: ask(address, pictures[0]), range(8)))
+    codes = sorted(answer.status_code for answer in answers)
+    assert set(codes) == {200, 503} and codes.count(200) >= 2
+    refused = next(answer for answer in answers if answer.status_code == 503)
+    assert refused.json()["detail"] == "2 requests are waiting; try again in a moment"
+    assert refused.headers["Retry-After"] == "1"
+
+
+def test_a_request_that_takes_too_long_is_told_and_the_next_one_is_served(
+    judge: Judge, pictures: list[bytes]
+) -> None:
+    counting = Counting(judge, seconds=1.0)
+    with served(counting, Limits(seconds=0.4)) as address:
+        answer = ask(address, pictures[0])
+        assert (answer.status_code, answer.json()["detail"]) == (
+            504, "no verdict within 0.4 seconds; try again later",
+        )  # fmt: skip
+        counting.seconds = 0.0
+        time.sleep(1)
+        assert ask(address, pictures[0]).status_code == 200
+
+
+def test_a_defect_is_an_error_of_one_request_and_the_server_stays(
+    judge: Judge, pictures: list[bytes]
+) -> None:
+    counting = Counting(judge, seconds=0)
+    with served(counting, Limits()) as address:
+        counting.real = None  # pyrefly: ignore[bad-assignment]
+        assert ask(address, pictures[0]).status_code == 500
+        counting.real = judge
+        assert ask(address, pictures[0]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "words"),
+    [
+        (b"", 400, "empty file"),
+        (b"no picture", 400, "not an image of a known format"),
+        (b"x" * 600_000, 413, "the file is larger than 0.5 MB"),
+    ],
+)
+def test_what_is_no_picture_is_refused(
+    address: str, content: bytes, status: int, words: str
+) -> None:
+    for path in ("detect", "explain"):
+        answer = ask(address, content, path)
+        assert (answer.status_code, answer.json()["detail"]) == (status, words)
+
+
+def test_other_requests_are_refused_in_words(address: str) -> None:
+    answer = requests.post(f"{address}/detect", data={"path": "/etc/passwd"}, timeout=9)
+    assert (answer.status_code, answer.json()["detail"]) == (
+        422, "send the picture as the form field `file`",
+    )  # fmt: skip
+    answer = requests.post(f"{address}/detect", data=iter([b"x"]), timeout=9)  # no length
+    assert answer.status_code == 411 and "Content-Length" in answer.json()["detail"]
+    for path in ("../params.yaml", "%2e%2e/params.yaml", "etc/passwd", "docs"):
+        assert requests.get(f"{address}/{path}", timeout=9).status_code == 404
+    stranger = requests.get(address, headers={"Host": "example.org"}, timeout=9)
+    assert stranger.status_code == 400  # a page that has its name point to this machine
+
+
+def test_the_server_says_what_it_is(address: str, judge: Judge) -> None:
+    assert requests.get(f"{address}/health", timeout=9).json() == {"status": "ok"}
+    facts = requests.get(f"{address}/model", timeout=9).json()
+    assert facts["detector"]["thresholds"] == judge.rules.thresholds.model_dump()
+    assert facts["trained_on"]["num_images"] == judge.rules.trained_on.num_images
+    assert {"/detect", "/explain", "/model", "/health"} <= set(
+        requests.get(f"{address}/openapi.json", timeout=9).json()["paths"]
+    )
+
+
+def test_the_page_needs_no_network(address: str) -> None:
+    answer = requests.get(address, timeout=9)
+    assert answer.text == PAGE.read_text()
+    assert not re.search(r"(https?:)?//\w", answer.text)
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "connect-src 'self'" in policy
