@@ -60,7 +60,7 @@ def test_bytes_come_back_unchanged_and_in_order_from_many_files(
     contents = {f"{i}.jpg": encoded(i) for i in range(50)}
     write_train(workspace, contents)
     params = PackParams.model_construct(
-        shard_mb=0.02, max_megapixels=1.0, links="refuse", num_threads=3
+        shard_mb=0.02, max_megapixels=1.0, links="refuse", find_faces=True, num_threads=3
     )
     monkeypatch.setattr(pack, "load_params", lambda section, model: (
         load_params(section, model) if section == "data" else params))  # fmt: skip

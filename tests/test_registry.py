@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from stages.lib.core.files import read_json
 from stages.lib.core.tables import read_table
 from stages.lib.publishing.find_run import find_or_make_run
 from stages.lib.publishing.registry import register, registered_name
@@ -18,6 +19,7 @@ from stages.lib.serving.logged_model import log_served_model
 from stages.lib.tracking.mlflow_store import connect
 from stages.train import main as train
 from tests.conftest import set_params, store_of
+from tests.test_verdict import RULES
 
 NAME = "deepfake-detector"
 TARGETS = np.arange(200) % 2
@@ -33,6 +35,9 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("TRACKING", "off")
         set_params(workspace, {"train.epochs": 1})
         train()
+    weights = read_json(workspace / "data/model/config.json")["weights_sha256"]
+    rules = RULES.model_copy(update={"weights_sha256": weights})
+    (workspace / "data/verdict_rules.json").write_text(rules.model_dump_json())
     return workspace
 
 
