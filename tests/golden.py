@@ -33,10 +33,15 @@ FORMS: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG"},
     "webp": {"format": "WEBP", "quality": 80},
 }
+PLAIN = Preprocessing(
+    image_size=64, interpolation="bilinear", mean=[0.48, 0.45, 0.4], std=[0.23, 0.22, 0.22]
+)
 PREPROCESSINGS = {
-    "plain": {"interpolation": "bilinear"},
-    "faces": {"interpolation": "bicubic", "face_crop": 1.2, "reencode": [70, 90]},
-    "scaled": {"interpolation": "bicubic", "scaled_decoding": True, "residuals": "srm"},
+    "plain": PLAIN,
+    "faces": PLAIN.model_copy(
+        update={"interpolation": "bicubic", "face_crop": 1.2, "reencode": [70, 90]}
+    ),
+    "scaled": PLAIN.model_copy(update={"scaled_decoding": True, "residuals": "srm"}),
 }
 
 
@@ -54,12 +59,9 @@ def compute() -> dict[str, Any]:
         means = picture.pixels.mean(axis=(0, 1))
         facts[name] = {"mean": means.round(3).tolist(), "jpeg_quality": picture.jpeg_quality}
     scores = {}
-    for name, chosen in PREPROCESSINGS.items():
+    for name, preprocessing in PREPROCESSINGS.items():
         with TemporaryDirectory() as folder:
-            judge = untrained_judge(Path(folder), Preprocessing(
-                image_size=64, mean=[0.48, 0.45, 0.4], std=[0.23, 0.22, 0.22], **chosen
-            ))  # fmt: skip
-            found = judge.judge(list(images.values()))
+            found = untrained_judge(Path(folder), preprocessing).judge(list(images.values()))
         scores[name] = dict(zip(images, map(figures, found), strict=True))
     return {"facts": facts, "scores": scores}
 

@@ -45,7 +45,8 @@ def main() -> None:
         socket = config.bind_socket()
     except SystemExit:  # uvicorn has told why
         raise UserError(f"--port {options.port}: taken, or not allowed; name another one") from None
-    print(f"http://{options.host}:{options.port} (Ctrl-C ends it)", flush=True)
+    port = socket.getsockname()[1]  # chosen by the system where --port is 0
+    print(f"http://{options.host}:{port} (Ctrl-C ends it)", flush=True)
     uvicorn.Server(config).run([socket])
 
 
