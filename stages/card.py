@@ -70,6 +70,7 @@ def render(
         ],
         slices=slices_of(tables["intervals"]),
         operating_points=tables["operating_points"].to_dict("records"),
+        verdicts=tables["verdicts"][tables["verdicts"]["slice"] == "all"].to_dict("records"),
         cross=cross_of(tables["cross_auc"]),
         robustness=tables["robustness"].to_dict("records"),
         limits=limits_of(config, report, data, tables),

@@ -20,6 +20,8 @@ from hypothesis import settings
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 
 from stages.lib.core.params import read_yaml
 
@@ -44,6 +46,10 @@ EXAMPLES = settings(
     max_examples=int(os.environ.get("EXAMPLES", 300)), derandomize=True, database=None,
     deadline=None,
 )  # fmt: skip
+# Options of Chromium, which otherwise asks other machines for things.
+QUIET = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--disable-dev-shm-usage", "--window-size=1700,1400")  # fmt: skip
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -179,6 +185,28 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run("bash", "-c", command, cwd=clone)
     wait_for_queue(clone)
     return clone
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[webdriver.Chrome]:
+    programs = shutil.which("chromium"), shutil.which("chromedriver")
+    if not programs[0] or not programs[1]:
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for option in QUIET:
+        options.add_argument(option)
+    browser = webdriver.Chrome(options=options, service=Service(programs[1]))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture(scope="session")
+def screenshots() -> Path:
+    """Where the screenshots go, for people to look at."""
+    folder = Path(os.environ.get("SCREENSHOTS", "/tmp/screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def readme_commands(beginning: str) -> list[str]:

@@ -33,17 +33,19 @@ def test_the_card_has_the_figures_of_the_pipeline(pipeline: Path) -> None:
     points = pd.read_csv(pipeline / "metrics/tables/operating_points.csv")
     for row in points.itertuples():
         assert f"| {row.wanted_fpr:g} | {row.threshold:.4f} | {row.set} |" in card
+    assert f"| val | {metrics['verdicts']['val']['unsure']:.4f} [" in card
     assert "Trained on the embedded generated sample" in card
     assert "for 0.01 those are too few" in card.lower()  # a dozen calibration reals
-    for heading in ("Data", "Results", "Slices", "Operating points", "Across sets",
-                    "Robustness", "Limits", "The rules of the competition"):  # fmt: skip
+    for heading in ("Data", "Results", "Slices", "Operating points", "Real, fake or unsure",
+                    "Across sets", "Robustness", "Limits",
+                    "The rules of the competition"):  # fmt: skip
         assert f"\n## {heading}\n" in card
 
 
 def test_the_html_card_is_whole_in_one_file(pipeline: Path) -> None:
     page = (pipeline / "data/card/model_card.html").read_text()
     card = (pipeline / "metrics/model_card.md").read_text()
-    assert page.count("<table>") == card.count("\n| ---") == 8
+    assert page.count("<table>") == card.count("\n| ---") == 9
     assert page.count('src="data:image/png;base64,') == 4
     assert "http" not in page
 
@@ -83,6 +85,9 @@ POINT = {"set": "val", "wanted_fpr": 0.01, "threshold": 0.8, "calibration_reals"
          "enough_reals": True, "tpr": 0.5, "tpr_low": 0.4, "tpr_high": 0.6, "fpr": 0.012,
          "fpr_low": 0.01, "fpr_high": 0.014, "false_alarms_per_million": 12000,
          "num_real": 9000, "num_fake": 100}  # fmt: skip
+VERDICTS = {"set": "val", "slice": "all", "num_real": 50, "num_fake": 60, "unsure": 1.0,
+            "unsure_low": 0.9, "unsure_high": 1.0, "error": 0.1, "error_low": 0.0,
+            "error_high": 0.2, "sure_error": float("nan")}  # fmt: skip
 REPORT = {"weights": "abc", "better_than_chance": 1, "threshold": 0.5, "temperature": 1.0,
           "num_calibration": 9, "val": {"num_real": 50, "num_fake": 60}}  # fmt: skip
 DATA = {"generated_sample": False, "bad_images": {"count": 0}, "held_out": {},
@@ -97,6 +102,7 @@ def card(points: dict | None = None, cross: pd.DataFrame | None = None, **config
         "operating_points": pd.DataFrame([POINT | (points or {})]),
         "cross_auc": pd.DataFrame(columns=CROSS_COLUMNS) if cross is None else cross,
         "robustness": pd.DataFrame(),
+        "verdicts": pd.DataFrame([VERDICTS]),
     }
     return render(CONFIG | config, REPORT, DATA, tables)
 
@@ -108,6 +114,7 @@ def test_a_useless_model_is_called_useless_first() -> None:
         "operating_points": pd.DataFrame([POINT]),
         "cross_auc": pd.DataFrame(columns=CROSS_COLUMNS),
         "robustness": pd.DataFrame(),
+        "verdicts": pd.DataFrame([VERDICTS]),
     }
     title, warning, *_ = render(CONFIG, report, DATA, tables).split("\n\n")
     assert title.startswith("# Model card")
@@ -119,6 +126,7 @@ def test_what_was_not_measured_is_said() -> None:
     text = card()
     assert "There is only one labelled set" in text
     assert "Not measured" in text
+    assert "| 1.0000 [0.9000, 1.0000] | 0.1000 [0.0000, 0.2000] | none is sure | 50, 60 |" in text
     assert "Near-duplicate groups in two splits: train/val 2." in text
 
 

@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,16 +19,12 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from tests.conftest import TINY, clone_project, environment, run, runs_of, wait_for
 
 pytestmark = pytest.mark.slow
 NAME = "deepfake-detector-generated-sample"
-QUIET = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         "--disable-dev-shm-usage", "--window-size=1700,1400")  # fmt: skip
 
 
 @contextmanager
@@ -114,28 +109,6 @@ def address(team: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    programs = shutil.which("chromium"), shutil.which("chromedriver")
-    if not programs[0] or not programs[1]:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    for option in QUIET:
-        options.add_argument(option)
-    browser = webdriver.Chrome(options=options, service=Service(programs[1]))
-    yield browser
-    browser.quit()
-
-
-@pytest.fixture(scope="module")
-def pictures() -> Path:
-    """Where the screenshots go, for people to look at."""
-    folder = Path(os.environ.get("SCREENSHOTS", "/tmp/screenshots"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def finished(address: str) -> tuple[str, list[Any]]:
     """Return the experiment's id and its finished runs."""
     client = MlflowClient(address)
@@ -157,16 +130,16 @@ def text_of(browser: webdriver.Chrome, *expected: str) -> str:
 
 
 def test_the_runs_are_listed_by_their_experiments_names(
-    address: str, browser: webdriver.Chrome, pictures: Path
+    address: str, browser: webdriver.Chrome, screenshots: Path
 ) -> None:
     experiment_id, runs = finished(address)
     browser.get(f"{address}/#/experiments/{experiment_id}?workflowType=machine_learning")
     text_of(browser, "Run Name", *(run.info.run_name for run in runs[:6]))
-    browser.save_screenshot(str(pictures / "runs.png"))
+    browser.save_screenshot(str(screenshots / "runs.png"))
 
 
 def test_a_run_shows_where_it_comes_from_and_its_parameters(
-    address: str, browser: webdriver.Chrome, pictures: Path
+    address: str, browser: webdriver.Chrome, screenshots: Path
 ) -> None:
     experiment_id, runs = finished(address)
     chosen = next(run for run in runs if run.info.run_name == "aside")
@@ -175,11 +148,11 @@ def test_a_run_shows_where_it_comes_from_and_its_parameters(
     text = text_of(browser, "dvc exp apply aside", "train.lr", "0.003", "Finished", NAME,
                    "weights_sha256", "Train", "val.auc")  # fmt: skip
     assert "Registered models" in text
-    browser.save_screenshot(str(pictures / "run.png"))
+    browser.save_screenshot(str(screenshots / "run.png"))
 
 
 def test_the_page_of_plots_is_drawn_without_a_network(
-    team: Path, browser: webdriver.Chrome, pictures: Path
+    team: Path, browser: webdriver.Chrome, screenshots: Path
 ) -> None:
     run("python", "-m", "stages.tools.plots", "diff", "here", "aside", cwd=team)
     browser.execute_cdp_cmd("Network.enable", {})
@@ -188,16 +161,16 @@ def test_the_page_of_plots_is_drawn_without_a_network(
     assert re.findall(r"wrong_real\.png", page.read_text())
     browser.get(page.as_uri())
     wait_for(lambda: len(browser.find_elements(By.CSS_SELECTOR, ".vega-embed canvas")) >= 8)
-    browser.save_screenshot(str(pictures / "plots.png"))
+    browser.save_screenshot(str(screenshots / "plots.png"))
     browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
 
 
-def test_a_run_shows_its_curves(address: str, browser: webdriver.Chrome, pictures: Path) -> None:
+def test_a_run_shows_its_curves(address: str, browser: webdriver.Chrome, screenshots: Path) -> None:
     experiment_id, runs = finished(address)
     browser.get(f"{address}/#/experiments/{experiment_id}/runs/{runs[0].info.run_id}/model-metrics")
     text_of(browser, "epoch", "speed", "train_loss", "val_auc")
     wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .scatterlayer path"))
-    browser.save_screenshot(str(pictures / "curves.png"))
+    browser.save_screenshot(str(screenshots / "curves.png"))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +179,7 @@ def test_a_run_shows_its_curves(address: str, browser: webdriver.Chrome, picture
      "explanations/wrong_real"],
 )  # fmt: skip
 def test_a_run_shows_its_figures(
-    address: str, browser: webdriver.Chrome, pictures: Path, name: str
+    address: str, browser: webdriver.Chrome, screenshots: Path, name: str
 ) -> None:
     experiment_id, runs = finished(address)
     page = f"{address}/#/experiments/{experiment_id}/runs/{runs[0].info.run_id}/artifacts"
@@ -216,23 +189,23 @@ def test_a_run_shows_its_figures(
     widths = "return [...document.images].map(image => image.naturalWidth)"
     wait_for(lambda: max(browser.execute_script(widths), default=0) > 300)
     time.sleep(1)  # until it is painted
-    browser.save_screenshot(str(pictures / f"{name.split('/')[1]}.png"))
+    browser.save_screenshot(str(screenshots / f"{name.split('/')[1]}.png"))
 
 
 def test_six_runs_are_compared_in_parallel_coordinates(
-    address: str, browser: webdriver.Chrome, pictures: Path
+    address: str, browser: webdriver.Chrome, screenshots: Path
 ) -> None:
     experiment_id, runs = finished(address)
     six = json.dumps([run.info.run_id for run in runs[:6]], separators=(",", ":"))
     browser.get(f"{address}/#/compare-runs?runs={six}&experiments=[%22{experiment_id}%22]")
     text_of(browser, "Comparing 6 Runs", "Parallel Coordinates Plot", "train.lr")
     wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, ".parcoords"))
-    browser.save_screenshot(str(pictures / "compare.png"))
+    browser.save_screenshot(str(screenshots / "compare.png"))
 
 
 def test_the_registry_shows_the_champion(
-    address: str, browser: webdriver.Chrome, pictures: Path
+    address: str, browser: webdriver.Chrome, screenshots: Path
 ) -> None:
     browser.get(f"{address}/#/models/{NAME}")
     text_of(browser, "champion", "against_champion", "Version 1")
-    browser.save_screenshot(str(pictures / "registry.png"))
+    browser.save_screenshot(str(screenshots / "registry.png"))

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import requests
 import uvicorn
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 from stages.lib.detector.runtime import set_up_hardware
 from stages.lib.verdict.judge import Judge, PictureVerdict
@@ -199,3 +202,41 @@ def test_the_page_needs_no_network(address: str) -> None:
     assert not re.search(r"(https?:)?//\w", answer.text)
     policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "connect-src 'self'" in policy
+
+
+@pytest.mark.slow
+def test_a_person_judges_a_picture_with_the_keyboard(
+    address: str, browser: webdriver.Chrome, pipeline: Path, screenshots: Path, tmp_path: Path
+) -> None:
+    browser.get(address)
+    browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
+    chooser = browser.switch_to.active_element
+    assert chooser.get_attribute("id") == "file" and chooser.accessible_name
+    picture = min((pipeline / "data/raw/sample/phase1/valset").iterdir())
+    chooser.send_keys(str(picture))
+    result = browser.find_element(By.ID, "result")
+    wait_for(result.is_displayed)
+    assert browser.switch_to.active_element == result  # so that a screen reader goes on there
+    status = browser.find_element(By.ID, "status")
+    assert status.text.startswith(picture.name) and status.get_attribute("aria-live") == "polite"
+    for words in ("probability of a fake", "Face 1: ", "P(fake) after a little compression",
+                  "Nothing in this file", "What this does not tell you", "SHA-256"):  # fmt: skip
+        assert words in result.text
+    assert all(image.accessible_name for image in browser.find_elements(By.TAG_NAME, "img"))
+    slider = browser.find_element(By.CSS_SELECTOR, "input[type=range]")
+    assert slider.accessible_name == "Heatmap of face 1, from hidden to full"
+    heat = browser.find_element(By.CSS_SELECTOR, ".heat")
+    slider.send_keys(Keys.HOME)
+    assert heat.value_of_css_property("opacity") == "0"
+    slider.send_keys(Keys.END)
+    assert heat.value_of_css_property("opacity") == "1"
+    browser.save_screenshot(str(screenshots / "verdict.png"))
+    text = tmp_path / "text.jpg"
+    text.write_text("no picture")
+    browser.find_element(By.ID, "file").send_keys(str(text))
+    alert = browser.find_element(By.ID, "error")
+    wait_for(alert.is_displayed)
+    assert alert.text == "text.jpg: not an image of a known format"
+    assert alert.get_attribute("role") == "alert" and not result.is_displayed()
+    severe = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    assert all("400" in message for message in severe), severe  # the answer to text.jpg

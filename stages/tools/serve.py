@@ -45,6 +45,7 @@ def main() -> None:
         socket = config.bind_socket()
     except SystemExit:  # uvicorn has told why
         raise UserError(f"--port {options.port}: taken, or not allowed; name another one") from None
+    socket.listen(2048)  # who comes now waits until the server takes them
     port = socket.getsockname()[1]  # chosen by the system where --port is 0
     print(f"http://{options.host}:{port} (Ctrl-C ends it)", flush=True)
     uvicorn.Server(config).run([socket])
