@@ -139,6 +139,7 @@ def make_rules(calibration: pd.DataFrame, report: dict[str, Any], params: Evalua
         thresholds=choose_thresholds(
             calibration, params.verdicts, report["threshold"], report["temperature"]
         ),
+        stability=bool(calibration["low"].notna().all()),
         trained_on=config["trained_on"],
     )
 

@@ -61,7 +61,8 @@ def compute() -> dict[str, Any]:
     scores = {}
     for name, preprocessing in PREPROCESSINGS.items():
         with TemporaryDirectory() as folder:
-            found = untrained_judge(Path(folder), preprocessing).judge(list(images.values()))
+            judge = untrained_judge(Path(folder), preprocessing)
+            found = judge.judge(list(images.values()))
         scores[name] = dict(zip(images, map(figures, found), strict=True))
     return {"facts": facts, "scores": scores}
 
@@ -95,16 +96,18 @@ def untrained_judge(folder: Path, preprocessing: Preprocessing) -> Judge:
     )  # fmt: skip
     rules = Rules(
         weights_sha256=save_detector(folder, state, config), views=["plain", "mirrored"],
+        stability=True,
         thresholds=Thresholds(
             false_alarms=0.02, misses=0.05, fake_from=0.6, real_below=0.4, middle=0.5,
-            temperature=1.5, num_real=50, num_fake=50,
+            temperature=1.5, false_alarms_high=0.1, misses_high=0.12, num_real=50, num_fake=50,
         ),
         trained_on=TrainingPictures(
             num_images=1, side=(50, 300), jpeg_quality=(50, 95), face=(50, 200), face_margin=1.5
         ),
     )  # fmt: skip
     write_text(folder / RULES_FILE, rules.model_dump_json())
-    return Judge(folder, set_up_hardware("cpu", "fp32", 2), crop=True, max_pixels=10**6)
+    crop = not preprocessing.scaled_decoding  # of which pictures that are cut out make no use
+    return Judge(folder, set_up_hardware("cpu", "fp32", 2), crop, max_pixels=10**6)
 
 
 def figures(found: Any) -> list[dict[str, Any]]:

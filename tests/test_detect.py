@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import sys
-from io import BytesIO, StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -39,7 +39,8 @@ class Command:
     def __call__(self, *arguments: object, stdin: str = "") -> Printed:
         """Return the exit code and what it has printed on both streams."""
         self.monkeypatch.setattr(sys, "argv", ["detect", *map(str, arguments)])
-        self.monkeypatch.setattr(sys, "stdin", StringIO(stdin))
+        buffer = BytesIO(os.fsencode(stdin))
+        self.monkeypatch.setattr(sys, "stdin", TextIOWrapper(buffer))
         with pytest.raises(SystemExit) as end:
             detect.main()
         captured = self.capfd.readouterr()
@@ -144,8 +145,10 @@ def test_a_fake_may_set_the_exit_code(there: Path, command: Command, tmp_path: P
     code, *_ = command(there, "--record", record)
     assert code == 0
     by_verdict = {line["verdict"]: line["file"] for line in map(json.loads, record.open())}
+    assert "fake" in by_verdict
     for verdict, file in by_verdict.items():
         assert command(file, "--fail-on-fake")[0] == (3 if verdict == "fake" else 0)
+    assert command(by_verdict["fake"], "nowhere.jpg", "--fail-on-fake")[0] == 3
 
 
 def test_a_record_is_taken_up_where_it_ended(
@@ -165,6 +168,11 @@ def test_a_record_is_taken_up_where_it_ended(
     assert len(record.read_text().splitlines()) == 8
     code, *_ = command("--json", "--record", record, "--resume", "--no-crop", *files)
     assert judged == [3, 8]  # cut out or not is another verdict
+    copy = tmp_path / "copy.jpg"
+    copy.write_bytes(files[0].read_bytes())
+    command("--record", record, "--resume", copy)
+    assert json.loads(record.read_text().splitlines()[-1])["file"] == str(copy)
+    assert len(record.read_text().splitlines()) == 17
 
 
 def test_a_record_is_repeated_and_differences_are_told(
@@ -188,7 +196,9 @@ def test_a_record_is_repeated_and_differences_are_told(
     changed["verdict"] = {"real": "fake"}.get(changed["verdict"], "real")
     record.write_text("\n".join([json.dumps(changed), *lines[1:]]) + "\n")
     code, out, _ = command("--verify", record, moved)
-    assert code == 2 and out.count("DIFFERS") == 1 and "face 1: score" in out
+    assert code == 2 and out.count("DIFFERS") == 1 and "faces 1 score: 0." in out
+    (moved / "unread.jpg").symlink_to("unread.jpg")
+    assert "not read " in command("--verify", record, moved)[1]
     code, out, _ = command("--verify", record, moved, "--no-crop")
     assert code == 2 and out.count("DIFFERS") == 3 and "(face_share None)" in out
 
@@ -242,13 +252,33 @@ def test_an_exported_detector_gives_the_same_verdicts(
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
 
 
+@pytest.mark.parametrize("damage", ["network", "facts", "weights"])
 def test_a_damaged_export_is_refused(
-    there: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    there: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     for file in exported.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    network = tmp_path / "detector.onnx"
-    network.write_bytes(network.read_bytes()[:-1] + b"x")
+    network, facts = tmp_path / "detector.onnx", tmp_path / "export.json"
+    if damage == "network":
+        network.write_bytes(network.read_bytes()[:-1] + b"x")
+    elif damage == "facts":
+        facts.unlink()
+    else:
+        known = json.loads(facts.read_text())
+        facts.write_text(json.dumps(known | {"weights_sha256": "0" * 64}))
     monkeypatch.setattr(sys, "argv", ["detect", "--model", str(tmp_path), str(there)])
-    with pytest.raises(UserError, match=r"detector.onnx: not what export.json names, or damaged"):
+    with pytest.raises(
+        UserError, match=r"detector.onnx: damaged, or not of the detector beside it"
+    ):
         detect.main()
+
+
+def test_an_export_never_takes_the_place_of_other_files(
+    there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "diary.txt").write_text("dear diary")
+    for target in (tmp_path, tmp_path / "diary.txt", Path("data/model")):
+        monkeypatch.setattr(sys, "argv", ["export", str(target)])
+        with pytest.raises(UserError, match="exists, and no export is in it; name a new folder"):
+            export.main()
+    assert (tmp_path / "diary.txt").read_text() == "dear diary"

@@ -13,6 +13,7 @@ import c2pa
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -26,9 +27,16 @@ from stages.lib.detector.runtime import Hardware, set_up_hardware
 from stages.lib.evaluation.verdicts import VerdictParams, choose_thresholds, verdict_rows
 from stages.lib.training.augmentation import Degradation
 from stages.lib.training.summary import summarise_pictures
+from stages.lib.verdict import judge as judge_module
 from stages.lib.verdict.judge import Judge, PictureVerdict
 from stages.lib.verdict.provenance import read_provenance
-from stages.lib.verdict.record import append_records, facts_of, make_record, read_records
+from stages.lib.verdict.record import (
+    append_records,
+    check_record,
+    facts_of,
+    make_record,
+    read_records,
+)
 from stages.lib.verdict.rules import REASONS, Rules, Thresholds, read_rules
 from tests.test_images import PARAMS
 
@@ -36,11 +44,15 @@ TRAINED_ON = TrainingPictures(
     num_images=100, side=(200, 400), jpeg_quality=(50, 95), face=(80, 160), face_margin=1.5
 )
 THRESHOLDS = Thresholds(
-    false_alarms=0.02, misses=0.05, fake_from=0.8, real_below=0.3, middle=0.5, temperature=2.0,
+    false_alarms=0.02, misses=0.05, fake_from=0.8, real_below=0.3, middle=0.5, temperature=2.0, false_alarms_high=0.1, misses_high=0.12,
     num_real=50, num_fake=60,
 )  # fmt: skip
 RULES = Rules(
-    weights_sha256="a" * 64, views=["plain"], thresholds=THRESHOLDS, trained_on=TRAINED_ON
+    weights_sha256="a" * 64,
+    views=["plain"],
+    stability=True,
+    thresholds=THRESHOLDS,
+    trained_on=TRAINED_ON,
 )
 GOOD = {"logit": 3.0, "low": 2.5, "high": 3.5, "face": 100.0, "width": 250, "height": 300,
         "jpeg_quality": 80.0}  # fmt: skip
@@ -58,6 +70,7 @@ GOOD = {"logit": 3.0, "low": 2.5, "high": 3.5, "face": 100.0, "width": 250, "hei
         ({"logit": 0.5, "low": 0.1, "high": 0.6}, "unsure", {"between"}),
         ({"low": -0.1}, "unsure", {"unstable"}),
         ({"logit": -3.0, "low": -4.0, "high": 0.1}, "unsure", {"unstable"}),
+        ({"low": -2.0, "high": -1.0}, "unsure", {"unstable"}),  # all views on the other side
         ({"low": np.nan, "high": np.nan}, "fake", set()),
         ({"face": 0.0}, "unsure", {"no_face"}),
         ({"face": np.nan}, "fake", set()),
@@ -85,15 +98,23 @@ def test_a_verdict_is_unsure_for_its_reasons(
 def test_a_detector_that_was_trained_without_faces_asks_for_none() -> None:
     known = TRAINED_ON.model_copy(update={"face": None, "jpeg_quality": None})
     rules = RULES.model_copy(update={"trained_on": known})
-    pictures = pd.DataFrame([GOOD | {"face": 0.0, "jpeg_quality": 1.0}, GOOD | {"face": 900.0}])
-    assert rules.verdicts(pictures).tolist() == ["fake", "fake"]
+    rows = [{"face": 0.0, "jpeg_quality": 1.0}, {"face": 900.0}, {"width": 9000, "height": 9000}]
+    pictures = pd.DataFrame([GOOD | row for row in rows])
+    assert rules.verdicts(pictures).tolist() == ["fake", "fake", "unsure"]
+
+
+def test_a_detector_whose_views_were_not_scored_asks_for_no_stability() -> None:
+    rules = RULES.model_copy(update={"stability": False})
+    assert rules.verdicts(pd.DataFrame([GOOD | {"low": -2.0}])).tolist() == ["fake"]
 
 
 def test_thresholds_keep_the_wanted_rates_on_the_calibration_split() -> None:
     random = np.random.default_rng(0)
     targets = np.arange(2000) % 2
     logits = random.normal(2.0 * targets - 1, 1)
-    table = pd.DataFrame({"target": targets, "logit": logits, "score": expit(logits)})
+    table = pd.DataFrame(
+        {"target": targets, "logit": logits, "score": expit(logits), "group": range(2000)}
+    )
     params = VerdictParams(false_alarms=0.02, misses=0.05)
     found = choose_thresholds(table, params, middle=0.5, temperature=1.0)
     reals, fakes = table["score"][targets == 0], table["score"][targets == 1]
@@ -101,11 +122,14 @@ def test_thresholds_keep_the_wanted_rates_on_the_calibration_split() -> None:
     assert 0.045 < (fakes < found.real_below).mean() <= 0.05
     assert found.real_below < found.middle == 0.5 < found.fake_from
     assert (found.num_real, found.num_fake) == (1000, 1000)
+    assert 0.02 < found.false_alarms_high < 0.035 and 0.05 < found.misses_high < 0.07
+    words = found.in_words("fake")
+    assert words.startswith("at most 2.0% of 1000 calibration reals were called fake, so up to ")
 
 
 def test_one_threshold_is_enough_where_it_keeps_both_rates() -> None:
     scores = np.concatenate([np.linspace(0, 0.3, 50), np.linspace(0.7, 1, 50)])
-    table = pd.DataFrame({"target": [0] * 50 + [1] * 50, "score": scores})
+    table = pd.DataFrame({"target": [0] * 50 + [1] * 50, "score": scores, "group": range(100)})
     params = VerdictParams(false_alarms=0.02, misses=0.05)
     found = choose_thresholds(table, params, middle=0.5, temperature=1.0)
     assert found.fake_from == found.real_below == found.middle == 0.5
@@ -178,7 +202,7 @@ def test_the_judge_gives_the_scores_and_verdicts_of_the_stages(
     views = np.array([list(face.views.values()) for face in faces])
     assert views.min(axis=1) == pytest.approx(expit(scores["low"]), abs=1e-6)
     assert views.max(axis=1) == pytest.approx(expit(scores["high"]), abs=1e-6)
-    assert [face.face for face in faces] == pytest.approx(labels["face"].tolist(), abs=1e-3)
+    assert [face.face_size for face in faces] == pytest.approx(labels["face"].tolist(), abs=1e-3)
     expected = judge.rules.verdicts(labels.assign(**scores[["logit", "low", "high"]]))
     assert [face.verdict for face in faces] == expected.tolist()
     table = pd.read_csv(pipeline / "metrics/tables/verdicts.csv")
@@ -243,9 +267,61 @@ def test_a_record_can_be_read_back_and_a_cut_line_is_left_out(
     assert read_records(path) == [record]
     append_records(path, [record, record])
     assert read_records(path) == [record] * 3
+    check_record(path)
     path.write_text("{}\n" + path.read_text())
     with pytest.raises(UserError, match=r"record.jsonl:1: not the record of a verdict"):
         read_records(path)
+    for other in (content, b"a list without an end", b"{}"):
+        path.write_bytes(other)
+        with pytest.raises(UserError, match="not the record of a verdict"):
+            check_record(path)
+        assert path.read_bytes() == other
+    with pytest.raises(UserError, match=r"--record .*nowhere/a: No such file or directory; name"):
+        check_record(tmp_path / "nowhere/a")
+
+
+def test_a_huge_picture_is_judged_and_a_strange_one_is_refused(
+    judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = BytesIO()
+    Image.new("RGB", (20_000, 40), "teal").save(wide, "PNG")
+    monkeypatch.setattr(judge, "max_pixels", 10**7)
+    (found,) = judge.judge([wide.getvalue()])
+    assert isinstance(found, PictureVerdict) and found.verdict == "unsure"
+    monkeypatch.setattr(judge_module, "plain_and_changed", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # a defect is no fault of the picture
+        judge.judge([wide.getvalue()])
+    monkeypatch.setattr(judge_module, "find_faces", lambda _: [].pop(bytearray(10**18)))
+    (found,) = judge.judge([wide.getvalue()])
+    assert str(found) == "too large for the memory of this machine"
+
+
+def test_weights_that_give_no_number_are_no_verdict(
+    judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "network", lambda images: torch.full((len(images),), np.nan))
+    picture = BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    with pytest.raises(UserError, match="give scores that are no numbers; take another model"):
+        judge.judge([picture.getvalue()])
+
+
+def test_faces_are_measured_in_pixels_of_the_file(
+    pipeline: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a JPEG is decoded at a part of its size."""
+    with Image.open(BytesIO(group_photograph(pipeline, judge))) as image:
+        large = BytesIO()
+        image.crop((0, 0, 200, 200)).resize((800, 800)).save(large, "JPEG", quality=95)
+    scaled = judge.config.preprocessing.model_copy(update={"scaled_decoding": True})
+    (whole,) = judge.judge([large.getvalue()])
+    config = judge.config.model_copy(update={"preprocessing": scaled})
+    monkeypatch.setattr(judge, "config", config)
+    assert judge.open(large.getvalue()).parts[0].shape[1] < 800
+    (small,) = judge.judge([large.getvalue()])
+    assert isinstance(whole, PictureVerdict) and isinstance(small, PictureVerdict)
+    assert whole.faces[0].face_size > 0
+    assert small.faces[0].face_size == pytest.approx(whole.faces[0].face_size, rel=0.15)
 
 
 # ---------------------------------------------------------------------------------------------

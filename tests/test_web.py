@@ -19,7 +19,8 @@ from selenium.webdriver.common.keys import Keys
 
 from stages.lib.detector.runtime import set_up_hardware
 from stages.lib.verdict.judge import Judge, PictureVerdict
-from stages.lib.web.app import PAGE, Limits, make_app
+from stages.lib.web.app import PAGE, make_app
+from stages.lib.web.guard import Limits
 from tests.conftest import wait_for
 
 
@@ -83,6 +84,7 @@ def test_an_explanation_has_the_verdict_and_its_drawings(
     found = ask(address, pictures[0], "explain").json()
     assert found["record"]["sha256"] == ask(address, pictures[0]).json()["sha256"]
     (face,) = found["faces"]
+    assert found["in_words"].startswith(found["record"]["verdict"]) and len(found["not_told"]) == 4
     drawings = [face["picture"], face["heatmap"], *face["views"].values()]
     assert len(drawings) == 7
     assert all(one.startswith("data:image/png;base64,") for one in drawings)
@@ -132,18 +134,20 @@ def test_more_requests_than_may_wait_are_sent_away(judge: Judge, pictures: list[
     assert refused.headers["Retry-After"] == "1"
 
 
-def test_a_request_that_takes_too_long_is_told_and_the_next_one_is_served(
+def test_a_request_that_takes_too_long_is_told_and_not_judged(
     judge: Judge, pictures: list[bytes]
 ) -> None:
     counting = Counting(judge, seconds=1.0)
-    with served(counting, Limits(seconds=0.4)) as address:
-        answer = ask(address, pictures[0])
-        assert (answer.status_code, answer.json()["detail"]) == (
-            504, "no verdict within 0.4 seconds; try again later",
-        )  # fmt: skip
+    with served(counting, Limits(seconds=0.4, batch_size=1)) as address:
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda _: ask(address, pictures[0]), range(3)))
+        assert {(answer.status_code, answer.json()["detail"]) for answer in answers} == {
+            (504, "no answer within 0.4 seconds; try again later")
+        }
         counting.seconds = 0.0
         time.sleep(1)
         assert ask(address, pictures[0]).status_code == 200
+    assert sum(counting.batches) == 2  # the first of the three, which had begun, and the last one
 
 
 def test_a_defect_is_an_error_of_one_request_and_the_server_stays(
@@ -152,7 +156,10 @@ def test_a_defect_is_an_error_of_one_request_and_the_server_stays(
     counting = Counting(judge, seconds=0)
     with served(counting, Limits()) as address:
         counting.real = None  # pyrefly: ignore[bad-assignment]
-        assert ask(address, pictures[0]).status_code == 500
+        answer = ask(address, pictures[0])
+        assert (answer.status_code, answer.json()["detail"]) == (
+            500, "a defect of the server, which its log names",
+        )  # fmt: skip
         counting.real = judge
         assert ask(address, pictures[0]).status_code == 200
 
@@ -178,12 +185,25 @@ def test_other_requests_are_refused_in_words(address: str) -> None:
     assert (answer.status_code, answer.json()["detail"]) == (
         422, "send the picture as the form field `file`",
     )  # fmt: skip
-    answer = requests.post(f"{address}/detect", data=iter([b"x"]), timeout=9)  # no length
+    answer = requests.post(f"{address}/detect", data=iter([b"x"]), timeout=9)  # in chunks
     assert answer.status_code == 411 and "Content-Length" in answer.json()["detail"]
-    for path in ("../params.yaml", "%2e%2e/params.yaml", "etc/passwd", "docs"):
-        assert requests.get(f"{address}/{path}", timeout=9).status_code == 404
+    for path in ("/../params.yaml", "/%2e%2e/params.yaml", "//etc/passwd", "/docs"):
+        assert raw(address, f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").startswith("404")
+    chunked = "POST /detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10\r\n"
+    assert raw(address, chunked + "Transfer-Encoding: chunked\r\n\r\n").startswith("411")
     stranger = requests.get(address, headers={"Host": "example.org"}, timeout=9)
-    assert stranger.status_code == 400  # a page that has its name point to this machine
+    assert stranger.status_code == 400 and "under that name" in stranger.json()["detail"]
+    headers = {"Sec-Fetch-Site": "cross-site"}
+    answer = requests.post(f"{address}/detect", files={"file": b"x"}, headers=headers, timeout=9)
+    assert answer.status_code == 403 and "other sites" in answer.json()["detail"]
+
+
+def raw(address: str, request: str) -> str:
+    """Send a request as it is; return the beginning of the answer."""
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=9) as connection:
+        connection.sendall(request.encode())
+        return connection.recv(4096).decode().removeprefix("HTTP/1.1 ")
 
 
 def test_the_server_says_what_it_is(address: str, judge: Judge) -> None:

@@ -5,7 +5,8 @@ Run: python -m stages.tools.detect PATH [PATH ...]
 
 PATH is a file, a folder, a glob, or - for a list of names on standard input, one a line.
 Exit code: 0 all pictures were judged; 1 none was, for a mistake in the command or the model; 2 some
-could not be judged, or --verify found a difference; 3 with --fail-on-fake, one of them is fake.
+could not be judged, or --verify found a difference; 3 with --fail-on-fake, one of them is fake,
+whatever else there is.
 """
 
 import argparse
@@ -13,11 +14,11 @@ import csv
 import glob
 import hashlib
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 from rich.text import Text
@@ -28,12 +29,14 @@ from stages.lib.core.files import write_text
 from stages.lib.core.pictures import UnusableImage
 from stages.lib.core.progress import progress_bar
 from stages.lib.core.running import run_command
+from stages.lib.verdict.command import Parser, count, positive
 from stages.lib.verdict.judge import Judge
 from stages.lib.verdict.load import load_judge
 from stages.lib.verdict.record import (
     DetectorFacts,
     Record,
     append_records,
+    check_record,
     differences,
     facts_of,
     make_record,
@@ -55,17 +58,11 @@ NOTES = (
 )
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports a wrong command as this project does: one line, exit code 1."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UserError."""
-        raise UserError(f"{message}; see --help")
-
-
 def main() -> None:
     """Judge what the command line names; the exit code is that of the module's text."""
     options = parse(sys.argv[1:])
+    if options.record:
+        check_record(options.record)
     judge = load_judge(
         options.model, options.device, options.threads, options.crop, options.max_megapixels
     )
@@ -91,9 +88,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--explain", type=Path, metavar="DIR", help="write a page for each picture into DIR")
     add("--verify", type=Path, metavar="RECORD", help="repeat the verdicts of a record")
     add("--fail-on-fake", action="store_true", help=f"exit with {FOUND_FAKE} where one is fake")
-    add("--max-megapixels", type=float, default=100.0, help="of a picture")
+    add("--max-megapixels", type=positive, default=100.0, help="of a picture")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    add("--threads", type=int, default=2, help="of the CPU")
+    add("--threads", type=count, default=2, help="of the CPU")
     options = parser.parse_args(arguments)
     if not options.paths and not options.verify:
         parser.error("name one picture or more")
@@ -111,7 +108,7 @@ def find_files(names: Sequence[str]) -> list[str]:
     found = []
     for name in names:
         if name == "-":
-            found += [line.rstrip("\n") for line in sys.stdin]
+            found += os.fsdecode(sys.stdin.buffer.read()).splitlines()
         elif Path(name).is_dir():
             inside = [
                 str(path)
@@ -122,7 +119,8 @@ def find_files(names: Sequence[str]) -> list[str]:
                 raise UserError(f"{name}: a folder without pictures; name one that has some")
             found += inside
         elif glob.has_magic(name) and not Path(name).exists():
-            found += sorted(glob.glob(name, recursive=True)) or [name]
+            files = [file for file in glob.glob(name, recursive=True) if not Path(file).is_dir()]
+            found += sorted(files) or [name]
         else:
             found.append(name)
     return found
@@ -157,61 +155,61 @@ def detect(judge: Judge, options: argparse.Namespace) -> int:
     with progress_bar("detect", len(files), "pictures") as bar:
         for first in range(0, len(files), FILES_AT_A_TIME):
             batch = files[first : first + FILES_AT_A_TIME]
-            for file, found in judge_files(judge, batch, detector, known, options.record):
+            for file, found, content in judge_files(judge, batch, detector, known, options.record):
                 counts[found.verdict if isinstance(found, Record) else "error"] += 1
                 printer.show(plain_name(file), found)
                 if options.explain and isinstance(found, Record):
-                    write_page(judge, found, file, options.explain)
+                    write_page(judge, found, content, options.explain)
             bar.update(len(batch))
     told = [f"{counts[name]} {name}" for name in COLOURS if name != "error"]
     print(f"{', '.join(told)}, {counts['error']} not judged. {NOTES}", file=sys.stderr)
-    if counts["error"]:
-        return SOME_FAILED
-    return FOUND_FAKE if options.fail_on_fake and counts["fake"] else 0
+    if options.fail_on_fake and counts["fake"]:
+        return FOUND_FAKE
+    return SOME_FAILED if counts["error"] else 0
 
 
 def judge_files(
     judge: Judge, files: Sequence[str], detector: DetectorFacts, known: dict[str, Record],
     record: Path | None,
-) -> Iterator[tuple[str, Record | UnusableImage]]:  # fmt: skip
-    """Yield the record of each file, or why it cannot be judged.
+) -> Iterator[tuple[str, Record | UnusableImage, bytes]]:  # fmt: skip
+    """Yield for each file its record, or why it cannot be judged, and its bytes.
 
     known: records by the SHA-256 of their file, which are taken as they are. record: where to add
     the new ones.
     """
-    found: dict[str, Record | UnusableImage] = {}
-    new: dict[str, bytes] = {}
+    contents, found, new = {}, {}, []
     for file in files:
         try:
-            content = read_file(file)
+            contents[file] = read_file(file)
         except UnusableImage as error:
-            found[file] = error
+            found[file], contents[file] = error, b""
             continue
-        earlier = known.get(hashlib.sha256(content).hexdigest()) if known else None
+        earlier = known.get(hashlib.sha256(contents[file]).hexdigest()) if known else None
         if earlier:
             found[file] = earlier.model_copy(update={"file": plain_name(file)})
         else:
-            new[file] = content
-    verdicts = judge.judge(list(new.values()))
-    records = []
-    for (file, content), verdict in zip(new.items(), verdicts, strict=True):
+            new.append(file)
+    verdicts = judge.judge([contents[file] for file in new])
+    for file, verdict in zip(new, verdicts, strict=True):
         if isinstance(verdict, UnusableImage):
             found[file] = verdict
         else:
-            found[file] = made = make_record(plain_name(file), verdict, detector, content)
-            records.append(made)
+            found[file] = make_record(plain_name(file), verdict, detector, contents[file])
     if record:
-        append_records(record, records)
+        taken = {(one.sha256, one.file) for one in known.values()}
+        records = [one for one in found.values() if isinstance(one, Record)]
+        append_records(record, [one for one in records if (one.sha256, one.file) not in taken])
     for file in files:
-        yield file, found[file]
+        yield file, found[file], contents[file]
 
 
-def write_page(judge: Judge, record: Record, file: str, folder: Path) -> None:
+def write_page(judge: Judge, record: Record, content: bytes, folder: Path) -> None:
     """Write the page that explains a verdict into a folder."""
     from stages.lib.verdict.explanation import explain_picture  # here, because it loads matplotlib
 
-    page = explain_picture(judge, record, read_file(file))
-    write_text(folder / f"{Path(record.file).stem[:100]}-{record.sha256[:12]}.html", page)
+    stem = os.fsencode(Path(record.file).stem)[:100].decode("utf-8", "ignore")
+    page = explain_picture(judge, record, content)
+    write_text(folder / f"{stem}-{record.sha256[:12]}.html", page)
 
 
 def verify(judge: Judge, options: argparse.Namespace) -> int:
@@ -222,7 +220,10 @@ def verify(judge: Judge, options: argparse.Namespace) -> int:
     records, detector = read_records(options.verify), facts_of(judge)
     elsewhere = {}
     for file in find_files(options.paths):
-        elsewhere[hashlib.sha256(read_file(file)).hexdigest()] = file
+        try:
+            elsewhere[hashlib.sha256(read_file(file)).hexdigest()] = file
+        except UnusableImage as error:
+            print(f"not read {short(plain_name(file), 300)}  {error}")
     counts = Counter[str]()
     with progress_bar("verify", len(records), "pictures") as bar:
         for record in records:
@@ -267,10 +268,9 @@ class TextPrinter:
         self.console = Console(highlight=False, soft_wrap=True)
         limits = detector.thresholds
         self.console.print(
-            f"{detector.model} {detector.weights[:12]}: fake from {limits.fake_from:.4f} (at most "
-            f"{limits.false_alarms:.2%} false alarms, on {limits.num_real} reals), real below "
-            f"{limits.real_below:.4f} (at most {limits.misses:.2%} missed, of {limits.num_fake} "
-            "fakes)",
+            f"{detector.model} {detector.weights[:12]}: fake from {limits.fake_from:.4f} "
+            f"({limits.in_words('fake')}), real below {limits.real_below:.4f} "
+            f"({limits.in_words('real')})",
             markup=False,
         )
 
@@ -307,7 +307,7 @@ class CsvPrinter:
                 "file": file, "verdict": found.verdict,
                 "probability": f"{found.probability:.6f}", "fake_from": limits.fake_from,
                 "real_below": limits.real_below, "false_alarms": limits.false_alarms,
-                "num_faces": len(found.faces), "why": why(found),
+                "num_faces": sum(face.box is not None for face in found.faces), "why": why(found),
                 "provenance": str(found.provenance),
             }  # fmt: skip
         self.writer.writerow(row)

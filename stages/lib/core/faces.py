@@ -34,6 +34,18 @@ class Face:
         """The longer side of its box, from the forehead to the chin."""
         return max(self.width, self.height)
 
+    @property
+    def box(self) -> list[int]:
+        """Left, top, width and height in whole pixels."""
+        return [round(side) for side in (self.left, self.top, self.width, self.height)]
+
+    def scaled(self, factor: float) -> "Face":
+        """Return the same face in a picture that is larger by the factor."""
+        return Face(
+            left=factor * self.left, top=factor * self.top, width=factor * self.width,
+            height=factor * self.height, landmarks=factor * self.landmarks, score=self.score,
+        )  # fmt: skip
+
 
 def find_faces(image: torch.Tensor) -> list[Face]:
     """Return the faces in a picture, uint8 (3, H, W), the largest first."""

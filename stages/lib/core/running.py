@@ -39,7 +39,12 @@ def run_stage(main: Callable[[], None], *parts: str) -> None:
 def run_command(main: Callable[[], None]) -> None:
     """Run the main of a command that writes no output of the pipeline; errors as in run_stage."""
     with _errors_in_one_line():
-        main()
+        try:
+            main()
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of the output has seen enough, as `| head` has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+            sys.exit(1)
 
 
 @contextmanager
@@ -50,9 +55,6 @@ def _errors_in_one_line() -> Iterator[None]:
     except UserError as error:
         # A worker of a DataLoader adds its own traceback before the message.
         _end(str(error).rpartition("UserError: ")[2].strip())
-    except BrokenPipeError:  # the reader of the output has seen enough, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        sys.exit(1)
     except OSError as error:
         if error.errno not in STORAGE_FAULTS:
             raise

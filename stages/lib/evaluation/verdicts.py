@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from stages.lib.core.labels import CLASS_NAMES
+from stages.lib.core.labels import CLASS_NAMES, REAL
 from stages.lib.core.params import StageParams
 from stages.lib.evaluation.metrics import threshold_at_fpr
 from stages.lib.evaluation.resampling import share_interval
@@ -44,10 +44,13 @@ def choose_thresholds(
     middle = float(np.clip(middle, low, high))
     if real_below > fake_from:
         real_below = fake_from = middle
+    is_real, groups = targets == REAL, calibration["group"].to_numpy()
+    false_alarms = share_interval((scores >= fake_from)[is_real], groups[is_real])
+    misses = share_interval((scores < real_below)[~is_real], groups[~is_real])
     return Thresholds(
         **params.model_dump(), fake_from=fake_from, real_below=real_below, middle=middle,
-        temperature=temperature, num_real=int((targets == 0).sum()),
-        num_fake=int((targets == 1).sum()),
+        temperature=temperature, false_alarms_high=false_alarms.high, misses_high=misses.high,
+        num_real=int(is_real.sum()), num_fake=int((~is_real).sum()),
     )  # fmt: skip
 
 

@@ -25,6 +25,8 @@ def _smaller(image: torch.Tensor, factor: float, random: np.random.Generator) ->
     return rescale(image, factor, [InterpolationMode.BICUBIC] * 2)
 
 
+LONGEST_SIDE = 4096  # pixels of a picture that is changed; WebP has no more than 16,383
+
 # uint8 (N, 3, S, S) to the same.
 SCORED_VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "plain": lambda images: images,
@@ -45,6 +47,11 @@ def plain_and_changed(part: torch.Tensor, preprocessing: Preprocessing) -> torch
     part: what the model sees of the picture, uint8 (3, H, W).
     """
     random = np.random.default_rng(0)  # of which these views draw nothing
-    views = [part, *(change(part, level, random) for change, level in CHANGED_VIEWS.values())]
+    source, longest = part, max(part.shape[1:])
+    if longest > LONGEST_SIDE:
+        size = [max(1, side * LONGEST_SIDE // longest) for side in part.shape[1:]]
+        source = tv.resize(part, size, antialias=True)
+    changed = [change(source, level, random) for change, level in CHANGED_VIEWS.values()]
+    views = [part, *changed]
     inputs = [reencode(to_square(view, preprocessing), preprocessing, None) for view in views]
     return torch.stack(inputs)

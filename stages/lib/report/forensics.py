@@ -11,6 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 ERROR_LEVEL_QUALITY = 90
+LARGEST_SIDE = 2048  # pixels of a picture that the views show
 LIGHT_SCALE = 16  # the light is the picture blurred by this fraction of its side
 
 
@@ -67,6 +68,13 @@ def spectrum(picture: np.ndarray) -> np.ndarray:
     window = np.outer(np.hanning(luma.shape[0]), np.hanning(luma.shape[1]))
     amplitude = np.abs(np.fft.fftshift(np.fft.fft2((luma - luma.mean()) * window)))
     return np.log1p(amplitude)
+
+
+def middle_of(picture: np.ndarray) -> np.ndarray:
+    """Return at most LARGEST_SIDE pixels of each side, as they are: shrinking would hide traces."""
+    height, width = (min(side, LARGEST_SIDE) for side in picture.shape[:2])
+    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+    return picture[top : top + height, left : left + width]
 
 
 FORENSIC_VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

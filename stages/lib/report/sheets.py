@@ -7,12 +7,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.lib.report.forensics import FORENSIC_VIEWS
+from stages.lib.report.forensics import FORENSIC_VIEWS, middle_of
 from stages.lib.report.html import as_png
 
 TITLE = {"fontsize": 7, "y": 1.0}
 HOW_TO_READ = """
-<p>Each row is one validation image. <b>heatmap</b>: red speaks for fake, blue for real, by how much
+<p>Each row is one picture. <b>heatmap</b>: red speaks for fake, blue for real, by how much
 covering the place moves the log-odds; covering a part of a real face may itself look like a
 manipulation. The views to its right involve no detector:</p>
 <ul>
@@ -51,7 +51,7 @@ def draw_sheet(title: str, rows: list[Row]) -> bytes:
         cells[0].set_title(row.title, **TITLE)
         _overlay(cells[1], row.seen.permute(1, 2, 0).numpy(), row.heat)
         for cell, (name, view) in zip(cells[2:], FORENSIC_VIEWS.items(), strict=True):
-            _show(cell, name, view(row.picture))
+            _show(cell, name, view(middle_of(row.picture)))
     figure.suptitle(title, fontsize=10, y=1 - 0.1 / height, va="top")
     return as_png(figure)
 

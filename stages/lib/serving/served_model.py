@@ -33,7 +33,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from stages.lib.detector.model import fake_logit
 from stages.lib.detector.preprocessing import decode, to_input
 from stages.lib.detector.runtime import Hardware
 from stages.lib.verdict.judge import Judge, Opened
@@ -67,7 +66,6 @@ class ServedDetector(PythonModel):
         empty = pd.DataFrame({"score": np.empty(0)})
         return pd.concat([answer(batch) for batch in batches] or [empty], ignore_index=True)
 
-    @torch.inference_mode()
     def _scores(self, rows: Rows) -> pd.DataFrame:
         preprocessing = self.judge.config.preprocessing
 
@@ -78,14 +76,13 @@ class ServedDetector(PythonModel):
             return to_input(pixels, preprocessing)
 
         images = torch.stack([self._read(row, of_file, of_pixels) for row in rows])
-        logits = fake_logit(self.judge.detector(images)).double()
-        return pd.DataFrame({"score": torch.sigmoid(logits).numpy()})
+        return pd.DataFrame({"score": torch.sigmoid(self.judge.score(images)).numpy()})
 
     def _verdicts(self, rows: Rows) -> pd.DataFrame:
         def of_pixels(pixels: torch.Tensor) -> Opened:
             digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
             size = pixels.shape[2], pixels.shape[1]
-            return Opened(digest, "pixels", size, None, self.judge.parts_of(pixels))
+            return self.judge.open_pixels(pixels, Opened(digest, "pixels", size, None, [], []))
 
         opened = [self._read(row, self.judge.open, of_pixels) for row in rows]
         verdicts = self.judge.judge_opened(opened)

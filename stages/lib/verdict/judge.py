@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +12,12 @@ import pandas as pd
 import torch
 from scipy.special import expit
 
+from stages.lib.core.errors import UserError, short
 from stages.lib.core.faces import Face, crop_face, find_faces
 from stages.lib.core.files import sha256_of
 from stages.lib.core.pictures import UnusableImage, read_picture
 from stages.lib.detector.model import CONFIG_FILE, load_detector
-from stages.lib.detector.preprocessing import reencode, seen_part, to_square
+from stages.lib.detector.preprocessing import reencode, to_square
 from stages.lib.detector.runtime import Hardware
 from stages.lib.prediction.views import CHANGED_VIEWS, SCORED_VIEWS, plain_and_changed
 from stages.lib.verdict.facts import Facts
@@ -31,7 +32,7 @@ RANKING: tuple[VerdictName, ...] = ("fake", "unsure", "real")  # of a face decid
 
 
 class FaceVerdict(Facts):
-    """The verdict of one face, or of a whole picture that was not cropped."""
+    """The verdict of one face, or of a whole picture that was not cut."""
 
     verdict: VerdictName
     probability: float  # that it is fake, calibrated, 0 to 1
@@ -41,7 +42,7 @@ class FaceVerdict(Facts):
     stability: float  # the share of those views on the same side of the middle threshold
     reasons: list[str]  # why it is unsure, keys of REASONS
     box: list[int] | None  # of the face in the upright picture: left, top, width, height
-    face: float  # size of the face in pixels; 0: none found
+    face_size: float  # in pixels; 0: none found
 
 
 class PictureVerdict(Facts):
@@ -62,24 +63,16 @@ class PictureVerdict(Facts):
     faces: list[FaceVerdict]
 
 
-@dataclass
-class Part:
-    """What the detector sees of a picture: a face with its surroundings, or all of it."""
-
-    pixels: torch.Tensor  # uint8 (3, h, w)
-    face: Face | None
-    is_crop: bool
-
-
-@dataclass
+@dataclass(frozen=True)
 class Opened:
-    """A decoded picture and its parts."""
+    """A decoded picture, and the parts of it that are judged."""
 
     sha256: str
     format: str
     size: tuple[int, int]  # width and height
     jpeg_quality: int | None
-    parts: list[Part]
+    faces: list[Face | None]  # of each part, in pixels of the file; None: no face found
+    parts: list[torch.Tensor]  # what the detector sees, uint8 (3, h, w) each
 
 
 def rules_file(folder: Path) -> Path:
@@ -97,10 +90,11 @@ class Judge:
         """Load the model in a folder, and the rules in it or beside it; raises UserError.
 
         crop: judge each face in a picture by itself, cut out as the training pictures were.
+        max_pixels: of the largest picture.
         """
         self.detector, self.config = load_detector(folder)
         self.detector = self.detector.to(hardware.device).to(memory_format=torch.channels_last)
-        self.network, self.runtime = network_of(folder, self.detector, hardware)
+        self.network, self.runtime = network_of(folder, self.detector, self.config, hardware)
         rules = rules_file(folder)
         self.rules = read_rules(rules, self.config.weights_sha256)
         self.digests = {
@@ -120,60 +114,85 @@ class Judge:
         """
         if not self.crop:
             return None
-        known = self.rules.trained_on.face_margin
-        return self.config.preprocessing.face_crop or known
+        return self.config.preprocessing.face_crop or self.rules.trained_on.face_margin
 
     def judge(self, contents: Sequence[bytes]) -> list[PictureVerdict | UnusableImage]:
         """Return the verdict of each image file, or why it cannot be judged; in their order."""
-        opened = list(self.pool.map(self._opened_or_not, contents))
-        verdicts = iter(self.judge_opened([one for one in opened if isinstance(one, Opened)]))
-        return [next(verdicts) if isinstance(one, Opened) else one for one in opened]
+        ready = list(self.pool.map(self._ready, contents))
+        good = [one for one in ready if not isinstance(one, UnusableImage)]
+        verdicts = iter(self._verdicts(good))
+        return [one if isinstance(one, UnusableImage) else next(verdicts) for one in ready]
 
     def judge_opened(self, opened: Sequence[Opened]) -> list[PictureVerdict]:
-        """Return the verdict of each opened picture; all their faces are scored together."""
-        preprocessing = self.config.preprocessing
-        parts = [part.pixels for one in opened for part in one.parts]
-        inputs = list(self.pool.map(lambda part: plain_and_changed(part, preprocessing), parts))
-        logits = iter(self._logits(inputs))
-        return [self._verdict(one, [next(logits) for _ in one.parts]) for one in opened]
-
-    def _opened_or_not(self, content: bytes) -> Opened | UnusableImage:
-        try:
-            return self.open(content)
-        except UnusableImage as error:
-            return error
+        """Return the verdict of each opened picture."""
+        return self._verdicts([(one, self._inputs(one)) for one in opened])
 
     def open(self, content: bytes) -> Opened:
         """Decode an image file and find what to judge in it; raises UnusableImage."""
         preprocessing = self.config.preprocessing
         at_least = preprocessing.image_size if preprocessing.scaled_decoding else None
         picture = read_picture(content, self.max_pixels, None if self.face_share else at_least)
-        parts = self.parts_of(torch.from_numpy(picture.pixels).permute(2, 0, 1))
-        digest = hashlib.sha256(content).hexdigest()
-        return Opened(digest, picture.format, picture.size, picture.jpeg_quality, parts)
+        return self.open_pixels(
+            torch.from_numpy(picture.pixels).permute(2, 0, 1),
+            Opened(hashlib.sha256(content).hexdigest(), picture.format, picture.size,
+                   picture.jpeg_quality, [], []),
+        )  # fmt: skip
 
-    def parts_of(self, pixels: torch.Tensor) -> list[Part]:
-        """Return what to judge in a picture, uint8 (3, H, W): its faces, the largest first."""
+    def open_pixels(self, pixels: torch.Tensor, opened: Opened) -> Opened:
+        """Return what is known of a picture with its parts; pixels: uint8 (3, H, W)."""
         faces = find_faces(pixels)[:MOST_FACES]
         if self.face_share and faces:
-            return [Part(crop_face(pixels, face, self.face_share), face, True) for face in faces]
-        part = seen_part(pixels, self.config.preprocessing)
-        return [Part(part, faces[0] if faces else None, False)]
+            parts = [crop_face(pixels, face, self.face_share).clone() for face in faces]
+        else:
+            faces, share = faces[:1], self.config.preprocessing.face_crop
+            parts = [crop_face(pixels, faces[0], share) if faces and share else pixels]
+        scale = opened.size[0] / pixels.shape[2]  # not 1 where a JPEG was decoded smaller
+        return replace(opened, faces=[face.scaled(scale) for face in faces] or [None], parts=parts)
 
-    def input_of(self, part: Part) -> torch.Tensor:
-        """Return the input of the detector, uint8 (3, S, S)."""
+    def input_of(self, part: torch.Tensor) -> torch.Tensor:
+        """Return the input of the detector, uint8 (3, S, S), for a part of a picture."""
         preprocessing = self.config.preprocessing
-        return reencode(to_square(part.pixels, preprocessing), preprocessing, None)
+        return reencode(to_square(part, preprocessing), preprocessing, None)
+
+    def _ready(self, content: bytes) -> tuple[Opened, list[torch.Tensor]] | UnusableImage:
+        """Return an opened picture without its pixels, and its inputs; or what is wrong with it."""
+        try:
+            opened = self.open(content)
+            return replace(opened, parts=[]), self._inputs(opened)
+        except UnusableImage as error:
+            return error
+        except MemoryError:
+            return UnusableImage("too large for the memory of this machine")
+
+    def _inputs(self, opened: Opened) -> list[torch.Tensor]:
+        """Return the inputs of each part, uint8 (V, 3, S, S); raises UnusableImage."""
+        try:
+            return [plain_and_changed(part, self.config.preprocessing) for part in opened.parts]
+        except (ValueError, RuntimeError, OSError) as error:  # of an encoder of the changed views
+            raise UnusableImage(f"cannot be compressed again: {short(error, 100)}") from error
+
+    def _verdicts(self, ready: Sequence[tuple[Opened, list[torch.Tensor]]]) -> list[PictureVerdict]:
+        """Return the verdicts of pictures; all their faces are scored together."""
+        logits = iter(self._logits([one for _, inputs in ready for one in inputs]))
+        return [self._verdict(opened, [next(logits) for _ in inputs]) for opened, inputs in ready]
 
     def _logits(self, inputs: list[torch.Tensor]) -> np.ndarray:
         """Return float64 (N, V): the logits of all views; inputs: N times uint8 (V, 3, S, S)."""
         if not inputs:
             return np.empty((0, NUM_VIEWS))
-        found = []
-        for batch in torch.cat(inputs).split(self.batch_size):
-            views = [self.network(SCORED_VIEWS[view](batch)) for view in self.rules.views]
-            found.append(torch.stack(views).mean(dim=0).double())
-        return torch.cat(found).view(len(inputs), NUM_VIEWS).numpy()
+        batches = torch.cat(inputs).split(self.batch_size)
+        logits = torch.cat([self.score(batch) for batch in batches]).view(len(inputs), NUM_VIEWS)
+        if not logits.isfinite().all():
+            raise UserError(
+                f"weights {self.config.weights_sha256[:12]} give scores that are no numbers; take "
+                "another model, or train again with a lower train.lr"
+            )
+        return logits.numpy()
+
+    def score(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the mean logits of the scored views: uint8 (N, 3, S, S) to float64 (N,)."""
+        views = [self.network(SCORED_VIEWS[view](images)) for view in self.rules.views]
+        return torch.stack(views).mean(dim=0).double()
 
     def _verdict(self, opened: Opened, logits: list[np.ndarray]) -> PictureVerdict:
         """Return the verdict of a picture from the logits of the views of its parts."""
@@ -183,20 +202,16 @@ class Judge:
                 "logit": [one[0] for one in logits],
                 "low": [one[1:].min() for one in logits],
                 "high": [one[1:].max() for one in logits],
-                "face": [part.face.size if part.face else 0.0 for part in opened.parts],
-                "width": [part.pixels.shape[2] if part.is_crop else width for part in opened.parts],
-                "height": [
-                    part.pixels.shape[1] if part.is_crop else height for part in opened.parts
-                ],
-                "jpeg_quality": float("nan")
-                if opened.jpeg_quality is None
-                else opened.jpeg_quality,
+                "face": [face.size if face else 0.0 for face in opened.faces],
+                "width": width,
+                "height": height,
+                "jpeg_quality": np.nan if opened.jpeg_quality is None else opened.jpeg_quality,
             }
         )
         reasons, verdicts = self.rules.reasons(table), self.rules.verdicts(table)
         faces = [
-            self._face_verdict(part, logits[row], verdicts[row], reasons.loc[row])
-            for row, part in enumerate(opened.parts)
+            self._face_verdict(face, logits[row], verdicts[row], reasons.loc[row])
+            for row, face in enumerate(opened.faces)
         ]
         found = {face.verdict for face in faces}
         verdict = next(name for name in RANKING if name in found)
@@ -209,24 +224,18 @@ class Judge:
         )  # fmt: skip
 
     def _face_verdict(
-        self, part: Part, logits: np.ndarray, verdict: str, reasons: pd.Series
+        self, face: Face | None, logits: np.ndarray, verdict: VerdictName, reasons: pd.Series
     ) -> FaceVerdict:
-        limits, face = self.rules.thresholds, part.face
-        scores = expit(logits)
+        limits, scores = self.rules.thresholds, expit(logits)
         same_side = (scores[1:] >= limits.middle) == (scores[0] >= limits.middle)
-        box = (
-            [round(side) for side in (face.left, face.top, face.width, face.height)]
-            if face
-            else None
-        )
         return FaceVerdict(
-            verdict=verdict,  # pyrefly: ignore[bad-argument-type]
+            verdict=verdict,
             probability=float(expit(logits[0] / limits.temperature)),
             score=float(scores[0]),
             logit=float(logits[0]),
             views=dict(zip(CHANGED_VIEWS, scores[1:].tolist(), strict=True)),
             stability=float(same_side.mean()),
-            reasons=[name for name, given in reasons.items() if given],
-            box=box,
-            face=face.size if face else 0.0,
-        )  # fmt: skip
+            reasons=[str(name) for name, given in reasons.items() if given],
+            box=face.box if face else None,
+            face_size=face.size if face else 0.0,
+        )

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from stages.lib.core.errors import UserError, short
 from stages.lib.detector.runtime import DeviceName, set_up_hardware
 from stages.lib.tracking.mlflow_store import connect
@@ -17,6 +19,7 @@ def load_judge(
     the model or its rules are missing, damaged or do not belong together.
     """
     hardware = set_up_hardware(device, "fp32", num_threads)
+    torch.backends.cudnn.allow_tf32 = False  # keeps 10 bits of each number
     folder = _downloaded(model) if model.startswith("models:/") else Path(model)
     return Judge(folder, hardware, crop, round(max_megapixels * 1e6))
 

@@ -8,12 +8,14 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import pydantic
 import torch
 
 from stages.lib.core.errors import UserError
-from stages.lib.core.files import read_json, sha256_of
-from stages.lib.detector.model import Detector, fake_logit
+from stages.lib.core.files import sha256_of
+from stages.lib.detector.model import Detector, DetectorConfig, fake_logit
 from stages.lib.detector.runtime import Hardware
+from stages.lib.verdict.facts import Facts
 
 ONNX_FILE, TORCH_FILE = "detector.onnx", "detector.pt2"
 EXPORT_FILE = "export.json"  # their digests, and how well they agree with the detector
@@ -44,20 +46,40 @@ def torch_network(detector: Detector, hardware: Hardware) -> Network:
     return run
 
 
-def network_of(folder: Path, detector: Detector, hardware: Hardware) -> tuple[Network, str]:
+class Export(Facts):
+    """export.json: which detector was exported, and how well the networks agree with it."""
+
+    weights_sha256: str
+    config_sha256: str
+    sha256: dict[str, str]  # of the exported networks
+    largest_difference_of_logits: dict[str, float]
+    num_images: int  # on which they were compared
+
+
+def network_of(
+    folder: Path, detector: Detector, config: DetectorConfig, hardware: Hardware
+) -> tuple[Network, str]:
     """Return the fastest network in a folder, and the name of what runs it.
 
-    That is the ONNX file of an exported detector on the CPU. Raises UserError where it is damaged.
+    That is the ONNX file of an exported detector on the CPU. Raises UserError where it is damaged,
+    or not that of the detector.
     """
-    if hardware.device.type != "cpu" or not (folder / ONNX_FILE).is_file():
+    file, facts = folder / ONNX_FILE, folder / EXPORT_FILE
+    if hardware.device.type != "cpu" or not file.is_file():
         return torch_network(detector, hardware), "torch"
-    known = read_json(folder / EXPORT_FILE)["sha256"].get(ONNX_FILE)
-    if known != sha256_of(folder / ONNX_FILE):
+    try:
+        known = Export.model_validate_json(facts.read_bytes())
+    except (OSError, pydantic.ValidationError):
+        known = None
+    belongs = known and (known.weights_sha256, known.config_sha256) == (
+        config.weights_sha256, config.config_sha256,
+    )  # fmt: skip
+    if not known or not belongs or known.sha256.get(ONNX_FILE) != sha256_of(file):
         raise UserError(
-            f"{folder / ONNX_FILE}: not what {EXPORT_FILE} names, or damaged; export it again with "
-            "`python -m stages.tools.export`"
+            f"{file}: damaged, or not of the detector beside it, as {EXPORT_FILE} says; export it "
+            "again with `python -m stages.tools.export`"
         )
-    return onnx_network(folder / ONNX_FILE, torch.get_num_threads()), "onnxruntime"
+    return onnx_network(file, torch.get_num_threads()), "onnxruntime"
 
 
 def onnx_network(file: Path, num_threads: int) -> Network:

@@ -11,6 +11,7 @@ from functools import cache
 from io import BytesIO
 from typing import Any, Literal
 
+import pydantic
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 
@@ -26,7 +27,7 @@ CAMERA = {
 State = Literal["trusted", "valid", "broken", "elsewhere"]
 STATES: dict[str, State] = {"Trusted": "trusted", "Valid": "valid"}
 UNTRUSTED = "signingCredential.untrusted"
-MOST_TEXT = 200  # characters of a field that are shown
+MOST_TEXT, MOST_ENTRIES = 200, 20  # characters of a field and entries of a list that are shown
 
 
 class Manifest(Facts):
@@ -70,8 +71,8 @@ def read_provenance(content: bytes) -> Provenance:
             camera = _camera(image.getexif())
     except Exception:  # damaged fields say nothing
         pass
-    source_types = sorted(set(SOURCE_TYPE.findall(xmp)))
-    return Provenance(c2pa=_read_manifest(content), source_types=source_types, camera=camera)
+    manifest = _read_manifest(content)
+    return Provenance(c2pa=manifest, source_types=_source_types(xmp), camera=camera)
 
 
 def _camera(exif: Image.Exif) -> dict[str, str]:
@@ -96,31 +97,48 @@ def _read_manifest(content: bytes) -> Manifest | None:
         is_elsewhere = str(error).startswith("Remote")
         if not is_elsewhere and b"c2pa" not in content:  # a damaged file without a manifest
             return None
-        return Manifest(
-            state="elsewhere" if is_elsewhere else "broken", signer="", generator="", actions=[],
-            source_types=[], problems=[short(error, MOST_TEXT)],
-        )  # fmt: skip
+        return _unread("elsewhere" if is_elsewhere else "broken", str(error))
     if not store.get("active_manifest"):
         return None
+    try:
+        return _manifest(store)
+    except (KeyError, TypeError, AttributeError, IndexError, pydantic.ValidationError) as error:
+        return _unread("broken", f"of an unknown form: {error!r}")
+
+
+def _unread(state: State, problem: str) -> Manifest:
+    """Return what is known of a manifest that cannot be read."""
+    return Manifest(
+        state=state, signer="", generator="", actions=[], source_types=[],
+        problems=[short(problem, MOST_TEXT)],
+    )  # fmt: skip
+
+
+def _manifest(store: dict[str, Any]) -> Manifest:
+    """Return the active manifest of a store, as c2pa writes it in JSON."""
     manifest = store["manifests"][store["active_manifest"]]
     actions = [
         action
         for assertion in manifest.get("assertions", [])
         if assertion["label"].startswith("c2pa.actions")
         for action in assertion["data"].get("actions", [])
-    ]
+    ][:MOST_ENTRIES]
     signature = manifest.get("signature_info", {})
     signer = (signature.get(key) for key in ("issuer", "common_name"))
     generators = manifest.get("claim_generator_info", [])
-    problems = [one["code"] for one in store.get("validation_status", [])]
+    problems = [one["code"] for one in store.get("validation_status", [])][:MOST_ENTRIES]
     return Manifest(
         state=STATES.get(store["validation_state"], "broken"),
         signer=short(", ".join(filter(None, signer)), MOST_TEXT),
         generator=short(generators[0].get("name", "") if generators else "", MOST_TEXT),
         actions=[short(action.get("action", "")) for action in actions],
-        source_types=sorted(set(SOURCE_TYPE.findall(json.dumps(actions)))),
-        problems=[code for code in problems if code != UNTRUSTED],
+        source_types=_source_types(json.dumps(actions)),
+        problems=[short(code) for code in problems if code != UNTRUSTED],
     )
+
+
+def _source_types(text: str) -> list[str]:
+    return sorted({short(name) for name in SOURCE_TYPE.findall(text)})[:MOST_ENTRIES]
 
 
 @cache

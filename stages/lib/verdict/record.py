@@ -4,6 +4,7 @@ import os
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pydantic
 
@@ -74,22 +75,36 @@ def same_detector(one: DetectorFacts, other: DetectorFacts) -> bool:
 
 
 def differences(recorded: Record, found: PictureVerdict) -> list[str]:
-    """Return in words in what a repeated verdict differs from the recorded one."""
-    words = []
-    if recorded.verdict != found.verdict:
-        words.append(f"{found.verdict}, not {recorded.verdict}")
-    if len(recorded.faces) != len(found.faces):
-        words.append(f"{len(found.faces)} faces, not {len(recorded.faces)}")
-        return words
-    for number, (old, new) in enumerate(zip(recorded.faces, found.faces, strict=True), 1):
-        scores = {"score": (old.score, new.score)}
-        scores |= {name: (old.views[name], new.views[name]) for name in old.views}
-        words += [
-            f"face {number}: {name} {now:.6f}, not {before:.6f}"
-            for name, (before, now) in scores.items()
-            if abs(before - now) > TOLERANCE
-        ]
-    return words
+    """Return in words in what a repeated verdict differs from the recorded one.
+
+    Numbers may differ by TOLERANCE, and everything else not at all.
+    """
+    names = set(PictureVerdict.model_fields)
+    return _differences("", recorded.model_dump(include=names), found.model_dump())
+
+
+def _differences(place: str, old: Any, new: Any) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        return [word for key in old for word in _differences(f"{place} {key}", old[key], new[key])]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True), 1)
+        return [word for number, pair in pairs for word in _differences(f"{place} {number}", *pair)]
+    are_numbers = isinstance(old, float) and isinstance(new, float)
+    is_same = abs(old - new) <= TOLERANCE if are_numbers else old == new
+    return [] if is_same else [f"{place.strip()}: {short(new)}, not {short(old)}"]
+
+
+def check_record(path: Path) -> None:
+    """Raise UserError where verdicts cannot be added to a file, before the work begins."""
+    if path.exists():
+        read_records(path)
+    try:
+        with path.open("a"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--record {path}: {error.strerror}; name a file that can be written"
+        ) from None
 
 
 def append_records(path: Path, records: list[Record]) -> None:
@@ -109,9 +124,11 @@ def append_records(path: Path, records: list[Record]) -> None:
 def read_records(path: Path) -> list[Record]:
     """Read a record; the last line may be cut off. Raises UserError on any other damage."""
     try:
-        *lines, _ = path.read_bytes().split(b"\n")
+        *lines, last = path.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name a file that --record wrote") from None
+    if not last.startswith(b'{"sha256":'[: len(last)]):  # of another kind of file
+        lines.append(last)
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -119,6 +136,7 @@ def read_records(path: Path) -> list[Record]:
         except pydantic.ValidationError as error:
             problem = short(error.errors()[0]["msg"])
             raise UserError(
-                f"{path}:{number}: not the record of a verdict: {problem}; remove the line"
+                f"{path}:{number}: not the record of a verdict: {problem}; remove the line, or "
+                "name another file"
             ) from None
     return records

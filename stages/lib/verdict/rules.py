@@ -40,8 +40,21 @@ class Thresholds(pydantic.BaseModel):
     real_below: float  # P(fake) below which it is called real; at most fake_from
     middle: float  # P(fake) that divides the classes best
     temperature: float  # sigmoid(logit / temperature) is the calibrated probability
+    false_alarms_high: float  # ends of the 95 % intervals of both rates, where the fewer images
+    misses_high: float  # there are, the higher: what the calibration split cannot rule out
     num_real: int  # calibration images that the thresholds come from
     num_fake: int
+
+    def in_words(self, verdict: str) -> str:
+        """Return how often a picture gets the verdict real or fake wrongly."""
+        wanted, high, count, kind = {
+            "fake": (self.false_alarms, self.false_alarms_high, self.num_real, "reals"),
+            "real": (self.misses, self.misses_high, self.num_fake, "fakes"),
+        }[verdict]
+        return (
+            f"at most {wanted:.1%} of {count} calibration {kind} were called {verdict}, so up to "
+            f"{high:.1%} of such faces (95 %)"
+        )
 
 
 class Rules(pydantic.BaseModel):
@@ -52,6 +65,7 @@ class Rules(pydantic.BaseModel):
     weights_sha256: str  # of the detector that the rules belong to
     views: list[str]  # of stages/lib/prediction/views.py, whose mean is the score
     thresholds: Thresholds
+    stability: bool  # whether a verdict has to stand slightly changed views
     trained_on: TrainingPictures
 
     def reasons(self, pictures: pd.DataFrame) -> pd.DataFrame:
@@ -64,19 +78,23 @@ class Rules(pydantic.BaseModel):
         """
         limits, known = self.thresholds, self.trained_on
         score, middle = expit(pictures["logit"]), logit(limits.middle)
+        lowest = np.fmin(pictures["low"], pictures["logit"])
+        highest = np.fmax(pictures["high"], pictures["logit"])
         face, quality = pictures["face"].astype(float), pictures["jpeg_quality"].astype(float)
         side = pictures[["width", "height"]].min(axis=1)
-        least_face, most_face = known.face or (0, np.inf)
         least_quality = known.jpeg_quality[0] if known.jpeg_quality else 0
         # The size of a face tells more than that of the picture around it.
-        is_other_side = (side < known.side[0]) | (side > LARGER * known.side[1])
+        is_other_size = (side < known.side[0]) | (side > LARGER * known.side[1])
+        least_face, most_face = known.face or (0, np.inf)
+        if known.face:
+            is_other_size = np.where(face > 0, face > LARGER * most_face, is_other_size)
         return pd.DataFrame(
             {
                 "no_face": (face == 0) & (known.face is not None),
                 "small_face": (face > 0) & (face < least_face),
-                "unlike_size": np.where(face > 0, face > LARGER * most_face, is_other_side),
+                "unlike_size": is_other_size,
                 "unlike_quality": quality < least_quality,
-                "unstable": (pictures["low"] < middle) & (pictures["high"] >= middle),
+                "unstable": (lowest < middle) & (highest >= middle) & self.stability,
                 "between": (score >= limits.real_below) & (score < limits.fake_from),
             },
             index=pictures.index,

@@ -12,29 +12,22 @@ T = TypeVar("T")
 Waiting = tuple[bytes, asyncio.Future[PictureVerdict | UnusableImage]]
 
 
-class Busy(Exception):
-    """So many requests wait that one more would wait too long."""
-
-
 class Batches:
     """Takes pictures one by one and judges those that wait together.
 
-    While a batch is judged, the next one gathers; so a single request never waits for others. A
-    request whose client has gone is not judged.
+    While a batch is judged, the next one gathers. A request that was cancelled meanwhile is not
+    judged.
     """
 
-    def __init__(self, judge: Judge, most_waiting: int, batch_size: int) -> None:
+    def __init__(self, judge: Judge, batch_size: int) -> None:
         self.judge, self.batch_size = judge, batch_size
-        self.queue: asyncio.Queue[Waiting] = asyncio.Queue(most_waiting)
+        self.queue: asyncio.Queue[Waiting] = asyncio.Queue()
         self.thread = ThreadPoolExecutor(1)  # the detector is no quicker on several
 
     async def verdict(self, content: bytes) -> PictureVerdict | UnusableImage:
-        """Return the verdict of a picture; raises Busy."""
+        """Return the verdict of a picture, or why it cannot be judged."""
         found = asyncio.get_running_loop().create_future()
-        try:
-            self.queue.put_nowait((content, found))
-        except asyncio.QueueFull:
-            raise Busy from None
+        self.queue.put_nowait((content, found))
         return await found
 
     async def alone(self, work: Callable[[], T]) -> T:

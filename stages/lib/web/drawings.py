@@ -7,8 +7,9 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from stages.lib.report.forensics import FORENSIC_VIEWS
+from stages.lib.report.forensics import FORENSIC_VIEWS, middle_of
 from stages.lib.report.heatmap import STRIDE, WINDOW, occlusion_map
+from stages.lib.verdict.explanation import NOT_TOLD, verdict_in_words
 from stages.lib.verdict.facts import Facts
 from stages.lib.verdict.judge import Judge
 from stages.lib.verdict.record import Record
@@ -30,6 +31,8 @@ class Explanation(Facts):
     """A verdict and what explains it."""
 
     record: Record
+    in_words: str  # what the verdict means
+    not_told: list[str]  # what it does not tell
     faces: list[FaceDrawings]  # of the first faces of the record
 
 
@@ -39,25 +42,19 @@ def explain(judge: Judge, record: Record, content: bytes) -> Explanation:
     for part in judge.open(content).parts[:MOST_DRAWN]:
         seen = judge.input_of(part).to(judge.hardware.device)
         heat = occlusion_map(judge.detector, seen, WINDOW, STRIDE, judge.batch_size)
-        largest = float(np.abs(heat).max()) or 1.0
-        picture = np.asarray(_fitted(Image.fromarray(part.pixels.permute(1, 2, 0).numpy())))
-        colours = colormaps["RdBu_r"](heat / largest / 2 + 0.5)
-        colours[..., 3] = np.abs(heat) / largest
-        views = {name: _url(_brightness(view(picture))) for name, view in FORENSIC_VIEWS.items()}
+        largest = float(np.abs(heat).max())
+        colours = colormaps["RdBu_r"](heat / (largest or 1) / 2 + 0.5)
+        colours[..., 3] = np.abs(heat) / (largest or 1)
+        picture = part.permute(1, 2, 0).numpy()
+        whole = middle_of(picture)
+        views = {name: _url(_brightness(view(whole))) for name, view in FORENSIC_VIEWS.items()}
+        heatmap = _url(np.round(255 * colours).astype(np.uint8))
         drawings.append(
-            FaceDrawings(
-                picture=_url(picture),
-                heatmap=_url(np.round(255 * colours).astype(np.uint8)),
-                heat=largest,
-                views=views,
-            )
+            FaceDrawings(picture=_url(picture), heatmap=heatmap, heat=largest, views=views)
         )
-    return Explanation(record=record, faces=drawings)
-
-
-def _fitted(picture: Image.Image) -> Image.Image:
-    picture.thumbnail((SIDE, SIDE))
-    return picture
+    return Explanation(
+        record=record, in_words=verdict_in_words(record), not_told=NOT_TOLD, faces=drawings
+    )
 
 
 def _brightness(view: np.ndarray) -> np.ndarray:
@@ -67,6 +64,8 @@ def _brightness(view: np.ndarray) -> np.ndarray:
 
 
 def _url(pixels: np.ndarray) -> str:
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    """Return a picture, uint8 (H, W, 3 or 4), of at most SIDE pixels as a data URL."""
+    picture, buffer = Image.fromarray(pixels), BytesIO()
+    picture.thumbnail((SIDE, SIDE))
+    picture.save(buffer, "PNG")
     return "data:image/png;base64," + b64encode(buffer.getvalue()).decode()

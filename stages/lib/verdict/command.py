@@ -1,0 +1,31 @@
+"""Reading the command lines of the tools for verdicts."""
+
+import argparse
+import math
+from typing import NoReturn
+
+from stages.lib.core.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong command as this project does: one line, exit code 1."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        raise UserError(f"{message}; see --help")
+
+
+def positive(text: str) -> float:
+    """Return a number above 0; raises ValueError, of which argparse makes a message."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise ValueError
+    return number
+
+
+def count(text: str) -> int:
+    """Return a whole number above 0; raises ValueError, of which argparse makes a message."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
