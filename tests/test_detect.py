@@ -133,22 +133,34 @@ def test_a_wrong_command_is_one_line(
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
-def test_a_wrong_command_ends_with_1_and_help_names_the_codes(there: Path) -> None:
+def test_a_wrong_command_ends_with_1_and_help_names_the_codes(
+    there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     done = run(sys.executable, "-m", "stages.tools.detect", cwd=Path.cwd(), check=False)
     assert done.returncode == 1 and done.stderr == "error: name one picture or more; see --help\n"
-    done = run(sys.executable, "-m", "stages.tools.detect", "--help", cwd=Path.cwd())
-    assert "Exit code: 0 all pictures were judged; 1 none was" in done.stdout
+    with pytest.raises(SystemExit) as end:
+        detect.parse(["--help"])
+    assert end.value.code == 0
+    assert "Exit code: 0 all pictures were judged; 1 none was" in capsys.readouterr().out
 
 
-def test_a_fake_may_set_the_exit_code(there: Path, command: Command, tmp_path: Path) -> None:
-    record = tmp_path / "record.jsonl"
-    code, *_ = command(there, "--record", record)
-    assert code == 0
-    by_verdict = {line["verdict"]: line["file"] for line in map(json.loads, record.open())}
-    assert "fake" in by_verdict
-    for verdict, file in by_verdict.items():
-        assert command(file, "--fail-on-fake")[0] == (3 if verdict == "fake" else 0)
-    assert command(by_verdict["fake"], "nowhere.jpg", "--fail-on-fake")[0] == 3
+@pytest.mark.parametrize(("threshold", "verdict"), [(0.0, "fake"), (1.0, "real")])
+def test_a_fake_may_set_the_exit_code(
+    there: Path, command: Command, tmp_path: Path, threshold: float, verdict: str
+) -> None:
+    """With rules that call every picture so."""
+    for file in Path("data/model").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    rules = json.loads(Path("data/verdict_rules.json").read_text())
+    rules["thresholds"] |= dict.fromkeys(("fake_from", "real_below", "middle"), threshold)
+    rules["trained_on"] |= {"side": [1, 9999], "face": None, "jpeg_quality": None}
+    (tmp_path / "verdict_rules.json").write_text(json.dumps(rules))
+    arguments = [min(there.iterdir()), "--model", tmp_path]
+    assert command(*arguments)[:2][1].splitlines()[1].startswith(verdict)
+    expected = 3 if verdict == "fake" else 0
+    assert command(*arguments, "--fail-on-fake")[0] == expected
+    assert command(*arguments, "nowhere.jpg", "--fail-on-fake")[0] == (expected or 2)
+    assert command(*arguments)[0] == 0
 
 
 def test_a_record_is_taken_up_where_it_ended(
@@ -157,7 +169,7 @@ def test_a_record_is_taken_up_where_it_ended(
     files, record = sorted(there.iterdir())[:8], tmp_path / "record.jsonl"
     command("--record", record, *files[:5])
     with record.open("a") as file:
-        file.write('{"cut off')
+        file.write('{"sha256":"cut off')
     judged: list[int] = []
     real = detect.Judge.judge
     monkeypatch.setattr(

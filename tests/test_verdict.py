@@ -22,6 +22,7 @@ from PIL import Image
 from scipy.special import expit
 
 from stages.lib.core.errors import UserError
+from stages.lib.core.faces import Face
 from stages.lib.core.training_pictures import TrainingPictures
 from stages.lib.detector.runtime import Hardware, set_up_hardware
 from stages.lib.evaluation.verdicts import VerdictParams, choose_thresholds, verdict_rows
@@ -44,16 +45,13 @@ TRAINED_ON = TrainingPictures(
     num_images=100, side=(200, 400), jpeg_quality=(50, 95), face=(80, 160), face_margin=1.5
 )
 THRESHOLDS = Thresholds(
-    false_alarms=0.02, misses=0.05, fake_from=0.8, real_below=0.3, middle=0.5, temperature=2.0, false_alarms_high=0.1, misses_high=0.12,
-    num_real=50, num_fake=60,
+    false_alarms=0.02, misses=0.05, fake_from=0.8, real_below=0.3, middle=0.5, temperature=2.0,
+    false_alarms_high=0.1, misses_high=0.12, num_real=50, num_fake=60,
 )  # fmt: skip
 RULES = Rules(
-    weights_sha256="a" * 64,
-    views=["plain"],
-    stability=True,
-    thresholds=THRESHOLDS,
+    weights_sha256="a" * 64, views=["plain"], thresholds=THRESHOLDS, stability=True,
     trained_on=TRAINED_ON,
-)
+)  # fmt: skip
 GOOD = {"logit": 3.0, "low": 2.5, "high": 3.5, "face": 100.0, "width": 250, "height": 300,
         "jpeg_quality": 80.0}  # fmt: skip
 
@@ -291,7 +289,11 @@ def test_a_huge_picture_is_judged_and_a_strange_one_is_refused(
     monkeypatch.setattr(judge_module, "plain_and_changed", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # a defect is no fault of the picture
         judge.judge([wide.getvalue()])
-    monkeypatch.setattr(judge_module, "find_faces", lambda _: [].pop(bytearray(10**18)))
+
+    def no_memory(_: torch.Tensor) -> list[Face]:
+        raise MemoryError
+
+    monkeypatch.setattr(judge_module, "find_faces", no_memory)
     (found,) = judge.judge([wide.getvalue()])
     assert str(found) == "too large for the memory of this machine"
 

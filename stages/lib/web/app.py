@@ -64,6 +64,10 @@ def make_app(judge: Judge, limits: Limits, hosts: list[str]) -> Guard:
     async def no_file(request: Request, problem: RequestValidationError) -> JSONResponse:
         return error(422, "send the picture as the form field `file`")
 
+    @app.exception_handler(Exception)
+    async def defect(request: Request, problem: Exception) -> JSONResponse:
+        return error(500, "a defect of the server, which its log names")
+
     @app.post("/detect")
     async def detect(file: UploadFile) -> Record:
         """Judge a picture."""

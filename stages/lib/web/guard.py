@@ -1,7 +1,6 @@
 """What stands before the server: limits, refusals in words, and headers that protect its page."""
 
 import asyncio
-import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,11 +71,6 @@ class Guard:
             words = f"no answer within {self.limits.seconds:g} seconds; try again later"
             if not has_begun:
                 await error(504, words)(scope, receive, send)
-        except Exception:
-            traceback.print_exc()
-            words = "a defect of the server, which its log names"
-            if not has_begun:
-                await error(500, words)(scope, receive, send)
         finally:
             self.num_requests -= 1
 
