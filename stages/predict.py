@@ -7,9 +7,9 @@ Run: python -m stages.predict          (starts torchrun itself where predict.num
 
 A score file has one row per row of its label file, in the same order: img_name, logit
 (log(P(fake) / P(real)), which keeps the digits that a score near 1 loses) and score (P(fake)).
-Labelled splits have two more, low and high: the least and the most of the logits of slightly
-changed views (CHANGED_VIEWS in stages/lib/prediction/views.py), which a verdict has to stand; they
-are empty where predict.stability is off. views.json names the views whose mean is the score.
+low and high are the least and the most of the logits of slightly changed views (CHANGED_VIEWS in
+stages/lib/prediction/views.py), which a verdict has to stand; they are empty in splits without
+labels, and where predict.stability is off. views.json names the views whose mean is the score.
 robustness.csv has validation images, unchanged (perturbation `none`) and perturbed in every way of
 stages/lib/prediction/perturbations.py: img_name, perturbation, level, logit, score. With more than
 one of predict.views, the logit of an image is the mean over its views, which share one decoding.

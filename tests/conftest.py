@@ -24,6 +24,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from stages.lib.core.params import read_yaml
+from stages.lib.detector.model import DetectorConfig
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -117,6 +118,16 @@ def set_params(folder: Path, changes: dict[str, Any]) -> None:
             section = section[part]
         section[key] = value
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def change_preprocessing(folder: Path, **changes: Any) -> None:
+    """Change the config.json of the detector in folder/data/model, as if it had been trained so."""
+    file = folder / "data/model/config.json"
+    config = DetectorConfig.model_validate_json(file.read_text())
+    preprocessing = config.preprocessing.model_copy(update=changes)
+    config = config.model_copy(update={"preprocessing": preprocessing})
+    config = config.model_copy(update={"config_sha256": config.digest()})
+    file.write_text(config.model_dump_json())
 
 
 def draw_dataset(root: Path, counts: dict[str, int], size: int = 48) -> Path:

@@ -19,7 +19,7 @@ from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.preprocessing import Preprocessing, resize, to_input
 from stages.lib.drawing.portrait import draw_person, portrait
 from stages.lib.training.decode_cache import decode_ahead
-from tests.conftest import set_params
+from tests.conftest import change_preprocessing, set_params
 
 SEEDS = range(8)
 CROPPED = Preprocessing(
@@ -120,12 +120,10 @@ def test_every_reader_of_images_crops_alike(portraits: Path) -> None:
 def test_a_model_is_used_with_the_crop_that_it_was_trained_with(portraits: Path) -> None:
     set_params(portraits, {"train.face_crop": 1.1, "predict.robustness_images": 0})
     train.main()
-    config = json.loads(paths.CONFIG.read_text())
-    assert config["preprocessing"]["face_crop"] == 1.1
+    assert json.loads(paths.CONFIG.read_text())["preprocessing"]["face_crop"] == 1.1
     predict.main()
     cropped = pd.read_csv(paths.SCORES / "val.csv")["score"]
-    config["preprocessing"]["face_crop"] = None
-    paths.CONFIG.write_text(json.dumps(config))
+    change_preprocessing(portraits, face_crop=None)
     predict.main()
     assert (pd.read_csv(paths.SCORES / "val.csv")["score"] != cropped).all()
 

@@ -196,7 +196,7 @@ REFUSED = {
     "pdf": (encoded(PHOTO, "PDF"), "not an image"),
     "postscript": (encoded(PHOTO, "EPS"), "not an image"),  # would start another program
     "icon": (encoded(PHOTO, "ICO"), "not an image"),
-    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "not an image"),
+    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "HEIC is not read"),
     "zip": (b"PK\x03\x04" + bytes(60), "not an image"),
     "half a jpeg": (JPEG[: len(JPEG) // 2], "damaged: image file is truncated"),
     "start of a jpeg": (JPEG[:3], "not an image"),

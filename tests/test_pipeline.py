@@ -19,6 +19,7 @@ from stages.explain import SHEET_TITLES
 from stages.lib.core.labels import read_labels
 from stages.lib.core.params import StageParams
 from stages.lib.core.tables import read_table
+from stages.lib.evaluation.verdicts import VerdictParams
 from stages.lib.training.augmentation import Augmentation, Degradation
 from stages.lib.training.pseudo_fakes import Kinds, PseudoFakes
 from stages.publish import flatten
@@ -231,6 +232,7 @@ def test_every_stage_gives_the_same_bytes_again(
         Degradation: "train.augmentation",
         PseudoFakes: "train.pseudo_fakes",
         Kinds: "train.pseudo_fakes",
+        VerdictParams: "evaluate.verdicts",
     }
     for stage in ("sample", "check_names", "pack", "prepare", "train", "predict", "explain",
                   "evaluate", "card", "submit", "publish"):  # fmt: skip
@@ -260,6 +262,7 @@ def test_the_page_of_plots_needs_no_network(pipeline: Path) -> None:
     assert not re.findall(r"""<(?:script|link)[^>]+(?:src|href)=["']?[^>]*//""", page)
 
 
+@pytest.mark.slow
 def test_the_name_of_a_set_leads_dvc_to_no_folder_of_the_user(workspace: Path) -> None:
     """DVC removes the outputs of a stage before the stage can check anything."""
     precious = workspace / "precious/file"

@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from stages import predict, train
-from stages.lib import paths
 from stages.lib.detector import dataset as dataset_module
-from stages.lib.detector.model import DetectorConfig
 from stages.lib.prediction.views import SCORED_VIEWS
-from tests.conftest import run, set_params
+from tests.conftest import change_preprocessing, run, set_params
 
 
 @pytest.fixture
@@ -102,11 +100,7 @@ def test_scaled_decoding_changes_scores_by_little(trained: Path) -> None:
     train.main()
     found = {}
     for scaled in (False, True):
-        config = DetectorConfig.model_validate_json(paths.CONFIG.read_text())
-        preprocessing = config.preprocessing.model_copy(update={"scaled_decoding": scaled})
-        config = config.model_copy(update={"preprocessing": preprocessing})
-        config = config.model_copy(update={"config_sha256": config.digest()})
-        paths.CONFIG.write_text(config.model_dump_json())
+        change_preprocessing(trained, scaled_decoding=scaled)
         predict.main()
         found[scaled] = scores()["val"]["score"].to_numpy()
     assert found[True] == pytest.approx(found[False], abs=0.02)

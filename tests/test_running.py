@@ -83,7 +83,7 @@ def test_a_stage_ends_with_the_dvc_that_started_it(
              "or batch_size; then run the same command again"],
             marks=pytest.mark.slow,
         ),
-        (1, 1, "Ctrl-C", ["stopped by Ctrl-C"]),
+        pytest.param(1, 1, "Ctrl-C", ["stopped by Ctrl-C"], marks=pytest.mark.slow),
         pytest.param(2, 0, "Ctrl-C", ["stopped by Ctrl-C"], marks=pytest.mark.slow),
     ],
     ids=["worker", "one-of-two", "Ctrl-C", "Ctrl-C-of-two"],
@@ -93,6 +93,7 @@ def test_a_death_is_one_line_and_leaves_nothing(
 ) -> None:
     changes = {"num_processes": num_processes, "num_workers": num_workers, "num_threads": 1}
     set_params(endless, {f"train.{name}": value for name, value in changes.items()})
+    set_params(endless, {"train.checkpoint_minutes": 0.0})  # which warns where it is interrupted
     log = endless / "log"
     with log.open("w") as output:
         stage = subprocess.Popen(

@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--max-megapixels", type=positive, default=100.0, help="of a picture")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--threads", type=count, default=2, help="of the CPU")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if not options.paths and not options.verify:
         parser.error("name one picture or more")
     if options.resume and not options.record:

@@ -6,11 +6,9 @@ from typing import Any
 import imagehash
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
 from scipy import ndimage
 
-from stages.lib.core.faces import largest_face
 from stages.lib.core.pictures import read_picture
 
 # Numbers for a whole picture that say nothing about manipulation: what a lazy detector would learn.
@@ -65,6 +63,10 @@ def image_facts(
 
 def face_size(pixels: np.ndarray) -> float:
     """Return the size of the largest face in a picture, uint8 (H, W, 3), in pixels; 0: no face."""
+    import torch  # here, because other stages use this module without it
+
+    from stages.lib.core.faces import largest_face
+
     face = largest_face(torch.from_numpy(pixels).permute(2, 0, 1))
     return face.size if face else 0.0
 

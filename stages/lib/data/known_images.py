@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from stages.lib.core import faces, pictures
+from stages.lib.core import pictures
 from stages.lib.core.files import main_workspace, remove_folder, sha256_of
 from stages.lib.core.packed_images import FACTS_FILE
 from stages.lib.data import image_facts, shards
@@ -37,8 +37,8 @@ class KnownImages:
         self.image_folder = image_folder
         root = main_workspace() / ".dvc/tmp/pack"
         images = hashlib.sha256(str(image_folder.resolve()).encode()).hexdigest()[:16]
-        modules = (pictures, faces, image_facts, shards)
-        code = sha256_of(*(Path(str(one.__file__)) for one in modules))
+        files = [Path(str(one.__file__)) for one in (pictures, image_facts, shards)]
+        code = sha256_of(*files, files[0].with_name("faces.py"))
         versions = [version(name) for name in USED]
         how = f"{code} {params.max_pixels} {params.links} {params.find_faces} {versions}"
         self.folder = root / images / hashlib.sha256(how.encode()).hexdigest()[:16]
