@@ -2,6 +2,9 @@
 
 from html import escape
 
+import numpy as np
+import torch
+
 from stages.lib.report.heatmap import STRIDE, WINDOW, occlusion_map
 from stages.lib.report.html import html_image, html_page
 from stages.lib.report.sheets import HOW_TO_READ, Row, draw_sheet
@@ -25,9 +28,7 @@ def explain_picture(judge: Judge, record: Record, content: bytes) -> str:
     rows = []
     parts = judge.open(content).parts[:MOST_SHOWN]
     for number, (part, face) in enumerate(zip(parts, record.faces, strict=False), 1):
-        seen = judge.input_of(part)
-        on_device = seen.to(judge.hardware.device)
-        heat = occlusion_map(judge.detector, on_device, WINDOW, STRIDE, judge.batch_size)
+        seen, heat = heatmap_of(judge, part)
         picture = part.permute(1, 2, 0).numpy()
         title = f"face {number}\n{face.verdict}, {face.probability:.1%}"
         rows.append(Row(title, picture, seen, heat))
@@ -46,6 +47,16 @@ def explain_picture(judge: Judge, record: Record, content: bytes) -> str:
         f"<p>SHA-256 of the picture {record.sha256}, of the weights {record.detector.weights}.</p>",
     ]
     return html_page(f"Verdict: {record.file}", "\n".join(body))
+
+
+def heatmap_of(judge: Judge, part: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
+    """Return what the detector sees, uint8 (3, S, S), and its heatmap, float (S, S).
+
+    part: of an opened picture, uint8 (3, h, w).
+    """
+    seen = judge.input_of(part)
+    on_device = seen.to(judge.hardware.device)
+    return seen, occlusion_map(judge.detector, on_device, WINDOW, STRIDE, judge.batch_size)
 
 
 def verdict_in_words(record: Record) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from scipy.special import expit
 
+from stages.lib import paths
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.faces import Face, crop_face, find_faces
 from stages.lib.core.files import sha256_of
@@ -24,7 +25,7 @@ from stages.lib.verdict.facts import Facts
 from stages.lib.verdict.networks import network_of
 from stages.lib.verdict.rules import UNSURE, read_rules
 
-RULES_FILE = "verdict_rules.json"
+RULES_FILE = paths.VERDICT_RULES.name
 MOST_FACES = 32  # of a picture that are judged, the largest ones
 NUM_VIEWS = 1 + len(CHANGED_VIEWS)
 VerdictName = Literal["real", "fake", "unsure"]

@@ -8,8 +8,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from stages.lib.report.forensics import FORENSIC_VIEWS, middle_of
-from stages.lib.report.heatmap import STRIDE, WINDOW, occlusion_map
-from stages.lib.verdict.explanation import NOT_TOLD, verdict_in_words
+from stages.lib.verdict.explanation import NOT_TOLD, heatmap_of, verdict_in_words
 from stages.lib.verdict.facts import Facts
 from stages.lib.verdict.judge import Judge
 from stages.lib.verdict.record import Record
@@ -40,8 +39,7 @@ def explain(judge: Judge, record: Record, content: bytes) -> Explanation:
     """Return the drawings for a picture; content: the bytes of its file, which record is of."""
     drawings = []
     for part in judge.open(content).parts[:MOST_DRAWN]:
-        seen = judge.input_of(part).to(judge.hardware.device)
-        heat = occlusion_map(judge.detector, seen, WINDOW, STRIDE, judge.batch_size)
+        _, heat = heatmap_of(judge, part)
         largest = float(np.abs(heat).max())
         colours = colormaps["RdBu_r"](heat / (largest or 1) / 2 + 0.5)
         colours[..., 3] = np.abs(heat) / (largest or 1)
