@@ -253,6 +253,10 @@ def test_an_exported_detector_gives_the_same_verdicts(
     facts = json.loads((exported / "export.json").read_text())
     assert facts["num_images"] > 20
     assert max(facts["largest_difference_of_logits"].values()) < 1e-4
+    assert facts["auc"]["detector.onnx"] == pytest.approx(facts["auc"]["detector"], abs=1e-3)
+    assert set(facts["changed_verdicts"].values()) == {0.0}
+    assert set(facts["auc"].values()) == {facts["auc"]["detector"]}
+    assert set(facts["changed_verdicts"].values()) == {0.0}
     plain, fast = (
         [json.loads(line) for line in command("--json", *arguments, there)[1].splitlines()]
         for arguments in ([], ["--model", exported])
@@ -262,6 +266,32 @@ def test_an_exported_detector_gives_the_same_verdicts(
     for one, other in zip(plain, fast, strict=True):
         assert one["verdict"] == other["verdict"]
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+
+
+def test_an_int8_network_is_used_and_told_apart(
+    there: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, record = tmp_path / "int8", tmp_path / "record.jsonl"
+    monkeypatch.setattr(sys, "argv", ["export", str(folder), "--int8"])
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "AUC_TOLERANCE", -1.0)
+        with pytest.raises(UserError, match=r"--int8: its AUC is 0\.\d+, that of the detector 0\."):
+            export.main()
+    assert not folder.exists()
+    monkeypatch.setattr(export, "AUC_TOLERANCE", 0.5)  # this model is a poor one
+    export.main()
+    facts = json.loads((folder / "export.json").read_text())
+    assert facts["largest_difference_of_logits"]["detector.int8.onnx"] > 1e-3
+    assert facts["largest_difference_of_logits"]["detector.onnx"] < 1e-4
+    command("--model", folder, "--record", record, there)
+    detectors = [json.loads(line)["detector"] for line in record.read_text().splitlines()]
+    assert all(one["quantised"] and one["runtime"] == "onnxruntime" for one in detectors)
+    assert {one["network"] for one in detectors} == {facts["sha256"]["detector.int8.onnx"]}
+    assert command("--verify", record, "--model", folder)[0] == 0
+    code, out, err = command("--verify", record)
+    assert code == 2
+    assert "(int8, face_share" in out
+    assert "records were made elsewhere; here: runtime torch, not onnxruntime" in err
 
 
 @pytest.mark.parametrize("damage", ["network", "facts", "weights"])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import socket
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
 from io import BytesIO
@@ -33,9 +34,9 @@ from stages.lib.verdict.judge import Judge, PictureVerdict
 from stages.lib.verdict.provenance import read_provenance
 from stages.lib.verdict.record import (
     append_records,
-    check_record,
     facts_of,
     make_record,
+    open_record,
     read_records,
 )
 from stages.lib.verdict.rules import REASONS, Rules, Thresholds, read_rules
@@ -87,10 +88,10 @@ def test_a_verdict_is_unsure_for_its_reasons(
     changes: dict[str, float], verdict: str, reasons: set[str]
 ) -> None:
     pictures = pd.DataFrame([GOOD | changes])
-    given = RULES.reasons(pictures).loc[0]
+    given = RULES.apply(pictures)[1].loc[0]
     assert {name for name, is_given in given.items() if is_given} == reasons
     assert list(given.index) == list(REASONS)
-    assert RULES.verdicts(pictures).tolist() == [verdict]
+    assert RULES.apply(pictures)[0].tolist() == [verdict]
 
 
 def test_a_detector_that_was_trained_without_faces_asks_for_none() -> None:
@@ -98,12 +99,12 @@ def test_a_detector_that_was_trained_without_faces_asks_for_none() -> None:
     rules = RULES.model_copy(update={"trained_on": known})
     rows = [{"face": 0.0, "jpeg_quality": 1.0}, {"face": 900.0}, {"width": 9000, "height": 9000}]
     pictures = pd.DataFrame([GOOD | row for row in rows])
-    assert rules.verdicts(pictures).tolist() == ["fake", "fake", "unsure"]
+    assert rules.apply(pictures)[0].tolist() == ["fake", "fake", "unsure"]
 
 
 def test_a_detector_whose_views_were_not_scored_asks_for_no_stability() -> None:
     rules = RULES.model_copy(update={"stability": False})
-    assert rules.verdicts(pd.DataFrame([GOOD | {"low": -2.0}])).tolist() == ["fake"]
+    assert rules.apply(pd.DataFrame([GOOD | {"low": -2.0}]))[0].tolist() == ["fake"]
 
 
 def test_thresholds_keep_the_wanted_rates_on_the_calibration_split() -> None:
@@ -201,7 +202,7 @@ def test_the_judge_gives_the_scores_and_verdicts_of_the_stages(
     assert views.min(axis=1) == pytest.approx(expit(scores["low"]), abs=1e-6)
     assert views.max(axis=1) == pytest.approx(expit(scores["high"]), abs=1e-6)
     assert [face.face_size for face in faces] == pytest.approx(labels["face"].tolist(), abs=1e-3)
-    expected = judge.rules.verdicts(labels.assign(**scores[["logit", "low", "high"]]))
+    expected, _ = judge.rules.apply(labels.assign(**scores[["logit", "low", "high"]]))
     assert [face.verdict for face in faces] == expected.tolist()
     table = pd.read_csv(pipeline / "metrics/tables/verdicts.csv")
     of_val = table[(table["set"] == "val") & (table["slice"] == "all")].iloc[0]
@@ -265,17 +266,17 @@ def test_a_record_can_be_read_back_and_a_cut_line_is_left_out(
     assert read_records(path) == [record]
     append_records(path, [record, record])
     assert read_records(path) == [record] * 3
-    check_record(path)
+    open_record(path)
     path.write_text("{}\n" + path.read_text())
     with pytest.raises(UserError, match=r"record.jsonl:1: not the record of a verdict"):
         read_records(path)
     for other in (content, b"a list without an end", b"{}"):
         path.write_bytes(other)
         with pytest.raises(UserError, match="not the record of a verdict"):
-            check_record(path)
+            open_record(path)
         assert path.read_bytes() == other
     with pytest.raises(UserError, match=r"--record .*nowhere/a: No such file or directory; name"):
-        check_record(tmp_path / "nowhere/a")
+        open_record(tmp_path / "nowhere/a")
 
 
 def test_a_huge_picture_is_judged_and_a_strange_one_is_refused(
@@ -301,7 +302,8 @@ def test_a_huge_picture_is_judged_and_a_strange_one_is_refused(
 def test_weights_that_give_no_number_are_no_verdict(
     judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge, "network", lambda images: torch.full((len(images),), np.nan))
+    broken = replace(judge.network, run=lambda images: torch.full((len(images),), np.nan))
+    monkeypatch.setattr(judge, "network", broken)
     picture = BytesIO()
     Image.new("RGB", (64, 64)).save(picture, "PNG")
     with pytest.raises(UserError, match="give scores that are no numbers; take another model"):

@@ -36,10 +36,11 @@ from stages.lib.verdict.record import (
     DetectorFacts,
     Record,
     append_records,
-    check_record,
     differences,
     facts_of,
     make_record,
+    open_record,
+    other_circumstances,
     read_records,
     same_detector,
 )
@@ -61,12 +62,11 @@ NOTES = (
 def main() -> None:
     """Judge what the command line names; the exit code is that of the module's text."""
     options = parse(sys.argv[1:])
-    if options.record:
-        check_record(options.record)
+    earlier = open_record(options.record) if options.record else []
     judge = load_judge(
         options.model, options.device, options.threads, options.crop, options.max_megapixels
     )
-    sys.exit(verify(judge, options) if options.verify else detect(judge, options))
+    sys.exit(verify(judge, options) if options.verify else detect(judge, options, earlier))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -143,13 +143,14 @@ def plain_name(file: str) -> str:
 # Verdicts
 
 
-def detect(judge: Judge, options: argparse.Namespace) -> int:
-    """Judge the pictures and print their verdicts; return the exit code."""
+def detect(judge: Judge, options: argparse.Namespace, earlier: list[Record]) -> int:
+    """Judge the pictures and print their verdicts; return the exit code.
+
+    earlier: the records that the file of --record has.
+    """
     detector, counts = facts_of(judge), Counter[str]()
-    known = {}
-    if options.resume and options.record.is_file():
-        done = read_records(options.record)
-        known = {one.sha256: one for one in done if same_detector(one.detector, detector)}
+    done = earlier if options.resume else []
+    known = {one.sha256: one for one in done if same_detector(one.detector, detector)}
     files = find_files(options.paths)
     printer = PRINTERS[options.form](detector)
     with progress_bar("detect", len(files), "pictures") as bar:
@@ -224,13 +225,17 @@ def verify(judge: Judge, options: argparse.Namespace) -> int:
             elsewhere[hashlib.sha256(read_file(file)).hexdigest()] = file
         except UnusableImage as error:
             print(f"not read {short(plain_name(file), 300)}  {error}")
-    counts = Counter[str]()
+    counts, others = Counter[str](), Counter[str]()
     with progress_bar("verify", len(records), "pictures") as bar:
         for record in records:
             problem = difference(judge, detector, record, elsewhere.get(record.sha256, record.file))
             counts["other" if problem else "same"] += 1
+            others[other_circumstances(record.detector, detector)] += 1
             print(f"{'DIFFERS' if problem else 'same':<8} {short(record.file, 300)}  {problem}")
             bar.update()
+    for words, number in others.items():
+        if words:
+            print(f"{number} records were made elsewhere; here: {words}", file=sys.stderr)
     print(f"{counts['same']} verdicts are the same, {counts['other']} differ", file=sys.stderr)
     return SOME_FAILED if counts["other"] else 0
 
@@ -254,7 +259,8 @@ def difference(judge: Judge, detector: DetectorFacts, record: Record, file: str)
 def short_facts(detector: DetectorFacts) -> str:
     """Return the digests of a detector, and how it cuts pictures, in words."""
     digests = (detector.weights[:12], detector.config[:12], detector.rules[:12])
-    return f"{'/'.join(digests)} (face_share {detector.face_share})"
+    kind = "int8, " if detector.quantised else ""
+    return f"{'/'.join(digests)} ({kind}face_share {detector.face_share})"
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,18 +1,20 @@
 """Export a detector: ONNX, torch.export, weights, configuration and rules in one folder.
 
-Run: python -m stages.tools.export FOLDER [--model data/model]
+Run: python -m stages.tools.export FOLDER [--model data/model] [--int8]
 
 `python -m stages.tools.detect --model FOLDER` and `serve` then run the ONNX file where they use the
 CPU. The exported networks are compared with the detector on all validation images; where the
-logits differ by more than the tolerance, nothing is written.
+logits differ by more than the tolerance, nothing is written. --int8 adds a network of 8-bit
+numbers, which they then prefer. Its scores differ, so it is compared by AUC and verdicts.
 """
 
-import argparse
 from pathlib import Path
 from shutil import copyfile
 
 import numpy as np
 import torch
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError
@@ -22,62 +24,53 @@ from stages.lib.core.progress import progress_bar
 from stages.lib.core.running import run_command
 from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
 from stages.lib.detector.model import CONFIG_FILE, WEIGHTS_FILE
-from stages.lib.verdict.judge import RULES_FILE, rules_file
+from stages.lib.verdict.command import Parser, count
+from stages.lib.verdict.judge import RULES_FILE, Judge, rules_file
 from stages.lib.verdict.load import load_judge
 from stages.lib.verdict.networks import (
     EXPORT_FILE,
+    INT8_FILE,
     ONNX_FILE,
-    TOLERANCE,
     TORCH_FILE,
     Export,
     Network,
     export_network,
     onnx_network,
+    quantise,
     torch_network,
 )
+from stages.lib.verdict.rules import Thresholds
 
 BATCH_SIZE = 32
+DETECTOR = "detector"  # itself, beside the exported networks
+LOGIT_TOLERANCE = 1e-3  # of an exported network
+AUC_TOLERANCE = 0.005  # that the AUC of the int8 network may be lower
+MOST_RANGED = 256  # calibration images that the ranges of int8 numbers come from
 
 
 def main() -> None:
     """Write the folder, or nothing."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", type=Path, default=paths.MODEL)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--int8", action="store_true", help="add a faster network of 8-bit numbers")
+    parser.add_argument("--threads", type=count, default=2)
     options = parser.parse_args()
     _check_target(options.folder)
     judge = load_judge(str(options.model), "cpu", options.threads, crop=False, max_megapixels=100)
-    labels = read_labels(paths.LABELS / "val.csv")
-    images = LabelledImages(labels, paths.PACKED, judge.config.preprocessing)
+    images = _images("val", judge)
     with fresh_folder(options.folder) as folder:
         for file in (options.model / WEIGHTS_FILE, options.model / CONFIG_FILE):
             copyfile(file, folder / file.name)
         copyfile(rules_file(options.model), folder / RULES_FILE)
-        export_network(judge.detector, judge.config.preprocessing.image_size, folder)
-        program = torch.export.load(folder / TORCH_FILE).module()
-        networks: dict[str, Network] = {
-            ONNX_FILE: onnx_network(folder / ONNX_FILE, options.threads),
-            TORCH_FILE: lambda images: program(images),
-        }
-        found = compare(torch_network(judge.detector, judge.hardware), networks, images)
-        for name, difference in found.items():
-            if not difference <= TOLERANCE:
-                raise UserError(
-                    f"{name}: its logits differ by up to {difference:.2g} from the detector's; "
-                    "use the detector itself, and report its architecture"
-                )
-        facts = Export(
-            weights_sha256=judge.config.weights_sha256,
-            config_sha256=judge.config.config_sha256,
-            sha256={name: sha256_of(folder / name) for name in found},
-            largest_difference_of_logits=found,
-            num_images=len(images),
-        )
+        networks = _write_networks(judge, folder, options.int8, options.threads)
+        facts = _facts(judge, folder, networks, images)
+        _check(facts)
         write_text(folder / EXPORT_FILE, facts.model_dump_json(indent=2) + "\n")
-    for name, difference in found.items():
-        print(f"{options.folder / name}: logits within {difference:.1e} of the detector's, "
-              f"{len(images)} validation images")  # fmt: skip
+    for name, difference in facts.largest_difference_of_logits.items():
+        print(f"{options.folder / name}: logits within {difference:.1e} of the detector's, AUC "
+              f"{facts.auc[name]:.4f} and {facts.auc[DETECTOR]:.4f}, other verdicts of "
+              f"{facts.changed_verdicts[name]:.1%} of {len(images)} validation images")  # fmt: skip
 
 
 def _check_target(folder: Path) -> None:
@@ -87,21 +80,85 @@ def _check_target(folder: Path) -> None:
         raise UserError(f"{folder}: exists, and no export is in it; name a new folder")
 
 
+def _images(split: str, judge: Judge) -> LabelledImages:
+    labels = read_labels(paths.LABELS / f"{split}.csv")
+    return LabelledImages(labels, paths.PACKED, judge.config.preprocessing)
+
+
+def _write_networks(judge: Judge, folder: Path, int8: bool, threads: int) -> dict[str, Network]:
+    """Write the exported networks into a folder; return them by the names of their files."""
+    export_network(judge.detector, judge.config.preprocessing.image_size, folder)
+    program = torch.export.load(folder / TORCH_FILE).module()
+    networks: dict[str, Network] = {
+        ONNX_FILE: onnx_network(folder / ONNX_FILE, threads),
+        TORCH_FILE: lambda images: program(images),
+    }
+    if int8:
+        calibration = _images("calibration", judge)
+        chosen = np.linspace(0, len(calibration) - 1, min(len(calibration), MOST_RANGED))
+        inputs = torch.stack([calibration[0, int(index)][0] for index in chosen])
+        quantise(folder / ONNX_FILE, folder / INT8_FILE, inputs, BATCH_SIZE)
+        networks[INT8_FILE] = onnx_network(folder / INT8_FILE, threads)
+    return networks
+
+
+def _facts(
+    judge: Judge, folder: Path, networks: dict[str, Network], images: LabelledImages
+) -> Export:
+    """Return how well the exported networks agree with the detector."""
+    itself: dict[str, Network] = {DETECTOR: torch_network(judge.detector, judge.hardware)}
+    logits = logits_of(itself | networks, images)
+    verdicts = {name: _called(found, judge.rules.thresholds) for name, found in logits.items()}
+    expected, called = logits[DETECTOR], verdicts[DETECTOR]
+    return Export(
+        weights_sha256=judge.config.weights_sha256,
+        config_sha256=judge.config.config_sha256,
+        sha256={name: sha256_of(folder / name) for name in networks},
+        largest_difference_of_logits={
+            name: float(np.abs(logits[name] - expected).max()) for name in networks
+        },
+        num_images=len(images),
+        auc={name: float(roc_auc_score(images.targets, found)) for name, found in logits.items()},
+        changed_verdicts={name: float((verdicts[name] != called).mean()) for name in networks},
+    )
+
+
 @torch.inference_mode()
-def compare(
-    network: Network, others: dict[str, Network], images: LabelledImages
-) -> dict[str, float]:
-    """Return by how much the logits of other networks differ at most, over all images."""
+def logits_of(networks: dict[str, Network], images: LabelledImages) -> dict[str, np.ndarray]:
+    """Return the logits of each network for all images, float32 (N,); raises UserError for NaN."""
     loader = make_loader(images, sequential_batches(len(images), BATCH_SIZE), 0, pin=False)
-    largest = dict.fromkeys(others, 0.0)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in networks}
     with progress_bar("compare", len(images)) as bar:
         for batch, _, _ in loader:
-            expected = network(batch)
-            for name, other in others.items():
-                difference = float((other(batch) - expected).abs().max())
-                largest[name] = float(np.maximum(largest[name], difference))  # keeps NaN
+            for name, network in networks.items():
+                found[name].append(network(batch).numpy())
             bar.update(len(batch))
-    return largest
+    logits = {name: np.concatenate(parts) for name, parts in found.items()}
+    for name, values in logits.items():
+        if not np.isfinite(values).all():
+            raise UserError(f"{name}: gives scores that are no numbers; use the detector itself")
+    return logits
+
+
+def _called(logits: np.ndarray, limits: Thresholds) -> np.ndarray:
+    """Return 1 for fake, -1 for real, 0 between the thresholds: int (N,)."""
+    scores = expit(logits)
+    return (scores >= limits.fake_from).astype(int) - (scores < limits.real_below)
+
+
+def _check(facts: Export) -> None:
+    """Raise UserError where an exported network is not good enough."""
+    for name, difference in facts.largest_difference_of_logits.items():
+        if name != INT8_FILE and difference > LOGIT_TOLERANCE:
+            raise UserError(
+                f"{name}: its logits differ by up to {difference:.2g} from the detector's; use "
+                "the detector itself, and report its architecture"
+            )
+    if facts.auc.get(INT8_FILE, 1.0) < facts.auc[DETECTOR] - AUC_TOLERANCE:
+        raise UserError(
+            f"--int8: its AUC is {facts.auc[INT8_FILE]:.4f}, that of the detector "
+            f"{facts.auc[DETECTOR]:.4f}; export without it"
+        )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ connection, each picture in turn; its memory is read through all requests.
 """
 
 import argparse
-import logging
 import subprocess
 import sys
 import time
@@ -33,11 +32,13 @@ from stages.lib.detector.dataset import LabelledImages
 from stages.lib.verdict.judge import Judge
 from stages.lib.verdict.load import load_judge
 from stages.lib.verdict.networks import (
+    INT8_FILE,
     ONNX_FILE,
     FakeLogit,
     Network,
     export_network,
     onnx_network,
+    quantise,
 )
 
 THREADS = 2
@@ -73,34 +74,14 @@ def networks_of(judge: Judge, inputs: torch.Tensor, folder: Path) -> dict[str, N
     """Return the same detector in each form."""
     side = judge.config.preprocessing.image_size
     export_network(judge.detector, side, folder)
-    quantise(folder / ONNX_FILE, folder / "int8.onnx", inputs[:128].numpy())
+    quantise(folder / ONNX_FILE, folder / INT8_FILE, inputs[:128], BATCH_SIZE)
     compiled: Any = torch.compile(FakeLogit(judge.detector))
     return {
-        "PyTorch, eager": judge.network,
+        "PyTorch, eager": judge.network.run,
         "PyTorch, compiled": torch.inference_mode()(lambda images: compiled(images)),
         "ONNX Runtime, fp32": onnx_network(folder / ONNX_FILE, THREADS),
-        "ONNX Runtime, int8": onnx_network(folder / "int8.onnx", THREADS),
+        "ONNX Runtime, int8": onnx_network(folder / INT8_FILE, THREADS),
     }
-
-
-def quantise(source: Path, target: Path, images: np.ndarray) -> None:
-    """Write an int8 version of an exported network, calibrated on some images."""
-    from onnxruntime import quantization
-
-    logging.getLogger().setLevel(logging.ERROR)
-
-    class Reader(quantization.CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches: Iterator[np.ndarray] = iter(np.split(images, len(images) // BATCH_SIZE))
-
-        def get_next(self) -> Any:
-            batch = next(self.batches, None)
-            return None if batch is None else {"images": batch}
-
-    quantization.quantize_static(
-        source, target, Reader(), per_channel=True, activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-    )  # fmt: skip
 
 
 def compare_networks(

@@ -1,15 +1,13 @@
 """What the training pictures of a detector were like: its config.json says so."""
 
-import pydantic
+from stages.lib.core.facts import Facts
 
 
-class TrainingPictures(pydantic.BaseModel):
+class TrainingPictures(Facts):
     """What the training pictures were like, as far as a verdict on another picture depends on it.
 
     The ranges leave out the lowest and the highest percent.
     """
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     num_images: int
     side: tuple[int, int]  # of the shorter side in pixels

@@ -14,6 +14,7 @@ from timm.data import resolve_model_data_config
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError, did_you_mean, short
+from stages.lib.core.facts import Facts
 from stages.lib.core.files import sha256_of, write_text
 from stages.lib.core.labels import CLASS_NAMES
 from stages.lib.core.training_pictures import TrainingPictures
@@ -22,10 +23,8 @@ from stages.lib.detector.preprocessing import Normalize, Preprocessing
 WEIGHTS_FILE, CONFIG_FILE = paths.WEIGHTS.name, paths.CONFIG.name
 
 
-class DetectorConfig(pydantic.BaseModel):
+class DetectorConfig(Facts):
     """config.json: what is needed besides the weights to use them."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     model: str  # timm's name
     model_args: dict[str, Any]
@@ -36,7 +35,7 @@ class DetectorConfig(pydantic.BaseModel):
     averaged_epochs: int = 1  # the weights are the mean of so many epochs, up to best_epoch
     trained_on: TrainingPictures | None = None  # known after the training
     weights_sha256: str = ""  # of weights.safetensors, set by save_detector
-    classes: list[str] = list(CLASS_NAMES)  # the score is P(classes[1])
+    classes: tuple[str, ...] = CLASS_NAMES  # the score is P(classes[1])
     config_sha256: str = ""  # of all the above, set by save_detector
 
     def digest(self) -> str:

@@ -7,22 +7,20 @@ on the device, so that only a quarter of the bytes travels there.
 from typing import Literal
 
 import numpy as np
-import pydantic
 import torch
 import torch.nn.functional as F
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.core.faces import crop_largest_face
+from stages.lib.core.facts import Facts
 from stages.lib.core.pictures import read_picture
 
 CHANNELS_WITH_RESIDUALS = 6  # RGB and three residuals
 
 
-class Preprocessing(pydantic.BaseModel):
+class Preprocessing(Facts):
     """How an image becomes a model's input; travels with the model in its config.json."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     image_size: int  # pixels, both sides
     interpolation: Literal["bilinear", "bicubic"]
@@ -61,30 +59,37 @@ def seen_part(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor
 
 
 def resize(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Resize what the model sees of a picture, uint8 (3, H, W), to its square input.
-
-    The aspect ratio of a whole picture is not kept.
-    """
+    """Resize what the model sees of a picture, uint8 (3, H, W), to its square input."""
     return to_square(seen_part(image, preprocessing), preprocessing)
 
 
-def to_square(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Resize uint8 (3, H, W) to the square input of the model, (3, S, S)."""
+def to_square(part: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Resize uint8 (3, H, W) to the square input of the model, (3, S, S).
+
+    The aspect ratio of a whole picture is not kept.
+    """
     side = preprocessing.image_size
     mode = tv.InterpolationMode(preprocessing.interpolation)
-    return tv.resize(image, [side, side], interpolation=mode, antialias=True)
+    return tv.resize(part, [side, side], interpolation=mode, antialias=True)
 
 
 def to_input(
     image: torch.Tensor, preprocessing: Preprocessing, random: np.random.Generator | None = None
 ) -> torch.Tensor:
-    """Turn a decoded image, uint8 (3, H, W), into the input of the model, uint8 (3, S, S).
+    """Turn a decoded image, uint8 (3, H, W), into the input of the model, uint8 (3, S, S)."""
+    return part_to_input(seen_part(image, preprocessing), preprocessing, random)
+
+
+def part_to_input(
+    part: torch.Tensor, preprocessing: Preprocessing, random: np.random.Generator | None = None
+) -> torch.Tensor:
+    """Turn what the model sees of a picture, uint8 (3, H, W), into its input, uint8 (3, S, S).
 
     With `reencode` every image passes through one more JPEG compression at the size that the model
     sees, which covers the traces of earlier ones. Its quality is random where `random` is given, as
     in training, else it is the middle of the range.
     """
-    return reencode(resize(image, preprocessing), preprocessing, random)
+    return reencode(to_square(part, preprocessing), preprocessing, random)
 
 
 def reencode(

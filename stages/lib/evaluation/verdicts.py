@@ -62,7 +62,8 @@ def verdict_rows(
     error is the share of wrong verdicts where every score is called at the middle threshold,
     sure_error the share of wrong ones among those that are not unsure. Each has its 95 % interval.
     """
-    judged = pd.concat([table.assign(verdict=rules.verdicts(table)), rules.reasons(table)], axis=1)
+    verdicts, reasons = rules.apply(table)
+    judged = pd.concat([table.assign(verdict=verdicts), reasons], axis=1)
     parts = [("all", judged), *slices(judged, size_bands, quality_bands)]
     return [_row(name, part, rules.thresholds.middle) for name, part in parts]
 

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.detector.pixel_operations import PixelOperation, jpeg, rescale, webp
-from stages.lib.detector.preprocessing import Preprocessing, reencode, to_square
+from stages.lib.detector.preprocessing import Preprocessing, part_to_input
 
 
 def _zoomed(images: torch.Tensor) -> torch.Tensor:
@@ -52,6 +52,4 @@ def plain_and_changed(part: torch.Tensor, preprocessing: Preprocessing) -> torch
         size = [max(1, side * LONGEST_SIDE // longest) for side in part.shape[1:]]
         source = tv.resize(part, size, antialias=True)
     changed = [change(source, level, random) for change, level in CHANGED_VIEWS.values()]
-    views = [part, *changed]
-    inputs = [reencode(to_square(view, preprocessing), preprocessing, None) for view in views]
-    return torch.stack(inputs)
+    return torch.stack([part_to_input(view, preprocessing) for view in (part, *changed)])

@@ -77,6 +77,14 @@ def middle_of(picture: np.ndarray) -> np.ndarray:
     return picture[top : top + height, left : left + width]
 
 
+def white_level(view: np.ndarray) -> float:
+    """Return the level of a view that is drawn as the brightest one.
+
+    A few bright pixels, half a percent, would hide the rest.
+    """
+    return float(np.quantile(view, 0.995)) or 1.0
+
+
 FORENSIC_VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "blend edges": blend_edges,
     "light": light,

@@ -7,7 +7,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.lib.report.forensics import FORENSIC_VIEWS, middle_of
+from stages.lib.report.forensics import FORENSIC_VIEWS, middle_of, white_level
 from stages.lib.report.html import as_png
 
 TITLE = {"fontsize": 7, "y": 1.0}
@@ -64,6 +64,6 @@ def _overlay(axes: Axes, picture: np.ndarray, heat: np.ndarray) -> None:
 
 
 def _show(axes: Axes, name: str, view: np.ndarray) -> None:
-    top = float(np.quantile(view, 0.995)) or 1.0  # a few bright pixels would hide the rest
+    top = white_level(view)
     axes.imshow(view, cmap="magma", vmin=0, vmax=top)
     axes.set_title(f"{name}\n0 to {top:.3g}", **TITLE)

@@ -5,6 +5,7 @@ from html import escape
 import numpy as np
 import torch
 
+from stages.lib.detector.preprocessing import part_to_input
 from stages.lib.report.heatmap import STRIDE, WINDOW, occlusion_map
 from stages.lib.report.html import html_image, html_page
 from stages.lib.report.sheets import HOW_TO_READ, Row, draw_sheet
@@ -54,7 +55,7 @@ def heatmap_of(judge: Judge, part: torch.Tensor) -> tuple[torch.Tensor, np.ndarr
 
     part: of an opened picture, uint8 (3, h, w).
     """
-    seen = judge.input_of(part)
+    seen = part_to_input(part, judge.config.preprocessing)
     on_device = seen.to(judge.hardware.device)
     return seen, occlusion_map(judge.detector, on_device, WINDOW, STRIDE, judge.batch_size)
 

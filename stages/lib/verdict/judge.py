@@ -15,14 +15,13 @@ from scipy.special import expit
 from stages.lib import paths
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.faces import Face, crop_face, find_faces
+from stages.lib.core.facts import Facts
 from stages.lib.core.files import sha256_of
 from stages.lib.core.pictures import UnusableImage, read_picture
 from stages.lib.detector.model import CONFIG_FILE, load_detector
-from stages.lib.detector.preprocessing import reencode, to_square
 from stages.lib.detector.runtime import Hardware
 from stages.lib.prediction.views import CHANGED_VIEWS, SCORED_VIEWS, plain_and_changed
-from stages.lib.verdict.facts import Facts
-from stages.lib.verdict.networks import network_of
+from stages.lib.verdict.networks import choose_network
 from stages.lib.verdict.rules import UNSURE, read_rules
 
 RULES_FILE = paths.VERDICT_RULES.name
@@ -95,13 +94,14 @@ class Judge:
         """
         self.detector, self.config = load_detector(folder)
         self.detector = self.detector.to(hardware.device).to(memory_format=torch.channels_last)
-        self.network, self.runtime = network_of(folder, self.detector, self.config, hardware)
+        self.network = choose_network(folder, self.detector, self.config, hardware)
         rules = rules_file(folder)
         self.rules = read_rules(rules, self.config.weights_sha256)
         self.digests = {
             "weights": self.config.weights_sha256,
             "config": sha256_of(folder / CONFIG_FILE),
             "rules": sha256_of(rules),
+            "network": self.network.sha256,
         }
         self.hardware, self.crop = hardware, crop
         self.max_pixels, self.batch_size = max_pixels, batch_size
@@ -150,11 +150,6 @@ class Judge:
         scale = opened.size[0] / pixels.shape[2]  # not 1 where a JPEG was decoded smaller
         return replace(opened, faces=[face.scaled(scale) for face in faces] or [None], parts=parts)
 
-    def input_of(self, part: torch.Tensor) -> torch.Tensor:
-        """Return the input of the detector, uint8 (3, S, S), for a part of a picture."""
-        preprocessing = self.config.preprocessing
-        return reencode(to_square(part, preprocessing), preprocessing, None)
-
     def _ready(self, content: bytes) -> tuple[Opened, list[torch.Tensor]] | UnusableImage:
         """Return an opened picture without its pixels, and its inputs; or what is wrong with it."""
         try:
@@ -192,7 +187,7 @@ class Judge:
 
     def score(self, images: torch.Tensor) -> torch.Tensor:
         """Return the mean logits of the scored views: uint8 (N, 3, S, S) to float64 (N,)."""
-        views = [self.network(SCORED_VIEWS[view](images)) for view in self.rules.views]
+        views = [self.network.run(SCORED_VIEWS[view](images)) for view in self.rules.views]
         return torch.stack(views).mean(dim=0).double()
 
     def _verdict(self, opened: Opened, logits: list[np.ndarray]) -> PictureVerdict:
@@ -209,7 +204,7 @@ class Judge:
                 "jpeg_quality": np.nan if opened.jpeg_quality is None else opened.jpeg_quality,
             }
         )
-        reasons, verdicts = self.rules.reasons(table), self.rules.verdicts(table)
+        verdicts, reasons = self.rules.apply(table)
         faces = [
             self._face_verdict(face, logits[row], verdicts[row], reasons.loc[row])
             for row, face in enumerate(opened.faces)

@@ -1,25 +1,29 @@
 """The network of a detector as a function, in PyTorch or in ONNX Runtime, and its export.
 
+An int8 network rounds weights and activations to 256 levels, which is faster and changes scores.
+
 Both take uint8 (N, 3, S, S), RGB, with the normalisation inside, and return log(P(fake) / P(real)),
 float32 (N,).
 """
 
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import torch
 
 from stages.lib.core.errors import UserError
+from stages.lib.core.facts import Facts
 from stages.lib.core.files import sha256_of
 from stages.lib.detector.model import Detector, DetectorConfig, fake_logit
 from stages.lib.detector.runtime import Hardware
-from stages.lib.verdict.facts import Facts
 
-ONNX_FILE, TORCH_FILE = "detector.onnx", "detector.pt2"
+ONNX_FILE, TORCH_FILE, INT8_FILE = "detector.onnx", "detector.pt2", "detector.int8.onnx"
 EXPORT_FILE = "export.json"  # their digests, and how well they agree with the detector
-TOLERANCE = 1e-3  # of an exported network's logits
 Network = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -54,19 +58,35 @@ class Export(Facts):
     sha256: dict[str, str]  # of the exported networks
     largest_difference_of_logits: dict[str, float]
     num_images: int  # on which they were compared
+    auc: dict[str, float]  # on those images
+    changed_verdicts: dict[str, float]  # share of them whose score gives another verdict
 
 
-def network_of(
+@dataclass(frozen=True)
+class ChosenNetwork:
+    """The network that a judge runs."""
+
+    run: Network
+    runtime: str  # torch or onnxruntime
+    sha256: str  # of its file
+    quantised: bool  # to int8
+
+
+def choose_network(
     folder: Path, detector: Detector, config: DetectorConfig, hardware: Hardware
-) -> tuple[Network, str]:
-    """Return the fastest network in a folder, and the name of what runs it.
+) -> ChosenNetwork:
+    """Return the fastest network in a folder.
 
-    That is the ONNX file of an exported detector on the CPU. Raises UserError where it is damaged,
-    or not that of the detector.
+    That is the ONNX file of an exported detector on the CPU, and the one in int8 where there is
+    one. Raises UserError where it is damaged, or not that of the detector.
     """
-    file, facts = folder / ONNX_FILE, folder / EXPORT_FILE
+    file, facts = folder / INT8_FILE, folder / EXPORT_FILE
+    if not file.is_file():
+        file = folder / ONNX_FILE
     if hardware.device.type != "cpu" or not file.is_file():
-        return torch_network(detector, hardware), "torch"
+        run = torch_network(detector, hardware)
+        return ChosenNetwork(run, "torch", config.weights_sha256, quantised=False)
+    digest = sha256_of(file)
     try:
         known = Export.model_validate_json(facts.read_bytes())
     except (OSError, pydantic.ValidationError):
@@ -74,12 +94,13 @@ def network_of(
     belongs = known and (known.weights_sha256, known.config_sha256) == (
         config.weights_sha256, config.config_sha256,
     )  # fmt: skip
-    if not known or not belongs or known.sha256.get(ONNX_FILE) != sha256_of(file):
+    if not known or not belongs or known.sha256.get(file.name) != digest:
         raise UserError(
             f"{file}: damaged, or not of the detector beside it, as {EXPORT_FILE} says; export it "
             "again with `python -m stages.tools.export`"
         )
-    return onnx_network(file, torch.get_num_threads()), "onnxruntime"
+    run = onnx_network(file, torch.get_num_threads())
+    return ChosenNetwork(run, "onnxruntime", digest, quantised=file.name == INT8_FILE)
 
 
 def onnx_network(file: Path, num_threads: int) -> Network:
@@ -108,3 +129,28 @@ def export_network(detector: Detector, side: int, folder: Path) -> None:
             program, f=folder / ONNX_FILE, input_names=["images"], output_names=["logit"],
             dynamo=True, external_data=False, verbose=False,
         )  # fmt: skip
+
+
+def quantise(source: Path, target: Path, images: torch.Tensor, batch_size: int) -> None:
+    """Write an int8 version of an ONNX network, with ranges as they are on some images.
+
+    images: uint8 (N, 3, S, S). Weights are rounded channel by channel, activations to unsigned
+    numbers (static quantisation of ONNX Runtime).
+    """
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches: Iterator[torch.Tensor] = iter(images.split(batch_size))
+
+        def get_next(self) -> Any:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    logging.getLogger().setLevel(logging.ERROR)  # it advises to do what is done here
+    quant_pre_process(source, target)
+    quantization.quantize_static(
+        target, target, Reader(), per_channel=True, activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+    )  # fmt: skip

@@ -16,8 +16,8 @@ from PIL import Image
 from PIL.ExifTags import IFD, Base
 
 from stages.lib.core.errors import short
+from stages.lib.core.facts import Facts
 from stages.lib.core.pictures import FORMATS
-from stages.lib.verdict.facts import Facts
 
 SOURCE_TYPE = re.compile(r"cv\.iptc\.org/newscodes/digitalsourcetype/(\w+)", re.IGNORECASE)
 XMP_NAMES = ("xmp", "XML:com.adobe.xmp")

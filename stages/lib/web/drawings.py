@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from stages.lib.report.forensics import FORENSIC_VIEWS, middle_of
+from stages.lib.core.facts import Facts
+from stages.lib.report.forensics import FORENSIC_VIEWS, middle_of, white_level
 from stages.lib.verdict.explanation import NOT_TOLD, heatmap_of, verdict_in_words
-from stages.lib.verdict.facts import Facts
 from stages.lib.verdict.judge import Judge
 from stages.lib.verdict.record import Record
 
@@ -56,9 +56,9 @@ def explain(judge: Judge, record: Record, content: bytes) -> Explanation:
 
 
 def _brightness(view: np.ndarray) -> np.ndarray:
-    """Return a forensic view, float (H, W), as colours; its brightest half percent is white."""
-    top = float(np.quantile(view, 0.995)) or 1.0
-    return np.round(255 * colormaps["magma"](np.clip(view / top, 0, 1))[..., :3]).astype(np.uint8)
+    """Return a forensic view, float (H, W), as colours."""
+    shares = np.clip(view / white_level(view), 0, 1)
+    return np.round(255 * colormaps["magma"](shares)[..., :3]).astype(np.uint8)
 
 
 def _url(pixels: np.ndarray) -> str:

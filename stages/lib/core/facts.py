@@ -1,4 +1,4 @@
-"""The base of everything that is written down about a judged picture."""
+"""The base of everything that is written down as JSON about pictures and detectors."""
 
 import pydantic
 
