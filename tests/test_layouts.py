@@ -215,6 +215,9 @@ def test_faceforensics_has_the_splits_and_pairs_of_its_authors(
     )  # fmt: skip
     unsplit = find(root)
     assert list(unsplit) == ["train"] and len(unsplit["train"].rows) == 7
+    groups = rows(unsplit["train"], "given_group")
+    assert groups["original_sequences/youtube/c23/videos/097.mp4"] == ("033_097",)
+    assert groups["original_sequences/actors/c23/videos/01__talk.mp4"] == ("01__talk",)
     (tmp_path / "splits").mkdir()
     (tmp_path / "splits/train.json").write_text('[["097", "033"]]')
     (tmp_path / "splits/test.json").write_text('[["101", "102"]]')
@@ -239,10 +242,14 @@ def test_faceforensics_has_the_splits_and_pairs_of_its_authors(
     (tmp_path / "splits/val.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match="val.json: not a list of pairs"):
         find(root)
-    touch(root, "manipulated_sequences/New/c0/videos/a.mp4", "manipulated_sequences/New/c40/")
     (tmp_path / "splits/val.json").unlink()
-    with pytest.raises(UserError, match="New: has c0, c40; give it one compression, such as c23"):
-        find(root)
+    touch(root, "manipulated_sequences/New/c40/videos/033_097.mp4")
+    find(root)
+    assert "left out New, without c23" in capsys.readouterr().out
+    other = touch(tmp_path / "other", "original_sequences/youtube/raw/videos/033.mp4",
+                  "manipulated_sequences/New/c40/videos/033_097.mp4")  # fmt: skip
+    with pytest.raises(UserError, match="has the compressions c40, raw; leave one, such as c23"):
+        find(other)
 
 
 def test_celeb_df_has_its_list_in_which_1_means_real(tmp_path: Path) -> None:

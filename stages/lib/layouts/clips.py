@@ -1,6 +1,8 @@
 """Videos as public data sets hold them: a file each, or a folder of frames that were cut out."""
 
+import re
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +27,16 @@ def find_clips(root: Path, folder: str) -> dict[str, list[Row]]:
         elif not is_video(file) and inside[:1] == ["frames"] and len(inside) == 2:
             frames[inside[1]].append({"img_name": name, "video": f"{folder}/frames/{inside[1]}"})
     return videos | frames
+
+
+def pairs_in(clips: Iterable[str]) -> dict[str, str]:
+    """Return the pair of each clip of FaceForensics++, such as 033_097 for 033 and 097_033."""
+    pairs = {}
+    for clip in clips:
+        if re.fullmatch(r"\d+_\d+", clip):
+            numbers = sorted(clip.split("_"))
+            pairs |= dict.fromkeys([clip, *numbers], "_".join(numbers))
+    return pairs
 
 
 @cache

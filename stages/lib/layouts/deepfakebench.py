@@ -16,7 +16,7 @@ from typing import Any
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
-from stages.lib.layouts.clips import Row
+from stages.lib.layouts.clips import Row, pairs_in
 from stages.lib.layouts.image_set import SET_NAMES, ImageSet, table_of
 from stages.lib.layouts.words import SET_WORDS
 
@@ -36,7 +36,10 @@ def deepfakebench_sets(root: Path) -> dict[str, ImageSet]:
     if not file:
         raise UserError(f"{root}: has no list of DeepfakeBench, or several; leave one in it")
     found = json.loads(file.read_bytes())
-    pairs = _pairs(found)
+    pairs = pairs_in(
+        clip for labels in found.values() for splits in labels.values()
+        for part in splits.values() for clip, _ in _clips(part)
+    )  # fmt: skip
     rows: dict[str, list[Row]] = {name: [] for name in SET_NAMES}
     for data_set, labels in found.items():
         for label, splits in labels.items():
@@ -63,18 +66,6 @@ def _clips(found: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
         found = found[PREFERRED]
     for clip, facts in found.items():
         yield clip, [str(frame) for frame in facts.get("frames", [])]
-
-
-def _pairs(found: dict[str, Any]) -> dict[str, str]:
-    """Return the pair of each clip of FaceForensics++, such as 033_097 for 033, 097 and 097_033."""
-    clips = [clip for labels in found.values() for splits in labels.values()
-             for part in splits.values() for clip, _ in _clips(part)]  # fmt: skip
-    pairs = {}
-    for clip in clips:
-        if re.fullmatch(r"\d+_\d+", clip):
-            numbers = sorted(clip.split("_"))
-            pairs |= dict.fromkeys([clip, *numbers], "_".join(numbers))
-    return pairs
 
 
 def _person(clip: str) -> str:

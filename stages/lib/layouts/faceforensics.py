@@ -6,7 +6,8 @@
 
 `frames/033/*.png` may stand beside or in place of `videos`. The lists are those of the authors:
 pairs of numbers. Both videos of a pair and all fakes made from them are one group. Without lists
-all clips are of the training set. Of several compressions c23 counts.
+all clips are of the training set, and the names of fakes tell the pairs. Of several compressions
+c23 counts.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
-from stages.lib.layouts.clips import Row, find_clips
+from stages.lib.layouts.clips import Row, find_clips, pairs_in
 from stages.lib.layouts.image_set import SET_NAMES, ImageSet, table_of
 
 ORIGINAL, MANIPULATED = "original_sequences", "manipulated_sequences"
@@ -29,35 +30,46 @@ def is_faceforensics(root: Path) -> bool:
 def faceforensics_sets(root: Path) -> dict[str, ImageSet]:
     """Return the sets under root; raises UserError for a list that is none of the authors'."""
     pairs = _pairs(root)
+    methods = [path for kind in (ORIGINAL, MANIPULATED)
+               for path in sorted((root / kind).iterdir()) if path.is_dir()]  # fmt: skip
+    compression = _compression(root, methods)
+    clips = [
+        (method, clip, found) for method in methods for clip, found in
+        find_clips(root, f"{method.parent.name}/{method.name}/{compression}").items()
+    ]  # fmt: skip
+    by_name = pairs_in(clip for _, clip, _ in clips)
     rows: dict[str, list[Row]] = {name: [] for name in SET_NAMES}
     left_out = 0
-    for kind, target in ((ORIGINAL, REAL), (MANIPULATED, FAKE)):
-        for method in sorted(path for path in (root / kind).iterdir() if path.is_dir()):
-            folder = f"{kind}/{method.name}/{_compression(method)}"
-            column = "family" if target == FAKE else "source"
-            for clip, found in find_clips(root, folder).items():
-                set_name, group = pairs.get(clip.split("_")[0], ("train", clip.split("_")[0]))
-                if pairs and clip.split("_")[0] not in pairs:
-                    left_out += len(found)
-                    continue
-                more = {"target": target, column: method.name, "given_group": group}
-                rows[set_name] += [row | more for row in found]
+    for method, clip, found in clips:
+        number = clip.split("_")[0]
+        if pairs and number not in pairs:
+            left_out += len(found)
+            continue
+        set_name, group = pairs.get(number, ("train", by_name.get(clip, clip)))
+        is_fake = method.parent.name == MANIPULATED
+        more = {"target": FAKE if is_fake else REAL, "given_group": group,
+                "family" if is_fake else "source": method.name}  # fmt: skip
+        rows[set_name] += [row | more for row in found]
     if left_out:
         print(f"{root}: left out {left_out} files that no list of the authors names", flush=True)
     return {name: ImageSet(name, root, table_of(found)) for name, found in rows.items() if found}
 
 
-def _compression(method: Path) -> str:
-    """Return the name of the compression folder that counts."""
-    found = sorted(path.name for path in method.iterdir() if path.is_dir())
-    if PREFERRED in found:
-        return PREFERRED
-    if len(found) != 1:
+def _compression(root: Path, methods: list[Path]) -> str:
+    """Return the compression that counts, the same for all methods; says which methods lack it."""
+    found = {method: {path.name for path in method.iterdir() if path.is_dir()}
+             for method in methods}  # fmt: skip
+    names = set().union(*found.values())
+    if PREFERRED not in names and len(names) != 1:
         raise UserError(
-            f"{method}: has {short(', '.join(found)) or 'nothing'}; give it one compression, such "
-            f"as {PREFERRED}"
+            f"{root}: has the compressions {short(', '.join(sorted(names))) or 'none'}; leave one, "
+            f"such as {PREFERRED}: else compression tells real from fake"
         )
-    return found[0]
+    compression = PREFERRED if PREFERRED in names else names.pop()
+    lacking = [method.name for method, own in found.items() if compression not in own]
+    if lacking:
+        print(f"{root}: left out {', '.join(lacking)}, without {compression}", flush=True)
+    return compression
 
 
 def _pairs(root: Path) -> dict[str, tuple[str, str]]:
