@@ -1,4 +1,4 @@
-"""Prepare the labels: decide on bad images, group near-duplicates, split, audit.
+"""Prepare the labels: decide on bad images, group those that belong together, split, audit.
 
 params.yaml: data, prepare; data/packed/**/facts.parquet
   ->  data/labels/{train,val,calibration,test,held_out,evaluation}.csv, metrics/data.json
@@ -6,7 +6,8 @@ Run: python -m stages.prepare
 
 A label file has one row per image; its columns are LABEL_TYPES in stages/lib/core/labels.py. The
 calibration split is a part of the validation set. Without a validation set, both are parts of the
-training set. No split divides a group of near-duplicates. Fakes of prepare.hold_out_families leave
+training set. A group has near-duplicates, and images that the data set itself groups (one person,
+one video, one source picture); no split divides it. Fakes of prepare.hold_out_families leave
 train, val and calibration; held_out.csv has those of val. evaluation.csv has all sets of
 data.evaluation_sets; one more set changes no other file.
 """
@@ -20,7 +21,7 @@ from pydantic import Field
 from sklearn.model_selection import GroupShuffleSplit
 
 from stages.lib import paths
-from stages.lib.audit.near_duplicates import duplicates_report, near_duplicate_groups
+from stages.lib.audit.near_duplicates import duplicates_report, join_groups, near_duplicate_groups
 from stages.lib.audit.shortcuts import audit_split
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import fresh_folder, write_json
@@ -29,8 +30,8 @@ from stages.lib.core.packed_images import read_facts
 from stages.lib.core.params import Seed, StageParams, load_params
 from stages.lib.core.running import run_stage
 from stages.lib.core.tables import write_table
-from stages.lib.data.layout import SET_NAMES
 from stages.lib.data.params import DataParams
+from stages.lib.layouts.image_set import SET_NAMES
 
 NUM_DRAWS = 100  # of a split that leaves both classes in both parts
 
@@ -58,7 +59,8 @@ def main() -> None:
     bad = facts[is_bad]
     _decide_on_bad_images(bad, params.bad_images)
     good, more = facts[~is_bad & is_own].copy(), facts[~is_bad & ~is_own].copy()
-    good["group"] = near_duplicate_groups(_hashes(good), params.near_duplicate_bits)
+    near = near_duplicate_groups(_hashes(good), params.near_duplicate_bits)
+    good["group"] = join_groups(near, _given(good))
     more["group"] = _groups_of_more(good, more, params.near_duplicate_bits)
     splits = split(good, params)
     splits, held_out = hold_out(splits, params.hold_out_families)
@@ -94,6 +96,16 @@ def _hashes(facts: pd.DataFrame) -> np.ndarray:
     return facts["phash"].to_numpy(dtype=np.uint64)
 
 
+def _given(facts: pd.DataFrame) -> pd.Series:
+    """Return the group that a data set gives each image, or its video; missing where there is none.
+
+    Other data sets may have the same names, so these begin with the set.
+    """
+    data_set = facts["set"].where(~facts["set"].isin(SET_NAMES), "own")
+    names = facts["given_group"].fillna(facts["video"])
+    return data_set.str.cat(names, sep="/")
+
+
 def _labels_of(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the columns of a label file, in types that do not depend on the values."""
     return rows[list(LABEL_TYPES)].astype(LABEL_TYPES)
@@ -107,7 +119,8 @@ def _groups_of_more(good: pd.DataFrame, more: pd.DataFrame, max_bits: int) -> np
     if more.empty:
         return np.empty(0, dtype=int)
     hashes = np.concatenate([_hashes(good), _hashes(more)])
-    together = near_duplicate_groups(hashes, max_bits)
+    names = pd.concat([_given(good), _given(more)], ignore_index=True)
+    together = join_groups(near_duplicate_groups(hashes, max_bits), names)
     of_good, of_more = together[: len(good)], together[len(good) :]
     known = good.groupby(of_good)["group"].first()
     new = pd.Series(of_more).where(~np.isin(of_more, known.index))

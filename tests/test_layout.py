@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.lib.core.errors import UserError
-from stages.lib.data.layout import ImageSet, file_of, find_sets, read_list
+from stages.lib.layouts.competition import competition_sets, read_list
+from stages.lib.layouts.image_set import file_of
 from tests.conftest import EXAMPLES
+
+LIST = "img_name,target\na.jpg,1\n"
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -25,7 +28,7 @@ def touch(root: Path, *names: str) -> Path:
 def read(folder: Path, text: str | bytes, name: str = "train") -> list[tuple]:
     path = folder / "labels.txt"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    table = read_list(ImageSet(name, folder, path))
+    table = read_list(path, name)[["img_name", "target", "family", "source"]]
     plain = table.astype(object).where(table.notna(), None)
     return list(plain.itertuples(index=False, name=None))
 
@@ -34,22 +37,24 @@ def read(folder: Path, text: str | bytes, name: str = "train") -> list[tuple]:
 @pytest.mark.parametrize("phase", ["", "phase1/"])
 def test_every_spelling_is_found(tmp_path: Path, spelling: str, phase: str) -> None:
     root = touch(tmp_path, f"{phase}trainset/", f"{phase}{spelling}")
-    sets = find_sets(root)
-    assert list(sets) == ["train"]
-    assert sets["train"].list_file == root / phase / spelling
+    (root / phase / spelling).write_text("img_name,target\na.jpg,1\n")
+    (found,) = competition_sets(root).values()
+    assert (found.name, found.folder) == ("train", root / phase / "trainset")
+    assert found.rows["img_name"].tolist() == ["a.jpg"]
 
 
 def test_all_three_sets_are_found(tmp_path: Path) -> None:
     root = touch(tmp_path, "phase1/trainset/", "phase1/trainset_label.txt", "phase1/valset/",
                  "phase1/val_label.txt", "phase2/testset1_seen/",
                  "phase2/testset1_seen_nolabel.txt")  # fmt: skip
-    assert list(find_sets(root)) == ["train", "val", "test"]
+    for file in root.rglob("*.txt"):
+        file.write_text("img_name\na.jpg\n" if "nolabel" in file.name else LIST)
+    assert list(competition_sets(root)) == ["train", "val", "test"]
 
 
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ([], "train set has no list; expected one of trainset, "),
         (["trainset/"], "train set has no list; expected one of trainset_label.txt"),
         (["train_label.txt"], "train set has no image folder; expected one of trainset"),
         (["trainset/", "train_label.txt", "valset/"], "val set has no list"),
@@ -58,13 +63,11 @@ def test_all_three_sets_are_found(tmp_path: Path) -> None:
     ],
 )
 def test_an_incomplete_data_set_is_named(tmp_path: Path, names: list[str], words: str) -> None:
+    root = touch(tmp_path, *names)
+    for file in root.rglob("*.txt"):
+        file.write_text(LIST)
     with pytest.raises(UserError, match=words):
-        find_sets(touch(tmp_path, *names))
-
-
-def test_a_missing_root_is_named() -> None:
-    with pytest.raises(UserError, match="data.root = 'nowhere' is not a folder"):
-        find_sets(Path("nowhere"))
+        competition_sets(root)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +89,9 @@ def test_family_and_source_are_optional_in_any_order(tmp_path: Path) -> None:
     assert read(tmp_path, text) == [("a.jpg", 1, "swap", None), ("b.jpg", 0, None, None)]
     text = "img_name,target,source,family\na.jpg,1,web,swap\nb.jpg,0,film,\n"
     assert read(tmp_path, text) == [("a.jpg", 1, "swap", "web"), ("b.jpg", 0, None, "film")]
+    (tmp_path / "labels.txt").write_text("img_name,target,group\na.jpg,1,anna\nb.jpg,0,\n")
+    groups = read_list(tmp_path / "labels.txt", "train")["given_group"]
+    assert groups.fillna("none").tolist() == ["anna", "none"]
 
 
 def test_only_the_test_list_may_lack_labels(tmp_path: Path) -> None:

@@ -56,11 +56,16 @@ def write_train(workspace: Path, contents: Mapping[str, bytes | None]) -> None:
 def test_bytes_come_back_unchanged_and_in_order_from_many_files(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "ROWS_PER_BATCH", 7)
+    monkeypatch.setattr(packing, "IMAGES_PER_BATCH", 7)
     contents = {f"{i}.jpg": encoded(i) for i in range(50)}
     write_train(workspace, contents)
     params = PackParams.model_construct(
-        shard_mb=0.02, max_megapixels=1.0, links="refuse", find_faces=True, num_threads=3
+        shard_mb=0.02,
+        max_megapixels=1.0,
+        outside="refuse",
+        frames_per_video=8,
+        find_faces=True,
+        num_threads=3,
     )
     monkeypatch.setattr(pack, "load_params", lambda section, model: (
         load_params(section, model) if section == "data" else params))  # fmt: skip
@@ -140,7 +145,8 @@ def test_a_further_set_is_packed_beside_the_others(workspace: Path) -> None:
     folder = workspace / "celebrities/phase1/valset"
     folder.mkdir(parents=True)
     (folder / "x.jpg").write_bytes(content)
-    text = "img_name,target,source\nx.jpg,0,museum\n"
+    (folder / "y.jpg").write_bytes(encoded(8))
+    text = "img_name,target,source\nx.jpg,0,museum\ny.jpg,1,\n"
     folder.with_name("valset_label.txt").write_text(text)
     set_params(workspace, {"data.evaluation_sets": {"celeb": "celebrities", "gone": "nowhere"}})
     pack.main(["celeb"])
@@ -148,7 +154,7 @@ def test_a_further_set_is_packed_beside_the_others(workspace: Path) -> None:
     pack.main()
     packed = workspace / "data/packed/sets/celeb"
     assert bytes(PackedImages(packed)[0]) == content
-    assert read_facts(packed)["source"].tolist() == ["museum"]
+    assert read_facts(packed)["source"].fillna("").tolist() == ["museum", ""]
     for name, words in (
         ("other", r"a name of data.evaluation_sets \(celeb, gone\), not 'other'"),
         ("gone", "data.evaluation_sets.gone = 'nowhere' is not a folder"),
@@ -192,15 +198,15 @@ def packed_files() -> dict[str, bytes]:
 def count_reads(monkeypatch: pytest.MonkeyPatch, limit: int = 10**9) -> list[str]:
     """Return the list that fills with the names of the files that are read; stop at the limit."""
     names: list[str] = []
-    real_read = packing.read_image
+    real_read = packing.read_file
 
-    def read(folder: Path, row: dict, params: PackParams) -> shards.Packed:
+    def read(folder: Path, row: dict, params: PackParams) -> list[shards.Packed]:
         if len(names) == limit:
             raise KeyboardInterrupt
         names.append(row["img_name"])
         return real_read(folder, row, params)
 
-    monkeypatch.setattr(packing, "read_image", read)
+    monkeypatch.setattr(packing, "read_file", read)
     return names
 
 
@@ -232,7 +238,7 @@ def test_packing_again_reads_only_what_is_new_or_changed(
 def test_interrupted_packing_goes_on_where_it_stopped(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "ROWS_PER_BATCH", 5)
+    monkeypatch.setattr(packing, "IMAGES_PER_BATCH", 5)
     monkeypatch.setattr(shards.ShardWriter, "write", small_shards(shards.ShardWriter.write))
     write_train(workspace, {f"{i:03d}.jpg": encoded(i) for i in range(60)})
     with monkeypatch.context() as patch:
@@ -295,23 +301,23 @@ def test_packing_goes_on_after_a_delivery_that_was_interrupted(
     assert not other.exists()
 
 
-@pytest.mark.parametrize("links", ["refuse", "follow"])
-def test_a_link_that_leaves_its_folder_is_a_bad_image_unless_links_are_followed(
-    workspace: Path, links: str
+@pytest.mark.parametrize("outside", ["refuse", "allow"])
+def test_a_link_that_leaves_its_folder_is_a_bad_image_unless_that_is_allowed(
+    workspace: Path, outside: str
 ) -> None:
     write_train(workspace, {f"{i}.jpg": encoded(i) for i in range(4)})
     folder = workspace / TRAIN
-    outside = workspace / "outside.jpg"
-    outside.write_bytes(encoded(9))
-    for name, target in (("1.jpg", outside), ("2.jpg", folder / "3.jpg"), ("0.jpg", "0.jpg")):
+    elsewhere = workspace / "outside.jpg"
+    elsewhere.write_bytes(encoded(9))
+    for name, target in (("1.jpg", elsewhere), ("2.jpg", folder / "3.jpg"), ("0.jpg", "0.jpg")):
         (folder / name).unlink()
         (folder / name).symlink_to(target)
-    set_params(workspace, {"pack.links": links})
+    set_params(workspace, {"pack.outside": outside})
     pack.main()
     errors = read_facts(workspace / "data/packed/train")["error"].tolist()
     assert "unreadable" in errors[0]  # a circle
     assert pd.isna(errors[2]) and pd.isna(errors[3])
-    if links == "refuse":
-        assert errors[1] == "a link that leaves its folder (see pack.links)"
+    if outside == "refuse":
+        assert errors[1] == "outside of the data set's folder (see pack.outside)"
     else:
         assert pd.isna(errors[1])

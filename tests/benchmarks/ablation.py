@@ -104,7 +104,7 @@ def main() -> None:
                     "data.root": str(roots[trained_on]),
                     "data.evaluation_sets": {name: str(path) for name, path in sets.items()},
                     "train.weights": str(options.weights.resolve()),
-                    "pack.links": "follow",
+                    "pack.outside": "allow",
                     "train.seed": seed,
                     "train.decoded_gb": 4.0,
                 }

@@ -12,8 +12,8 @@ import torchvision.transforms as T
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from stages.lib.data.layout import ImageSet
 from stages.lib.data.packing import PackParams, pack_images
+from stages.lib.layouts.image_set import ROW_TYPES, ImageSet
 
 IMAGE_SIZE = 256
 BATCH_SIZE = 256 if torch.cuda.is_available() else 40
@@ -31,25 +31,31 @@ def draw_photographs(folder: Path, count: int, side: int = 512) -> pd.DataFrame:
         pixels = np.asarray(image, dtype=float) + random.normal(0, 5, (side, side, 1))
         names.append(f"{index:032x}.jpg")
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / names[-1], quality=85)
-    rows = {"img_name": names, "target": np.arange(count) % 2, "family": None}
-    return pd.DataFrame(rows)
+    rows = {"img_name": names, "target": np.arange(count) % 2}
+    return pd.DataFrame(rows, columns=list(ROW_TYPES)).astype(ROW_TYPES)
 
 
 def pack(folder: Path, table: pd.DataFrame) -> pd.DataFrame:
     """Pack folder/photographs into folder/packed/train, for ours; returns their labels."""
-    return pack_set(folder, ImageSet("train", folder / "photographs", folder), table)
+    return pack_set(folder, ImageSet("train", folder / "photographs", table))
 
 
-def pack_set(folder: Path, image_set: ImageSet, table: pd.DataFrame) -> pd.DataFrame:
-    """Pack the listed images of a set into folder/packed/NAME; returns their labels."""
+def pack_set(folder: Path, image_set: ImageSet) -> pd.DataFrame:
+    """Pack the images of a set into folder/packed/NAME; returns their labels."""
     os.environ["DVC_ROOT"] = str(folder)  # where packing remembers what it has read
     packed = folder / "packed" / image_set.name
     packed.mkdir(parents=True)
     params = PackParams(
-        shard_mb=512, max_megapixels=100.0, links="follow", find_faces=False, num_threads=2
+        shard_mb=512,
+        max_megapixels=100.0,
+        outside="allow",
+        frames_per_video=1,
+        find_faces=False,
+        num_threads=2,
     )
-    pack_images(image_set, table, packed, params)
-    return table.assign(row=np.arange(len(table)), set=image_set.name)
+    pack_images(image_set, packed, params)
+    rows = image_set.rows
+    return rows.assign(row=np.arange(len(rows)), set=image_set.name)
 
 
 class FileImages(Dataset):

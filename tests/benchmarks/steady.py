@@ -18,8 +18,8 @@ import psutil
 from mlflow.pyfunc import PythonModelContext
 
 from stages.lib.core.params import load_params
-from stages.lib.data.layout import find_sets
 from stages.lib.detector.model import save_detector
+from stages.lib.layouts.competition import competition_sets
 from stages.lib.serving.served_model import ServedDetector
 from stages.lib.training.loop import validate, validation_loader
 from stages.lib.training.params import TrainParams
@@ -53,7 +53,7 @@ def main() -> None:
 
 def train(params: TrainParams, root: Path, folder: Path) -> pd.DataFrame:
     """Train, write the detector into folder; return what was used after each epoch."""
-    loop, val, config = packed_loop(params, find_sets(root), folder)
+    loop, val, config = packed_loop(params, competition_sets(root), folder)
     loader = validation_loader(val, params, loop.hardware)
     rows = []
     for epoch in range(params.epochs):

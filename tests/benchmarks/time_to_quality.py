@@ -34,7 +34,8 @@ from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 
 from stages.lib.core.params import load_params
-from stages.lib.data.layout import ImageSet, find_sets, read_list
+from stages.lib.layouts.competition import competition_sets
+from stages.lib.layouts.image_set import ImageSet
 from stages.lib.training.decode_cache import decode_ahead
 from stages.lib.training.loop import validate, validation_loader
 from stages.lib.training.params import TrainParams
@@ -100,7 +101,7 @@ def measure(recipe: str, options: argparse.Namespace, seed: int) -> dict[str, ob
     """Train until the AUC is reached or the time is up."""
     race = Race(options.auc, 60 * options.minutes)
     sets = {"train": options.lfw, "val": FOLDER / "jpeg90"}
-    images = {name: find_sets(root, required=name)[name] for name, root in sets.items()}
+    images = {name: competition_sets(root)[name] for name, root in sets.items()}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DVC_ROOT"] = folder  # an empty cache of decoded images
         changes = {"train.weights": str(options.weights), "train.seed": seed}
@@ -139,7 +140,7 @@ def of_notebooks(params: TrainParams, sets: dict[str, ImageSet], folder: Path, r
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaders = {}
     for name, image_set in sets.items():
-        images = FileImages(image_set.folder, read_list(image_set))
+        images = FileImages(image_set.folder, image_set.rows)
         if name == "val":
             del images.transform.transforms[1:3]  # the flips
         loaders[name] = DataLoader(images, BATCH_SIZE, shuffle=name == "train", num_workers=2)

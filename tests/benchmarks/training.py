@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 
 from stages.lib.core.params import load_params
-from stages.lib.data.layout import ImageSet, read_list
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.model import (
     Detector,
@@ -26,6 +25,7 @@ from stages.lib.detector.model import (
     resolve_preprocessing,
 )
 from stages.lib.detector.runtime import set_up_hardware
+from stages.lib.layouts.image_set import ImageSet
 from stages.lib.training.decode_cache import decode_ahead
 from stages.lib.training.images import TrainingImages
 from stages.lib.training.loop import TrainingLoop
@@ -60,7 +60,7 @@ def packed_loop(
     params: TrainParams, sets: dict[str, ImageSet], folder: Path
 ) -> tuple[TrainingLoop, LabelledImages, DetectorConfig]:
     """Pack the sets train and val into folder; return stages.train's loop, the images of val."""
-    labels = {name: pack_set(folder, one, read_list(one)) for name, one in sets.items()}
+    labels = {name: pack_set(folder, one) for name, one in sets.items()}
     hardware = set_up_hardware(params.device, params.precision, params.num_threads)
     detector, config = make_detector(params, hardware)
     images = TrainingImages(

@@ -27,6 +27,21 @@ def near_duplicate_groups(hashes: np.ndarray, max_bits: int) -> np.ndarray:
     return pd.factorize(component)[0]
 
 
+def join_groups(groups: np.ndarray, names: pd.Series) -> np.ndarray:
+    """Join groups of near-duplicates whose images share a name: a person, a video, a source.
+
+    groups: int (N,). names: of N images, missing where not known. Returns int (N,), numbered in the
+    order of their first image.
+    """
+    codes = pd.factorize(names)[0]
+    is_named = codes >= 0
+    count = int(groups.max(initial=-1)) + 1
+    edges = groups[is_named], count + codes[is_named]
+    nodes = count + int(codes.max(initial=-1)) + 1
+    graph = coo_matrix((np.ones(is_named.sum(), dtype=bool), edges), shape=(nodes, nodes))
+    return pd.factorize(connected_components(graph, directed=False)[1][groups])[0]
+
+
 def _bands(count: int) -> list[tuple[int, int]]:
     """Cut the hash into `count` bands: (first bit, number of bits)."""
     cuts = np.linspace(0, HASH_BITS, count + 1).astype(int)

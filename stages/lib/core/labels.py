@@ -20,7 +20,8 @@ LABEL_TYPES = {
     "face": "Float64",  # size of the largest face in pixels, 0: no face, empty: not looked for
     "set": "str",  # the image is row `row` of data/packed/`set`
     "row": "int64",
-    "group": "int64",  # near-duplicates share one
+    "group": "int64",  # near-duplicates share one, and images of one person, video or source
+    "video": "str",  # frames of one video share it, empty: a single picture
 }
 
 

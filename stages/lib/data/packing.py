@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,33 @@ from stages.lib.core.pictures import UnusableImage
 from stages.lib.core.progress import progress_bar
 from stages.lib.data.image_facts import FACTS_SCHEMA, image_facts
 from stages.lib.data.known_images import KnownImages
-from stages.lib.data.layout import ImageSet, file_of
 from stages.lib.data.params import PackParams
 from stages.lib.data.shards import Packed, ShardWriter
+from stages.lib.layouts.clips import spread
+from stages.lib.layouts.image_set import ImageSet, file_of, is_video
 
-ROWS_PER_BATCH = 256
+IMAGES_PER_BATCH = 256
 
 
-def pack_images(image_set: ImageSet, rows: pd.DataFrame, folder: Path, params: PackParams) -> None:
-    """Write the images and facts of one set into folder; rows: what read_list returns.
+def pack_images(image_set: ImageSet, folder: Path, params: PackParams) -> None:
+    """Write the images and facts of one set into folder, of videos the frames.
 
     Images that an earlier or interrupted run packed are used again. The result has the same bytes.
     """
+    rows = choose_frames(image_set.rows, params.frames_per_video)
+    num_images, num_known = 0, 0
     with KnownImages(image_set.folder, params) as known:
         shards = ShardWriter(known.new, params.shard_mb * 2**20)
         with progress_bar(f"pack {image_set.name}", len(rows)) as bar:
-            num_known = 0
-            for batch, count in _read_in_batches(image_set.folder, rows, known, params):
+            for batch, num_rows, count in _read_in_batches(image_set.folder, rows, known, params):
                 shards.write(batch)
+                num_images += len(batch)
                 num_known += count
-                bar.update(len(batch))
+                bar.update(num_rows)
         shards.close()
         known.deliver(folder)
     earlier = f", {num_known} of them by an earlier run" if num_known else ""
-    print(f"packed {len(rows)} images of {image_set.folder}{earlier}", flush=True)
+    print(f"packed {num_images} images of {image_set.folder}{earlier}", flush=True)
 
 
 def pack_empty_set(folder: Path) -> None:
@@ -44,38 +48,86 @@ def pack_empty_set(folder: Path) -> None:
     pq.write_table(FACTS_SCHEMA.empty_table(), folder / FACTS_FILE)
 
 
+def choose_frames(rows: pd.DataFrame, wanted: int) -> pd.DataFrame:
+    """Return the rows with at most `wanted` frames, evenly spread, of each video in pictures."""
+    if rows["video"].isna().all():
+        return rows
+    numbers = rows.groupby("video").cumcount()
+    counts = rows.groupby("video")["img_name"].transform("size")
+    chosen = [
+        pd.isna(count) or number in spread(int(count), wanted)
+        for number, count in zip(numbers, counts, strict=True)
+    ]
+    return rows[chosen].reset_index(drop=True)
+
+
 def _read_in_batches(
     folder: Path, rows: pd.DataFrame, known: KnownImages, params: PackParams
-) -> Iterator[tuple[list[Packed], int]]:
-    """Yield packed images in order, and how many were known; reads with several threads."""
+) -> Iterator[tuple[list[Packed], int, int]]:
+    """Yield packed images in order, of how many rows, and how many were known; with threads."""
+    has_videos = rows["img_name"].map(is_video).any()
+    step = max(1, IMAGES_PER_BATCH // params.frames_per_video) if has_videos else IMAGES_PER_BATCH
     with ThreadPoolExecutor(params.num_threads) as pool:
-        for first in range(0, len(rows), ROWS_PER_BATCH):
-            part = rows.iloc[first : first + ROWS_PER_BATCH]
+        for first in range(0, len(rows), step):
+            part = rows.iloc[first : first + step]
             batch = part.astype(object).where(part.notna(), None).to_dict("records")
             found = list(pool.map(known.find, batch))
-            unknown = [row for row, image in zip(batch, found, strict=True) if not image]
-            read = pool.map(lambda row: read_image(folder, row, params), unknown)
-            yield [image or next(read) for image in found], len(batch) - len(unknown)
+            unknown = [row for row, images in zip(batch, found, strict=True) if not images]
+            read = pool.map(lambda row: read_file(folder, row, params), unknown)
+            num_known = sum(len(images) for images in found if images)
+            packed = [image for images in found for image in (images or next(read))]
+            yield packed, len(batch), num_known
 
 
 def _leaves(folder: Path, path: Path) -> bool:
-    """Return whether a file in the folder is a link to a place outside of it."""
-    return path.is_symlink() and not path.resolve().is_relative_to(folder.resolve())
+    """Return whether a file is outside of the folder, by its name or by a link."""
+    real = path.resolve() if path.is_symlink() else _real(path.parent.absolute()) / path.name
+    return not real.is_relative_to(_real(folder.absolute()))
 
 
-def read_image(folder: Path, row: dict[str, Any], params: PackParams) -> Packed:
-    """Return the bytes and facts of an image file; a bad file gives b"" and a reason in `error`."""
+@cache
+def _real(folder: Path) -> Path:
+    return folder.resolve()
+
+
+def read_file(folder: Path, row: dict[str, Any], params: PackParams) -> list[Packed]:
+    """Return bytes and facts of an image file, or of the frames of a video.
+
+    A bad file gives one item without bytes, with a reason in the column `error`.
+    """
     path = file_of(folder, row["img_name"])
     try:
-        changed = path.stat().st_mtime_ns
-        if params.links == "refuse" and _leaves(folder, path):
-            return b"", row | {"error": "a link that leaves its folder (see pack.links)"}
-        content = path.read_bytes()
-        facts = image_facts(content, params.max_pixels, params.find_faces)
-        return content, row | facts | {"mtime_ns": changed}
+        status = path.stat()
+        if params.outside == "refuse" and _leaves(folder, path):
+            raise UnusableImage("outside of the data set's folder (see pack.outside)")
+        if is_video(row["img_name"]):
+            found = _frames(path, row, params)
+        else:
+            content = path.read_bytes()
+            found = [(content, row | image_facts(content, params.max_pixels, params.find_faces))]
+        more = {
+            "file": row["img_name"], "file_bytes": status.st_size,
+            "mtime_ns": status.st_mtime_ns, "num_frames": len(found),
+        }  # fmt: skip
+        return [(content, facts | more) for content, facts in found]
     except FileNotFoundError:
-        return b"", row | {"error": "no such file"}
+        return [(b"", row | {"error": "no such file"})]
     except UnusableImage as error:
-        return b"", row | {"error": str(error)}
+        return [(b"", row | {"error": str(error)})]
     except OSError as error:
-        return b"", row | {"error": f"unreadable: {error.strerror}"}
+        return [(b"", row | {"error": f"unreadable: {error.strerror}"})]
+
+
+def _frames(path: Path, row: dict[str, Any], params: PackParams) -> list[Packed]:
+    """Return the frames of a video; their format is the codec of the video."""
+    from stages.lib.data.videos import read_frames  # here, because it loads FFmpeg
+
+    found = []
+    for frame in read_frames(path, params.frames_per_video, params.max_pixels):
+        facts = image_facts(frame.content, params.max_pixels, params.find_faces)
+        own = {
+            "img_name": f"{row['img_name']}#{frame.number}", "video": row["img_name"],
+            "frame_seconds": frame.seconds, "format": frame.codec,
+        }  # fmt: skip
+        found.append((frame.content, row | facts | own))
+    return found

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 import pydantic
 
 from stages.lib.core.params import StageParams, Threads
+from stages.lib.layouts.find import LayoutName
+from stages.lib.layouts.manifest import ManifestParams
 
 # What metrics/evaluation.json and metrics/data.json hold beside the sets.
 RESERVED_NAMES = ("train", "val", "calibration", "test", "held_out", "pooled", "cross",
@@ -28,6 +30,8 @@ class DataParams(StageParams):
     """Section `data`: folders with images."""
 
     root: str
+    layout: LayoutName
+    manifest: ManifestParams
     evaluation_sets: dict[SetName, str]
 
 
@@ -36,7 +40,8 @@ class PackParams(StageParams):
 
     shard_mb: Annotated[int, pydantic.Field(ge=1)]
     max_megapixels: Annotated[float, pydantic.Field(gt=0, le=1000)]
-    links: Literal["refuse", "follow"]
+    outside: Literal["refuse", "allow"]
+    frames_per_video: Annotated[int, pydantic.Field(ge=1, le=10_000)]
     find_faces: bool
     num_threads: Threads
 

@@ -11,7 +11,16 @@ from stages.lib.core.packed_images import IMAGE_SCHEMA, image_batch
 from stages.lib.data.image_facts import FACTS_SCHEMA
 
 BATCHES_PER_SHARD = 256  # at most: facts stay in memory until their shard is whole
-SHARD_SCHEMA = FACTS_SCHEMA.append(pa.field("mtime_ns", pa.int64()))
+# With what tells whether a file has changed since, and whether all its frames are there.
+SHARD_SCHEMA = pa.schema(
+    [
+        *FACTS_SCHEMA,
+        ("file", pa.string()),
+        ("file_bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("num_frames", pa.int32()),  # of the file, 1 of a picture
+    ]
+)
 Packed = tuple[bytes, dict[str, Any]]  # the bytes and the facts of one image
 
 

@@ -13,6 +13,7 @@ from scipy.special import expit
 from stages.lib.core.labels import REAL
 from stages.lib.evaluation.metrics import METRICS
 from stages.lib.evaluation.rows import Row, intervals_of, metric_row, shares_called_fake
+from stages.lib.evaluation.videos import video_rows
 
 REALS_FOR_1E_4 = 10_000  # fewer reals cannot show a false alarm in ten thousand
 SCALED = ("ece", "log_loss", "brier")  # reported before and after temperature scaling
@@ -21,8 +22,8 @@ SCALED = ("ece", "log_loss", "brier")  # reported before and after temperature s
 def set_rows(table: pd.DataFrame, threshold: float, temperature: float) -> list[Row]:
     """Return a row for each metric that the set is large enough for (one more column: logit).
 
-    The metrics are METRICS, those of SCALED again as `*_scaled` after temperature scaling, and tpr
-    and fpr.
+    The metrics are METRICS, those of SCALED again as `*_scaled` after temperature scaling, tpr and
+    fpr, and the AUC of videos where there are some (one more column: video).
     """
     enough = (table["target"] == REAL).sum() >= REALS_FOR_1E_4
     names = [name for name in METRICS if enough or name != "tpr_at_fpr_1e-4"]
@@ -30,7 +31,8 @@ def set_rows(table: pd.DataFrame, threshold: float, temperature: float) -> list[
     scaled = table.assign(score=expit(table["logit"] / temperature))
     found |= {f"{name}_scaled": one for name, one in intervals_of(scaled, SCALED).items()}
     found |= shares_called_fake(table, threshold)
-    return [metric_row("all", metric, interval, table) for metric, interval in found.items()]
+    rows = [metric_row("all", metric, interval, table) for metric, interval in found.items()]
+    return rows + video_rows(table)
 
 
 def slice_rows(

@@ -1,0 +1,58 @@
+"""The Deepfake Detection Challenge as it is unpacked (Dolhansky et al. 2020).
+
+    dfdc_train_part_0/metadata.json   {"a.mp4": {"label": "FAKE", "split": "train", "original": "b.mp4"}}
+    dfdc_train_part_0/a.mp4           or frames/a/*.png beside it
+
+The file may be in the folder itself. A real and all fakes made from it are one group. The test sets
+have `is_fake` in place of `label`.
+"""  # noqa: E501
+
+import json
+from pathlib import Path
+
+from stages.lib.core.errors import UserError, short
+from stages.lib.core.labels import FAKE, REAL
+from stages.lib.layouts.clips import Row, find_clips
+from stages.lib.layouts.image_set import SET_NAMES, ImageSet, table_of
+from stages.lib.layouts.words import SET_WORDS
+
+FILE = "metadata.json"
+LABELS = {"REAL": REAL, "FAKE": FAKE, "0": REAL, "1": FAKE}
+
+
+def is_dfdc(root: Path) -> bool:
+    """Return whether a folder, or one inside it, has a metadata.json."""
+    return bool(_files(root))
+
+
+def dfdc_sets(root: Path) -> dict[str, ImageSet]:
+    """Return the sets under root; raises UserError for a damaged file."""
+    rows: dict[str, list[Row]] = {name: [] for name in SET_NAMES}
+    for file in _files(root):
+        folder = file.parent.relative_to(root).as_posix()
+        clips = find_clips(root, folder)
+        for name, facts in _read(file).items():
+            if "label" not in facts and "is_fake" not in facts:
+                raise UserError(f"{file}: '{short(name)}' has neither label nor is_fake")
+            target = LABELS.get(str(facts.get("label", facts.get("is_fake"))))
+            set_name = SET_WORDS.get(str(facts.get("split", "train")).lower())
+            if target is None or set_name is None:
+                raise UserError(f"{file}: '{short(name)}': {short(facts)}: label or split unknown")
+            more = {"target": target, "source": folder if target == REAL else None,
+                    "given_group": str(facts.get("original") or name)}  # fmt: skip
+            rows[set_name] += [row | more for row in clips.get(Path(name).stem, [])]
+    return {name: ImageSet(name, root, table_of(found)) for name, found in rows.items() if found}
+
+
+def _files(root: Path) -> list[Path]:
+    return [file for file in (root / FILE, *sorted(root.glob(f"*/{FILE}"))) if file.is_file()]
+
+
+def _read(file: Path) -> dict[str, dict[str, str | int]]:
+    try:
+        found = json.loads(file.read_bytes())
+        if isinstance(found, dict) and all(isinstance(one, dict) for one in found.values()):
+            return found
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON: {short(error)}; unpack it again") from None
+    raise UserError(f"{file}: not one object for each video; unpack the data set again")

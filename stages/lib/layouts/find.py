@@ -1,0 +1,80 @@
+"""Finding out how a data set is laid out, and reading what it says of each image."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from stages.lib.core.errors import UserError
+from stages.lib.layouts.celeb_df import celeb_df_sets, is_celeb_df
+from stages.lib.layouts.competition import competition_sets, is_competition
+from stages.lib.layouts.deepfakebench import deepfakebench_sets, list_of
+from stages.lib.layouts.dfdc import dfdc_sets, is_dfdc
+from stages.lib.layouts.faceforensics import faceforensics_sets, is_faceforensics
+from stages.lib.layouts.folders import folder_sets
+from stages.lib.layouts.image_set import ImageSet
+from stages.lib.layouts.manifest import ManifestParams, manifest_sets
+
+LayoutName = Literal["auto", "competition", "manifest", "faceforensics", "celeb_df", "dfdc",
+                     "deepfakebench", "folders"]  # fmt: skip
+# Where the data set is an evaluation set: the first of these that has both classes.
+BEST_FOR_EVALUATION = ("test", "val", "train")
+
+
+def find_sets(
+    root: Path, layout: LayoutName, manifest: ManifestParams, parameter: str = "data.root"
+) -> dict[str, ImageSet]:
+    """Return the sets under root, and say in one line how it is laid out.
+
+    Raises UserError where root (named by `parameter`) is no folder, where no layout fits, and for
+    every mistake in lists.
+    """
+    if not root.is_dir():
+        raise UserError(
+            f"{parameter} = '{root}' is not a folder; give the folder with the data set"
+        )
+    name = _look(root, manifest) if layout == "auto" else layout
+    readers: dict[str, Callable[[Path], dict[str, ImageSet]]] = {
+        "competition": competition_sets,
+        "manifest": lambda root: manifest_sets(root, manifest),
+        "faceforensics": faceforensics_sets,
+        "celeb_df": celeb_df_sets,
+        "dfdc": dfdc_sets,
+        "deepfakebench": deepfakebench_sets,
+        "folders": folder_sets,
+    }
+    sets = readers[name](root)
+    if not sets:
+        raise UserError(f"{root}: has no images in the layout {name}; see data/README.md")
+    counts = ", ".join(f"{len(one.rows)} {one.name}" for one in sets.values())
+    print(f"{root}: layout {name}: {counts}", flush=True)
+    return sets
+
+
+def _look(root: Path, manifest: ManifestParams) -> str:
+    """Return the name of the layout that fits a folder; folders fit where nothing else does."""
+    if is_competition(root):
+        return "competition"
+    if manifest.file and (root / manifest.file).is_file():
+        return "manifest"
+    tests: dict[str, Callable[[Path], object]] = {
+        "faceforensics": is_faceforensics,
+        "celeb_df": is_celeb_df,
+        "dfdc": is_dfdc,
+        "deepfakebench": list_of,
+    }
+    return next((name for name, fits in tests.items() if fits(root)), "folders")
+
+
+def training_sets(sets: dict[str, ImageSet], root: Path) -> dict[str, ImageSet]:
+    """Return the sets; raises UserError where there is none for training."""
+    if "train" not in sets:
+        raise UserError(f"{root}: has no training set, only {', '.join(sets)}")
+    return sets
+
+
+def evaluation_set(sets: dict[str, ImageSet], root: Path) -> ImageSet:
+    """Return the set that is judged: the first of test, val and train that has both classes."""
+    for name in BEST_FOR_EVALUATION:
+        if name in sets and sets[name].rows["target"].nunique() == 2:
+            return sets[name]
+    raise UserError(f"{root}: none of its sets ({', '.join(sets)}) has images of both classes")

@@ -1,0 +1,67 @@
+"""An image set as every layout gives it: a folder, and one row for each image or video in it."""
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+SET_NAMES = ("train", "val", "test")
+ROW_TYPES = {
+    "img_name": "str",  # path of the file in the folder, with /; unique
+    "target": "Int8",  # 0 real, 1 fake, empty: unknown
+    "family": "str",  # the method of a fake, empty: unknown
+    "source": "str",  # the collection that an image is from, empty: unknown
+    "given_group": "str",  # images of one person or source share it, empty: not said
+    "video": "str",  # frames of one video share it, empty: a single picture, or a whole video
+}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif",
+                  ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".mpo"}  # fmt: skip
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".webm", ".mkv", ".m4v"}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one set. rows: a table with the columns of ROW_TYPES."""
+
+    name: str  # one of SET_NAMES
+    folder: Path
+    rows: pd.DataFrame
+
+
+def table_of(rows: list[dict[str, str | int | None]]) -> pd.DataFrame:
+    """Return a table with the columns of ROW_TYPES; what a row does not have is empty."""
+    return pd.DataFrame(rows, columns=list(ROW_TYPES)).astype(ROW_TYPES)
+
+
+def is_video(name: str) -> bool:
+    """Return whether a file name is that of a video."""
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+
+
+def media_files(root: Path) -> Iterator[str]:
+    """Yield the paths of all images and videos below root, relative to it, with /, in order.
+
+    Hidden folders and files are left out: file managers keep thumbnails there.
+    """
+    for folder, folders, files in os.walk(root, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = Path(folder).relative_to(root)
+        for name in sorted(files):
+            suffix = os.path.splitext(name)[1].lower()
+            if not name.startswith(".") and suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+                yield (inside / name).as_posix()
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """Return the path of a listed image.
+
+    Letters with accents have two forms in Unicode, and a list may have one (NFC) where the file
+    system has the other (NFD, as macOS writes it).
+    """
+    if name.isascii():  # has one form, so nothing needs to be looked up
+        return folder / name
+    forms = [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+    return next((folder / form for form in forms if (folder / form).exists()), folder / name)

@@ -1,0 +1,40 @@
+"""Words in folder names and columns that say to which set or class an image belongs."""
+
+import re
+
+from stages.lib.core.labels import FAKE, REAL
+
+SET_WORDS = {
+    "train": "train", "training": "train", "trainset": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val", "valset": "val",
+    "test": "test", "testing": "test", "testset": "test", "eval": "test",
+}  # fmt: skip
+CLASS_WORDS = dict.fromkeys(
+    ("real", "reals", "original", "originals", "authentic", "genuine", "pristine", "0"), REAL
+) | dict.fromkeys(
+    ("fake", "fakes", "manipulated", "deepfake", "deepfakes", "synthetic", "synthesis", "generated",
+     "forged", "altered", "tampered", "1"), FAKE,
+)  # fmt: skip
+# Words that mean nothing beside others, as in `real_images` or `ai_generated`.
+_IDLE = {"image", "images", "img", "imgs", "face", "faces", "frame", "frames", "video", "videos",
+         "picture", "pictures", "photo", "photos", "data", "dataset", "set", "sequences", "ai",
+         "cropped", "crops"}  # fmt: skip
+
+
+def words_of(name: str) -> list[str]:
+    """Return the words of a folder name in lower case, without the idle ones."""
+    words = [word for word in re.split(r"[^0-9a-z]+", name.lower()) if word]
+    return [word for word in words if word not in _IDLE] or words
+
+
+def set_of(name: str) -> str | None:
+    """Return train, val or test where one word of a name says so, and no other word another one."""
+    found = {SET_WORDS[word] for word in words_of(name) if word in SET_WORDS}
+    return found.pop() if len(found) == 1 else None
+
+
+def class_of(name: str) -> int | None:
+    """Return 0 or 1 where all words of a name, besides those of sets, say one class."""
+    words = [word for word in words_of(name) if word not in SET_WORDS]
+    found = {CLASS_WORDS.get(word) for word in words}
+    return found.pop() if len(found) == 1 else None

@@ -1,0 +1,328 @@
+"""Every layout of a data set: a miniature of each is read as its makers mean it."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from stages.lib.core.errors import UserError
+from stages.lib.layouts.find import LayoutName, evaluation_set, find_sets, training_sets
+from stages.lib.layouts.image_set import ImageSet
+from stages.lib.layouts.manifest import ManifestParams
+from stages.lib.layouts.words import class_of, set_of
+from tests.test_layout import touch
+
+PLAIN = ManifestParams(
+    file=None, path="path", label="label", split="split", family="family", source="source",
+    group="group", video="video", labels={"real": 0, "fake": 1},
+)  # fmt: skip
+Rows = dict[str, tuple]
+
+
+def find(root: Path, layout: LayoutName = "auto", **manifest: object) -> dict[str, ImageSet]:
+    return find_sets(root, layout, PLAIN.model_copy(update=manifest))
+
+
+def rows(found: ImageSet, *columns: str) -> Rows:
+    """Return the given columns of each image by its name, "" for what is empty."""
+    table = found.rows.astype(object).where(found.rows.notna(), "")
+    return dict(zip(table["img_name"], table[list(columns)].itertuples(index=False, name=None),
+                    strict=True))  # fmt: skip
+
+
+def test_words_in_names_of_folders() -> None:
+    for name in ("real", "Real_Images", "0_real", "training_real", "0", "originals", "real-faces"):
+        assert class_of(name) == 0, name
+    for name in ("fake", "Fake", "1_fake", "manipulated_sequences", "ai_generated", "DEEPFAKES"):
+        assert class_of(name) == 1, name
+    for name in ("real_vs_fake", "realistic", "images", "train", "anna", "01"):
+        assert class_of(name) is None, name
+    assert [set_of(name) for name in ("Train", "validation", "test_set", "training_fake")] == [
+        "train", "val", "test", "train"]  # fmt: skip
+    assert set_of("train_and_test") is None and set_of("trainer") is None
+
+
+def test_folders_tell_set_class_family_and_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = touch(
+        tmp_path, "data/train/real/a.jpg", "data/train/real/museum/b.png",
+        "data/train/fake/swap/deep/c.jpg", "data/valid/1_fake/d.webp", "data/valid/0_real/e.jpg",
+        "data/test/web/fake/f.jpg", "data/test/unknown/g.jpg", "data/readme.txt",
+        "data/train/.thumbnails/x.jpg",
+    )  # fmt: skip
+    sets = find(root)
+    assert capsys.readouterr().out == f"{root}: layout folders: 3 train, 2 val, 2 test\n"
+    columns = ("target", "family", "source")
+    assert rows(sets["train"], *columns) == {
+        "data/train/fake/swap/deep/c.jpg": (1, "swap", ""), "data/train/real/a.jpg": (0, "", ""),
+        "data/train/real/museum/b.png": (0, "", "museum"),
+    }  # fmt: skip
+    assert rows(sets["val"], "target") == {
+        "data/valid/0_real/e.jpg": (0,), "data/valid/1_fake/d.webp": (1,),
+    }  # fmt: skip
+    assert rows(sets["test"], *columns) == {
+        "data/test/unknown/g.jpg": ("", "", ""), "data/test/web/fake/f.jpg": (1, "", "web"),
+    }  # fmt: skip
+    assert sets["train"].folder == root
+
+
+def test_folders_of_well_known_downloads(tmp_path: Path) -> None:
+    faces = touch(tmp_path / "140k", "real_vs_fake/real-vs-fake/train/real/1.jpg",
+                  "real_vs_fake/real-vs-fake/train/fake/2.jpg",
+                  "real_vs_fake/real-vs-fake/valid/fake/3.jpg", "train.csv")  # fmt: skip
+    assert rows(find(faces)["train"], "target", "source") == {
+        "real_vs_fake/real-vs-fake/train/fake/2.jpg": (1, ""),
+        "real_vs_fake/real-vs-fake/train/real/1.jpg": (0, ""),
+    }
+    forensics = touch(tmp_path / "OpenForensics", "Dataset/Train/Fake/fake_0.jpg",
+                      "Dataset/Train/Real/real_0.jpg", "Dataset/Validation/Real/real_1.jpg",
+                      "Dataset/Test/Fake/fake_1.jpg")  # fmt: skip
+    assert [len(one.rows) for one in find(forensics).values()] == [2, 1, 1]
+    plain = touch(tmp_path / "kaggle", "training_real/a.jpg", "training_fake/easy_1.jpg")
+    assert rows(find(plain)["train"], "target") == {
+        "training_fake/easy_1.jpg": (1,), "training_real/a.jpg": (0,),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a.jpg", "real/b.jpg"], "1 of 2 files in no folder of a class, the first: a.jpg"),
+        (["train/cats/a.jpg"], "looked for a folder named real, 0 or original and one named fake"),
+        ([], "has no images in the layout folders"),
+    ],
+)
+def test_a_tree_that_fits_no_layout_is_told_what_was_looked_for(
+    tmp_path: Path, names: list[str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        find(touch(tmp_path, *names))
+    assert len(str(caught.value).removeprefix(str(tmp_path))) < 300
+    with pytest.raises(UserError, match="data.root = 'nowhere' is not a folder"):
+        find(Path("nowhere"))
+
+
+def test_sets_for_training_and_for_evaluation(tmp_path: Path) -> None:
+    both = touch(tmp_path / "a", "val/real/1.jpg", "val/fake/2.jpg", "test/3.jpg")
+    sets = find(both)
+    assert evaluation_set(sets, both).name == "val"  # the test set has no labels
+    with pytest.raises(UserError, match="has no training set, only val, test"):
+        training_sets(sets, both)
+    one = find(touch(tmp_path / "b", "real/1.jpg"))
+    with pytest.raises(UserError, match=r"none of its sets \(train\) has images of both classes"):
+        evaluation_set(one, tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------
+# Manifests
+
+TABLE = pd.DataFrame(
+    {
+        "path": ["faces/a.jpg", "b.png", "./c.jpg", "d.mp4"],
+        "label": ["real", "FAKE", "1", "0"],
+        "split": ["train", "training", "val", "test"],
+        "family": ["", "swap", "", ""],
+        "group": ["anna", "anna", "", ""],
+    }
+)
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_manifest_is_read_in_every_form(tmp_path: Path, form: str) -> None:
+    file = tmp_path / f"list.{form}"
+    if form == "parquet":
+        TABLE.to_parquet(file)
+    elif form == "jsonl":
+        TABLE.to_json(file, orient="records", lines=True)
+    else:
+        TABLE.to_csv(file, index=False, sep="\t" if form == "tsv" else ",")
+    sets = find(tmp_path, file=file.name)
+    assert rows(sets["train"], "target", "family", "given_group") == {
+        "faces/a.jpg": (0, "", "anna"), "b.png": (1, "swap", "anna"),
+    }  # fmt: skip
+    assert rows(sets["val"], "target") == {"c.jpg": (1,)}
+    assert rows(sets["test"], "target") == {"d.mp4": (0,)}
+
+
+def test_a_manifest_has_columns_and_words_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(
+        f'file,class,made by\n{tmp_path}/x.jpg,AI-generated,"GAN, new"\n"odd\n.jpg",photo,NA\n'
+    )
+    found = find(tmp_path, file="list.csv", path="file", label="class", family="made by",
+                 labels={"photo": 0, "AI-generated": 1})  # fmt: skip
+    assert rows(found["train"], "target", "family") == {
+        "x.jpg": (1, "GAN, new"), "odd\n.jpg": (0, "NA"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [[0, 1], [0.0, 1.0], [False, True]])
+def test_labels_in_a_parquet_file_may_be_numbers(tmp_path: Path, values: list) -> None:
+    pd.DataFrame({"path": ["a.jpg", "b.jpg"], "label": values}).to_parquet(tmp_path / "l.parquet")
+    assert rows(find(tmp_path, file="l.parquet")["train"], "target") == {
+        "a.jpg": (0,), "b.jpg": (1,),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "path,label\na.jpg,dog\nb.jpg,cat\nc.jpg,real\n",
+            "labels without a meaning: 'cat', 'dog'",
+        ),
+        ("path,labels\na.jpg,0\n", r"no column 'label' \(data.manifest.label\); did you mean lab"),
+        ("path,label,split\na.jpg,0,train\nb.jpg,0,later\n", "list.csv:3: split 'later', expected"),
+        ("path,label\na.jpg,0\na.jpg,1\n", "list.csv:3: 'a.jpg' is listed before, in row 1"),
+        ("path,label\na.jpg,0\nb.jpg,\n", "list.csv:3: no label, and the train set needs one"),
+        ("path,label\na.jpg,0\n,1\n", "list.csv:3: no path"),
+        ("path,label\na.jpg\n", "cannot be read as .csv: CSV parse error: Expected 2 columns"),
+        ("path,label\n", "lists no image"),
+        ("", "cannot be read as .csv: Empty CSV file"),
+    ],
+)
+def test_mistakes_in_a_manifest_are_one_line(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UserError, match=words) as caught:
+        find(tmp_path, "manifest", file="list.csv")
+    assert len(str(caught.value).removeprefix(str(tmp_path))) < 300
+
+
+def test_a_manifest_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for file in ("gone.csv", None):
+        with pytest.raises(UserError, match="data.manifest.file = '"):
+            find(tmp_path, "manifest", file=file)
+
+
+# ---------------------------------------------------------------------------------------------
+# Public data sets
+
+
+def test_faceforensics_has_the_splits_and_pairs_of_its_authors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = touch(
+        tmp_path, "original_sequences/youtube/c23/videos/033.mp4",
+        "original_sequences/youtube/c23/videos/097.mp4",
+        "original_sequences/youtube/c40/videos/033.mp4",
+        "original_sequences/youtube/c23/videos/101.mp4",
+        "original_sequences/actors/c23/videos/01__talk.mp4",
+        "manipulated_sequences/Deepfakes/c23/videos/033_097.mp4",
+        "manipulated_sequences/Face2Face/c23/frames/101_102/0000.png",
+        "manipulated_sequences/Face2Face/c23/frames/101_102/0010.png",
+        "manipulated_sequences/Face2Face/c23/videos/101_102.mp4",
+    )  # fmt: skip
+    unsplit = find(root)
+    assert list(unsplit) == ["train"] and len(unsplit["train"].rows) == 7
+    groups = rows(unsplit["train"], "given_group")
+    assert groups["original_sequences/youtube/c23/videos/097.mp4"] == ("033_097",)
+    assert groups["original_sequences/actors/c23/videos/01__talk.mp4"] == ("01__talk",)
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits/train.json").write_text('[["097", "033"]]')
+    (tmp_path / "splits/test.json").write_text('[["101", "102"]]')
+    capsys.readouterr()
+    sets = find(root)
+    out = capsys.readouterr().out
+    assert "left out 1 files that no list of the authors names" in out
+    assert "layout faceforensics: 3 train, 3 test" in out
+    columns = ("target", "family", "source", "given_group", "video")
+    assert rows(sets["train"], *columns) == {
+        "original_sequences/youtube/c23/videos/033.mp4": (0, "", "youtube", "033_097", ""),
+        "original_sequences/youtube/c23/videos/097.mp4": (0, "", "youtube", "033_097", ""),
+        "manipulated_sequences/Deepfakes/c23/videos/033_097.mp4": (
+            1, "Deepfakes", "", "033_097", ""),
+    }  # fmt: skip
+    frames = "manipulated_sequences/Face2Face/c23/frames/101_102"
+    assert rows(sets["test"], *columns) == {
+        "original_sequences/youtube/c23/videos/101.mp4": (0, "", "youtube", "101_102", ""),
+        f"{frames}/0000.png": (1, "Face2Face", "", "101_102", frames),
+        f"{frames}/0010.png": (1, "Face2Face", "", "101_102", frames),
+    }
+    (tmp_path / "splits/val.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match="val.json: not a list of pairs"):
+        find(root)
+    (tmp_path / "splits/val.json").unlink()
+    touch(root, "manipulated_sequences/New/c40/videos/033_097.mp4")
+    find(root)
+    assert "left out New, without c23" in capsys.readouterr().out
+    other = touch(tmp_path / "other", "original_sequences/youtube/raw/videos/033.mp4",
+                  "manipulated_sequences/New/c40/videos/033_097.mp4")  # fmt: skip
+    with pytest.raises(UserError, match="has the compressions c40, raw; leave one, such as c23"):
+        find(other)
+
+
+def test_celeb_df_has_its_list_in_which_1_means_real(tmp_path: Path) -> None:
+    root = touch(tmp_path, "Celeb-real/id0_0000.mp4", "Celeb-real/id0_0001.mp4",
+                 "YouTube-real/00170.mp4", "Celeb-synthesis/id0_id1_0000.mp4")  # fmt: skip
+    with pytest.raises(UserError, match="List_of_testing_videos.txt: no such file"):
+        find(root)
+    listed = root / "List_of_testing_videos.txt"
+    listed.write_text("1 YouTube-real/00170.mp4\n0 Celeb-synthesis/id0_id1_0000.mp4\n")
+    sets = find(root)
+    columns = ("target", "family", "source", "given_group")
+    assert rows(sets["train"], *columns) == {
+        "Celeb-real/id0_0000.mp4": (0, "", "Celeb-real", "Celeb/id0"),
+        "Celeb-real/id0_0001.mp4": (0, "", "Celeb-real", "Celeb/id0"),
+    }
+    assert rows(sets["test"], *columns) == {
+        "YouTube-real/00170.mp4": (0, "", "YouTube-real", "YouTu/00170"),
+        "Celeb-synthesis/id0_id1_0000.mp4": (1, "Celeb-synthesis", "", "Celeb/id0"),
+    }
+    listed.write_text("YouTube-real/00170.mp4\n")
+    with pytest.raises(UserError, match=r"videos.txt:1: 'YouTube-real/00170.mp4', expected `1 Fol"):
+        find(root)
+
+
+def test_dfdc_groups_a_real_with_the_fakes_made_of_it(tmp_path: Path) -> None:
+    root = touch(tmp_path, "dfdc_train_part_0/a.mp4", "dfdc_train_part_0/b.mp4",
+                 "dfdc_train_part_1/frames/c/0.png",
+                 "dfdc_train_part_1/frames/c/1.png")  # fmt: skip
+    (root / "dfdc_train_part_0/metadata.json").write_text(json.dumps({
+        "a.mp4": {"label": "FAKE", "split": "train", "original": "b.mp4"},
+        "b.mp4": {"label": "REAL", "split": "train", "original": None},
+        "gone.mp4": {"label": "REAL", "split": "train", "original": None},
+    }))  # fmt: skip
+    other = root / "dfdc_train_part_1/metadata.json"
+    other.write_text(json.dumps({"c.mp4": {"is_fake": 1}}))
+    found = rows(find(root)["train"], "target", "given_group", "video")
+    assert found == {
+        "dfdc_train_part_0/a.mp4": (1, "b.mp4", ""), "dfdc_train_part_0/b.mp4": (0, "b.mp4", ""),
+        "dfdc_train_part_1/frames/c/0.png": (1, "c.mp4", "dfdc_train_part_1/frames/c"),
+        "dfdc_train_part_1/frames/c/1.png": (1, "c.mp4", "dfdc_train_part_1/frames/c"),
+    }  # fmt: skip
+    for content, words in (("{", "not JSON"), ("[]", "not one object for each video"),
+                           ('{"x.mp4": {}}', "'x.mp4' has neither label nor is_fake"),
+                           ('{"x.mp4": {"label": "ODD"}}', "label or split unknown")):  # fmt: skip
+        other.write_text(content)
+        with pytest.raises(UserError, match=words):
+            find(root)
+
+
+def test_the_lists_of_deepfakebench(tmp_path: Path) -> None:
+    frames = {name: [f"FF\\{name}\\00{i}.png" for i in range(2)] for name in ("033", "033_097")}
+    content = {"FaceForensics++": {
+        "FF-real": {"train": {"c23": {"033": {"label": "FF-real", "frames": frames["033"]}},
+                              "c40": {"033": {"label": "FF-real", "frames": ["no.png"]}}}},
+        "FF-DF": {"train": {"c23": {"033_097": {"label": "FF-DF", "frames": frames["033_097"]}}},
+                  "test": {"c23": {}}},
+    }}  # fmt: skip
+    (tmp_path / "FaceForensics++.json").write_text(json.dumps(content))
+    found = find(tmp_path)
+    assert list(found) == ["train"]
+    assert rows(found["train"], "target", "family", "given_group", "video") == {
+        **{f"FF/033/00{i}.png": (0, "", "FaceForensics++/033_097", "FaceForensics++/FF-real/033")
+           for i in range(2)},
+        **{f"FF/033_097/00{i}.png": (1, "FF-DF", "FaceForensics++/033_097",
+                                     "FaceForensics++/FF-DF/033_097") for i in range(2)},
+    }  # fmt: skip
+    celebrities = {"Celeb-DF-v2": {
+        "CelebDFv2_real": {"test": {"id3_0001": {"frames": ["r.png"]}}},
+        "CelebDFv2_fake": {"test": {"id3_id5_0002": {"frames": ["f.png"]}}},
+    }}  # fmt: skip
+    (tmp_path / "FaceForensics++.json").write_text(json.dumps(celebrities))
+    assert rows(find(tmp_path)["test"], "target", "given_group") == {
+        "r.png": (0, "Celeb-DF-v2/id3"), "f.png": (1, "Celeb-DF-v2/id3"),
+    }  # fmt: skip
+    with pytest.raises(UserError, match="has no list of DeepfakeBench"):
+        find(tmp_path / "..", "deepfakebench")

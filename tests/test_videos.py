@@ -1,0 +1,164 @@
+"""Videos: frames evenly spread, in every container, packed once, and judged as videos."""
+
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages import pack
+from stages.lib.core.labels import FAKE, REAL
+from stages.lib.core.packed_images import PackedImages, read_facts
+from stages.lib.core.pictures import UnusableImage, read_picture
+from stages.lib.data import packing
+from stages.lib.data.videos import read_frames
+from stages.lib.evaluation.videos import video_rows
+from stages.lib.layouts.clips import spread
+from tests.conftest import ROOT, set_params
+
+CODECS = {"mp4": "libx264", "mov": "libx264", "avi": "mpeg4", "webm": "libvpx-vp9"}
+
+
+def write_video(path: Path, num_frames: int = 40, first: int = 0) -> bytes:
+    """Write a video of 160 x 120 pixels, 25 frames a second, each brighter than the last one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(CODECS[path.suffix[1:]], rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for number in range(num_frames):
+            pixels = np.full((120, 160, 3), first + 5 * number, np.uint8)
+            pixels[:30] = 250  # a bar that shows which side is up
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path.read_bytes()
+
+
+def test_numbers_are_evenly_spread() -> None:
+    assert spread(40, 4) == (5, 15, 25, 35)
+    assert spread(3, 8) == (0, 1, 2)
+    assert spread(0, 8) == ()
+    assert spread(1, 1) == (0,)
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_frames_of_every_container_are_those_of_the_video(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    write_video(path)
+    found = read_frames(path, 4, None)
+    assert [frame.number for frame in found] == [5, 15, 25, 35]
+    assert [frame.seconds for frame in found] == pytest.approx([0.2, 0.6, 1.0, 1.4], abs=1e-2)
+    for frame in found:
+        pixels = read_picture(frame.content).pixels
+        assert pixels.shape == (120, 160, 3)
+        assert np.median(pixels[60:]) == pytest.approx(5 * frame.number, abs=4)
+        assert np.median(pixels[:20]) == pytest.approx(250, abs=4)
+
+
+def test_a_bad_video_has_a_reason(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    content = write_video(path)
+    for bad, words in ((b"", "damaged video: Invalid data"), (b"text" * 99, "damaged video"),
+                       (content[: len(content) // 2], "damaged video")):  # fmt: skip
+        path.write_bytes(bad)
+        with pytest.raises(UnusableImage, match=words):
+            read_frames(path, 4, None)
+    path.write_bytes(content)
+    with pytest.raises(UnusableImage, match="160 x 120 pixels are more than max_megapixels, 0.01"):
+        read_frames(path, 4, 10_000)
+
+
+def test_what_is_left_of_a_cut_video_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.webm"
+    content = write_video(path)
+    path.write_bytes(content[: len(content) // 2])
+    numbers = [frame.number for frame in read_frames(path, 4, None)]
+    assert len(numbers) == 4 and max(numbers) < 30
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set of videos in folders, which the params.yaml of the current folder names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    root = tmp_path / "videos"
+    for number in range(4):
+        write_video(root / f"real/{number}.mp4", first=number)
+        write_video(root / f"fake/swap/{number}.avi", first=40 + number)
+    (root / "fake/swap/bad.mp4").write_bytes(b"no video")
+    set_params(tmp_path, {"data.root": "videos", "pack.frames_per_video": 3})
+    return root
+
+
+def test_videos_are_packed_as_frames_and_read_once(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack.main()
+    packed = Path("data/packed/train")
+    facts = read_facts(packed)
+    good = facts[facts["error"].isna()]
+    assert len(facts) == 25 and len(good) == 24
+    assert facts.loc[facts["error"].notna(), "img_name"].tolist() == ["fake/swap/bad.mp4"]
+    first = facts.iloc[0]
+    assert (first["img_name"], first["video"]) == ("fake/swap/0.avi#6", "fake/swap/0.avi")
+    assert (first["format"], first["family"], first["target"]) == ("mpeg4", "swap", FAKE)
+    assert first["frame_seconds"] == pytest.approx(0.24, abs=0.01)
+    assert set(good["video"].value_counts()) == {3}
+    assert read_picture(bytes(PackedImages(packed)[0])).size == (160, 120)
+    before = {path.name: path.read_bytes() for path in packed.iterdir()}
+    shutil.rmtree("data/packed")
+    read = []
+    real_read = packing.read_file
+    monkeypatch.setattr(packing, "read_file", lambda folder, row, params: read.append(
+        row["img_name"]) or real_read(folder, row, params))  # fmt: skip
+    write_video(folders / "real/2.mp4", num_frames=30)
+    pack.main()
+    assert sorted(read) == ["fake/swap/bad.mp4", "real/2.mp4"]
+    assert "packed 25 images of videos, 21 of them by an earlier run" in capsys.readouterr().out
+    after = {path.name: path.read_bytes() for path in packed.iterdir()}
+    assert set(after) == set(before) and after != before
+
+
+def test_frames_that_an_interrupted_run_has_lost_are_read_again(folders: Path) -> None:
+    """A shard may end between the frames of a video."""
+    pack.main()
+    memory = next(Path(".dvc/tmp/pack").glob("*/*/old-00000"))
+    expected = read_facts(Path("data/packed/train"))
+    for path in memory.glob("facts-*.parquet"):
+        table = pd.read_parquet(path)
+        is_lost = table["img_name"] == "fake/swap/0.avi#20"
+        assert is_lost.sum() == 1
+        table["error"] = table["error"].mask(is_lost, "lost")
+        table.to_parquet(path)
+    shutil.rmtree("data/packed")
+    pack.main()
+    assert read_facts(Path("data/packed/train")).equals(expected)
+
+
+def test_of_a_folder_of_frames_as_many_are_taken_as_of_a_video() -> None:
+    table = pd.DataFrame({"img_name": [f"{i}.png" for i in range(12)],
+                          "video": ["a"] * 10 + [None] * 2})  # fmt: skip
+    assert packing.choose_frames(table, 2)["img_name"].tolist() == [
+        "2.png", "7.png", "10.png", "11.png",
+    ]  # fmt: skip
+
+
+def test_a_video_has_the_mean_score_of_its_frames() -> None:
+    table = pd.DataFrame(
+        {
+            "video": ["a", "a", "b", "b", "c", "d", None],
+            "target": [REAL, REAL, FAKE, FAKE, FAKE, REAL, REAL],
+            "score": [0.1, 0.7, 0.3, 0.6, 0.2, 0.1, 0.99],
+            "group": [0, 0, 1, 1, 2, 3, 4],
+        }
+    )
+    (row,) = video_rows(table)  # a 0.4, b 0.45, c 0.2, d 0.1: three of four pairs are right
+    assert (row["metric"], row["value"]) == ("video_auc", 0.75)
+    assert (row["num_real"], row["num_fake"]) == (2, 2)
+    assert video_rows(table[table["target"] == REAL]) == []
+    assert video_rows(table.assign(video=None)) == []
