@@ -23,7 +23,7 @@ from sklearn.model_selection import GroupShuffleSplit
 from stages.lib import paths
 from stages.lib.audit.near_duplicates import duplicates_report, join_groups, near_duplicate_groups
 from stages.lib.audit.shortcuts import audit_split
-from stages.lib.core.errors import UserError
+from stages.lib.core.errors import UserError, short
 from stages.lib.core.files import fresh_folder, write_json
 from stages.lib.core.labels import CLASS_NAMES, FAKE, LABEL_TYPES, REAL
 from stages.lib.core.packed_images import read_facts
@@ -188,13 +188,13 @@ def _checked(name: str, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _split_groups(rows: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split off about `share` of the near-duplicate groups; return (rest, split off).
+    """Split off about `share` of the groups; return (rest, split off).
 
     Of up to NUM_DRAWS draws it takes the first that leaves each class in both parts.
     """
     if rows["group"].nunique() < 2:
         raise UserError(
-            f"{len(rows)} images in {rows['group'].nunique()} near-duplicate groups are too few "
+            f"{len(rows)} images in {rows['group'].nunique()} groups are too few "
             "to split; add images or lower prepare.near_duplicate_bits"
         )
     classes = rows["target"].nunique()
@@ -206,7 +206,7 @@ def _split_groups(rows: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataF
     counts = rows.groupby("target")["group"].nunique()
     raise UserError(
         f"no split of {len(rows)} images has both classes in both parts: the "
-        f"{CLASS_NAMES[int(counts.idxmin())]} ones are in {counts.min()} near-duplicate groups; "
+        f"{CLASS_NAMES[int(counts.idxmin())]} ones are in {counts.min()} groups; "
         "add images of this class, or lower prepare.near_duplicate_bits"
     )
 
@@ -237,13 +237,15 @@ def _judge_shortcuts(splits: dict[str, Any], params: PrepareParams) -> None:
 def _say_what_was_found(report: dict[str, Any]) -> None:
     for name, found in report["splits"].items():
         counts = ", ".join(f"{found[kind]} {kind}" for kind in (*CLASS_NAMES, "unlabelled"))
-        print(f"{name:12s}{counts}, {found['num_groups']} near-duplicate groups")
+        print(f"{name:12s}{counts}, {found['num_groups']} groups")
     for family, count in report["held_out"].items():
         print(f"held out    {count} fake of {family}, which nothing is trained or chosen on")
-    across = report["duplicates"]["groups_across_splits"]
-    for pair, count in across.items():
-        if count:
-            print(f"WARNING: {count} near-duplicate groups are in both splits of {pair}")
+    across, firsts = (report["duplicates"][f"{name}_across_splits"] for name in ("groups", "first"))
+    for pair, (one, other) in firsts.items():
+        print(
+            f"WARNING: {across[pair]} groups of pictures that belong together are in both splits "
+            f"of {pair}, for example {short(one)} and {short(other)}"
+        )
     if report["bad_images"]["count"]:
         print(
             f"WARNING: {report['bad_images']['count']} bad images left out, see {paths.DATA_REPORT}"

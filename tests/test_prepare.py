@@ -260,7 +260,9 @@ def test_a_further_set_needs_both_classes_and_a_free_name(workspace: Path) -> No
             prepare.main()
 
 
-def test_copies_and_leaks_between_splits_are_counted(workspace: Path) -> None:
+def test_copies_and_leaks_between_splits_are_counted_and_named(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train, val = facts(40, 0), facts(40, 1)
     copied = ["sha256", "phash"]
     val.loc[:2, copied] = train.loc[:2, copied].to_numpy()
@@ -272,6 +274,8 @@ def test_copies_and_leaks_between_splits_are_counted(workspace: Path) -> None:
     assert found["exact_copies_with_both_labels"] == 1
     across = found["groups_across_splits"]
     assert across["train/val"] + across["train/calibration"] == 3
+    first, other = found["first_across_splits"]["train/val"]
+    assert f"of train/val, for example {first} and {other}\n" in capsys.readouterr().out
 
 
 def test_preparing_twice_gives_the_same_bytes(workspace: Path) -> None:
@@ -290,5 +294,26 @@ def test_few_images_of_a_class_are_in_both_parts_of_a_split() -> None:
         for part in prepare._split_groups(rows, 0.25, seed):
             assert part["target"].nunique() == 2
     together = rows.assign(group=[0] * 3 + list(range(57)))
-    with pytest.raises(UserError, match="the real ones are in 1 near-duplicate groups; add images"):
+    with pytest.raises(UserError, match="the real ones are in 1 groups; add images"):
         prepare._split_groups(together, 0.25, 0)
+
+
+def test_images_that_a_data_set_groups_stay_together(workspace: Path) -> None:
+    train = facts(90, 0).assign(given_group=[f"person {i // 9}" for i in range(90)])
+    train.loc[80:, "given_group"] = None
+    train.loc[80, "phash"] = train.loc[0, "phash"]  # a near-duplicate joins the first person
+    more = facts(20, 2).assign(given_group="person 0")
+    write_facts(workspace, {"train": train, "sets/more": more})
+    set_params(workspace, {"data.evaluation_sets": {"more": "x"}})
+    prepare.main()
+    found = labels(workspace)
+    table = pd.concat([found["train"], found["val"], found["calibration"]])
+    group_of = table.set_index("img_name")["group"]
+    person = train.set_index("img_name")["given_group"]
+    assert group_of.groupby(person).nunique().tolist() == [1] * 9
+    assert group_of.nunique() == 9 + 9
+    assert group_of[train["img_name"][80]] == group_of[train["img_name"][0]]
+    own = [set(found[name]["group"]) for name in ("train", "val", "calibration")]
+    assert not own[0] & own[1] and not own[0] & own[2] and not own[1] & own[2]
+    evaluation = read_labels(Path("data/labels/evaluation.csv"))["group"]
+    assert evaluation.nunique() == 1 and not set(evaluation) & set(group_of)

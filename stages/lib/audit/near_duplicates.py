@@ -68,16 +68,21 @@ def _close_pairs(hashes: np.ndarray, band: tuple[int, int], max_bits: int) -> np
 
 
 def duplicates_report(splits: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Count copies and near-duplicates inside and across splits, and with different labels."""
+    """Count copies and groups inside and across splits, and copies with different labels."""
     everything = pd.concat(splits, names=["split"]).reset_index("split")
     labelled = everything.dropna(subset=["target"])
     copies = labelled.groupby("sha256")["target"].agg(["size", "nunique"])
-    groups = {name: set(rows["group"]) for name, rows in splits.items()}
+    firsts = {name: rows.groupby("group")["img_name"].first() for name, rows in splits.items()}
+    shared = {(a, b): firsts[a].index.intersection(firsts[b].index)
+              for a, b in combinations(firsts, 2)}  # fmt: skip
     return {
         "exact_copies": int(everything.duplicated("sha256").sum()),
         "exact_copies_with_both_labels": int((copies["nunique"] > 1).sum()),
         "largest_group": int(everything["group"].value_counts().max()),
-        "groups_across_splits": {
-            f"{a}/{b}": len(groups[a] & groups[b]) for a, b in combinations(groups, 2)
+        "groups_across_splits": {f"{a}/{b}": len(found) for (a, b), found in shared.items()},
+        "first_across_splits": {
+            f"{a}/{b}": [firsts[a][found[0]], firsts[b][found[0]]]
+            for (a, b), found in shared.items()
+            if len(found)
         },
     }
