@@ -158,7 +158,7 @@ def check_target(out: Path) -> None:
     at = out.resolve()
     existing = next(one for one in (at, *at.parents) if one.exists())
     is_ours = existing.is_dir() and (existing != at or all(map(_is_ours, at.iterdir())))
-    if not is_ours or at == Path.cwd():
+    if not is_ours:
         raise UserError(f"--out {short(out, 100)}: exists with other things than judged detectors; "
                         "name a new folder")  # fmt: skip
 

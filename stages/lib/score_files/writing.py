@@ -59,9 +59,7 @@ def write_detector(detector: Detector, params: EvaluateParams, folder: Path) -> 
         print(f"{detector.name}: {line}")
 
 
-def card(
-    detector: Detector, report: dict[str, Any], tables: Tables, data: dict[str, Any]
-) -> str:  # fmt: skip
+def card(detector: Detector, report: dict[str, Any], tables: Tables, data: dict[str, Any]) -> str:
     """Return the card of a detector in Markdown."""
     facts = detector.facts
     is_complete = all(one["num_scored"] == one["num_images"] for one in facts["coverage"].values())
