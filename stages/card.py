@@ -9,11 +9,8 @@ The headings follow Mitchell et al. 2019, "Model Cards for Model Reporting".
 """
 
 import re
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
 from stages.lib import paths
@@ -21,16 +18,20 @@ from stages.lib.core.files import fresh_folder, read_json, write_text
 from stages.lib.core.running import run_stage
 from stages.lib.core.tables import read_tables
 from stages.lib.report import html
+from stages.lib.report.card import (
+    Tables,
+    figures_of,
+    fill,
+    interval_of,
+    limits_of_data,
+    limits_of_sets,
+    weakest_slice,
+)
 from stages.lib.report.figures import draw_all
 
 FIGURES = ("robustness", "roc", "calibration", "scores")
 MOST_PARAMETERS = 200e6  # a rule of the competition
-RESULTS = {"auc": "AUC", "tpr_at_fpr_1e-2": "TPR at FPR 1e-2", "tpr_at_fpr_1e-3": "TPR at FPR 1e-3",
-           "eer": "EER", "balanced_accuracy": "balanced accuracy", "log_loss": "log loss",
-           "brier": "Brier score", "ece": "ECE",
-           "ece_scaled": "ECE after temperature scaling"}  # fmt: skip
 OTHER_DATA = r"in12k|in21k|in22k|inw21k|_ft_|laion|clip|jft|ig1b|yfcc|openai|webli|lvd|swag|seer"
-Tables = dict[str, pd.DataFrame]
 
 
 def main() -> None:
@@ -47,50 +48,18 @@ def render(
     config: dict[str, Any], report: dict[str, Any], data: dict[str, Any], tables: Tables
 ) -> str:
     """Return the card in Markdown; tables: those of metrics/tables by name."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(html.__file__).parent),
-        undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    whole = tables["intervals"][tables["intervals"]["slice"] == "all"]
-    by_metric = whole.set_index(["metric", "set"]).sort_index()
-    sets = list(whole["set"].unique())
     shared = data["duplicates"]["groups_across_splits"]
-    return environment.get_template("model_card.md.j2").render(
+    return fill(
+        "model_card.md.j2",
+        **figures_of(report, tables),
         config=config,
-        report=report,
         data=data,
         shared_groups=[f"{pair} {count}" for pair, count in shared.items() if count],
-        set_titles=[
-            f"{name} ({report[name]['num_real']} real, {report[name]['num_fake']} fake)"
-            for name in sets
-        ],
-        results=[
-            (title, [by_metric.loc[(metric, name)] for name in sets])
-            for metric, title in RESULTS.items()
-        ],
-        slices=slices_of(tables["intervals"]),
-        operating_points=tables["operating_points"].to_dict("records"),
         verdicts=tables["verdicts"][tables["verdicts"]["slice"] == "all"].to_dict("records"),
-        cross=cross_of(tables["cross_auc"]),
         robustness=tables["robustness"].to_dict("records"),
         limits=limits_of(config, report, data, tables),
         rules=rules_of(config),
     )
-
-
-def slices_of(intervals: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return each slice with the rows of its metrics: {"set", "name", "auc", ...}."""
-    parts = intervals[intervals["slice"] != "all"].groupby(["set", "slice"], sort=False)
-    return [
-        {"set": of, "name": name} | {row["metric"]: row for row in rows.to_dict("records")}
-        for (of, name), rows in parts
-    ]
-
-
-def cross_of(cross: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
-    """Return, for the reals of each set, the rows of Cross-AUC in the order of the sets."""
-    parts = cross.groupby("reals_of", sort=False)
-    return {of: rows.to_dict("records") for of, rows in parts}
 
 
 def limits_of(
@@ -98,42 +67,21 @@ def limits_of(
 ) -> list[str]:
     """Return the limits that the files show."""
     limits = ["The epoch was chosen on val, whose figures therefore flatter the detector a little."]
-    for name, found in data["splits"].items():
-        worst = found["shortcuts"].get("worst")
-        if worst and found["shortcuts"][worst] > data["shortcut_auc"] and name != "calibration":
-            limits.append(
-                f"In {name}, {worst} alone tells real from fake with AUC "
-                f"{found['shortcuts'][worst]:.3f}; a detector may have learnt it instead of the "
-                "manipulation."
-            )
+    limits += limits_of_data(data)
     if config["preprocessing"]["reencode"] is None:
         limits.append("Traces of earlier compression reach the detector (`train.reencode` is off).")
-    intervals = tables["intervals"]
-    parts = intervals[(intervals["slice"] != "all") & (intervals["metric"] == "auc")]
-    if len(parts):
-        worst = parts.loc[parts["value"].idxmin()]
-        limits.append(f"Weakest slice: {worst['slice']} of {worst['set']}, AUC {_interval(worst)}.")
+    limits += weakest_slice(tables["intervals"])
     robustness = tables["robustness"]
     if len(robustness):
         worst = robustness.loc[robustness["auc"].idxmin()]
         limits.append(
             f"Weakest against {worst['perturbation']} at level {worst['level']:g}: AUC "
-            f"{_interval(worst, 'auc')}."
+            f"{interval_of(worst, 'auc')}."
         )
-    if "cross" in report and report["cross"]["worst_auc"] < report["pooled"]["auc"]:
-        limits.append(
-            "Scores are not comparable from set to set: worst Cross-AUC "
-            f"{report['cross']['worst_auc']:.4f}, {report['pooled']['auc']:.4f} pooled."
-        )
-    if "tpr_at_fpr_1e-4" not in report["val"]:
-        limits.append("val has too few reals to measure a rate of one false alarm in ten thousand.")
+    limits += limits_of_sets(report)
     if data["generated_sample"]:
         limits.append("Drawn faces are not photographs: nothing here carries over to deepfakes.")
     return limits
-
-
-def _interval(row: pd.Series, value: str = "value") -> str:
-    return f"{row[value]:.4f} [{row['low']:.4f}, {row['high']:.4f}]"
 
 
 def rules_of(config: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stages.card import RESULTS, limits_of, pretraining, render, rules_of
+from stages.card import limits_of, pretraining, render, rules_of
 from stages.lib.evaluation.cross_sets import CROSS_COLUMNS
+from stages.lib.report.card import RESULTS
 
 CONFIG = {
     "model": "resnet18",

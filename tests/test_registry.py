@@ -3,15 +3,19 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from scipy.special import logit
 
 from stages.lib.core.files import read_json
 from stages.lib.core.tables import read_table
+from stages.lib.publishing import registry
 from stages.lib.publishing.find_run import find_or_make_run
 from stages.lib.publishing.registry import register, registered_name
 from stages.lib.serving import logged_model
@@ -62,7 +66,7 @@ def enter(client: MlflowClient, table: pd.DataFrame, folder: Path, number: int) 
     """Make the run of other weights with these scores, and register a model; return its id."""
     tracker = find_or_make_run(f"{number:064x}", read_table(folder / "data/model/history.csv"))
     path = folder / "val.csv"
-    table.assign(logit=0.0).to_csv(path, index=False)
+    table.assign(logit=logit(table["score"])).to_csv(path, index=False)
     tracker.log_file(path, "scores")
     assert not tracker.lost
     model_id = log_served_model(
@@ -110,6 +114,15 @@ def test_models_judged_on_other_images_are_not_compared(
     enter(client, scores(0.01).iloc[:150], Path.cwd(), 2)
     assert champion(client) == "1"
     assert "version 1 was judged on other validation images" in capsys.readouterr().out
+
+
+def test_models_are_compared_by_their_logits(tmp_path: Path) -> None:
+    """A file's score is PyTorch's, labelled_scores makes it of the logit: other last digits."""
+    table = scores(0.3).assign(logit=lambda t: logit(t["score"]))
+    table.assign(score=0.5).to_csv(tmp_path / "val.csv", index=False)
+    client: Any = SimpleNamespace(download_artifacts=lambda *_: tmp_path / "val.csv")
+    version: Any = SimpleNamespace(run_id="", version="1")
+    assert registry._compare(client, version, table, "auc")[0] is False
 
 
 def test_a_model_of_drawn_faces_has_a_name_of_its_own() -> None:

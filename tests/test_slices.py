@@ -8,8 +8,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from stages import evaluate
-from stages.evaluate import EvaluateParams, judge
 from stages.lib.evaluation.cross_sets import cross_rows
+from stages.lib.evaluation.judging import EvaluateParams, judge
 from stages.lib.evaluation.operating_points import operating_rows
 from stages.lib.evaluation.slices import set_rows, slice_rows
 from stages.lib.evaluation.verdicts import VerdictParams
@@ -114,14 +114,12 @@ def test_the_figure_that_needs_ten_thousand_reals_comes_with_them() -> None:
 def test_a_model_that_is_no_better_than_chance_is_called_useless(
     distance: float,
     better: int,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     names = [f"{number}.jpg" for number in range(200)]
     rows = table(200, 0, img_name=names, set="val", row=range(200))
     rows["logit"] = np.random.default_rng(0).normal(distance * rows["target"], 1)
     rows["score"] = 1 / (1 + np.exp(-rows["logit"]))
-    monkeypatch.setattr(evaluate, "read_json", lambda _: {"weights_sha256": "a" * 64})
     params = EvaluateParams(
         threshold="accuracy", size_bands=[100], quality_bands=[50],
         verdicts=VerdictParams(false_alarms=0.02, misses=0.05),

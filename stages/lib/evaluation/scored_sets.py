@@ -1,8 +1,10 @@
 """Labels and scores of the same images, joined."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+from scipy.special import expit
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError
@@ -10,19 +12,6 @@ from stages.lib.core.labels import CLASS_NAMES, REAL, read_labels
 from stages.lib.core.tables import read_scores
 
 HELD_OUT = "held_out"
-
-
-def labelled_sets() -> dict[str, pd.DataFrame]:
-    """Return the scored sets with both classes: val, the test set if labelled, and further sets.
-
-    held_out has the reals of val and the fakes of the families that were held out.
-    """
-    sets = {name: labelled_scores(name) for name in ("val", "test")}
-    reals = sets["val"][sets["val"]["target"] == REAL]
-    sets[HELD_OUT] = pd.concat([reals, labelled_scores(HELD_OUT)], ignore_index=True)
-    more = labelled_scores("evaluation")
-    sets |= {Path(name).name: part for name, part in more.groupby("set", sort=False)}
-    return {k: part for k, part in sets.items() if part["target"].nunique() == len(CLASS_NAMES)}
 
 
 def labelled_scores(split: str) -> pd.DataFrame:
@@ -36,8 +25,25 @@ def labelled_scores(split: str) -> pd.DataFrame:
         raise UserError(
             f"{scores_file} and {labels_file} do not list the same images; run `dvc repro predict`"
         )
-    scored = labels.assign(**{name: scores[name] for name in ("logit", "low", "high", "score")})
-    return scored.dropna(subset=["target"])
+    scored = labels.assign(**{name: scores[name] for name in ("logit", "low", "high")})
+    # From the logit, as for any detector: the score of the file may differ in its last digit.
+    return scored.assign(score=expit(scores["logit"])).dropna(subset=["target"])
+
+
+def labelled_sets(
+    read: Callable[[str], pd.DataFrame] = labelled_scores,
+) -> dict[str, pd.DataFrame]:
+    """Return the scored sets with both classes: val, the test set if labelled, and further sets.
+
+    held_out has the reals of val and the fakes of the families that were held out. read: returns
+    the labelled rows of a split, with scores.
+    """
+    sets = {name: read(name) for name in ("val", "test")}
+    reals = sets["val"][sets["val"]["target"] == REAL]
+    sets[HELD_OUT] = pd.concat([reals, read(HELD_OUT)], ignore_index=True)
+    more = read("evaluation")
+    sets |= {Path(name).name: part for name, part in more.groupby("set", sort=False)}
+    return {k: part for k, part in sets.items() if part["target"].nunique() == len(CLASS_NAMES)}
 
 
 def perturbed_scores(val: pd.DataFrame) -> pd.DataFrame:

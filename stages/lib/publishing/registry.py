@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from scipy.special import expit
 
 from stages.lib.core.labels import CLASS_NAMES
 from stages.lib.core.tables import read_scores
@@ -100,7 +101,7 @@ def _compare(
         metric,
         scores["target"].to_numpy(),
         scores["score"].to_numpy(),
-        theirs["score"].to_numpy(),
+        expit(theirs["logit"].to_numpy()),  # as labelled_scores makes ours, to the last digit
         scores["group"].to_numpy(),
     )
     counts = scores["target"].value_counts()

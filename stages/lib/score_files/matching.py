@@ -1,0 +1,95 @@
+"""Finding the image of the pipeline that each row of a score file names."""
+
+import unicodedata
+from collections import defaultdict
+from dataclasses import dataclass
+
+import pandas as pd
+
+from stages.lib import paths
+from stages.lib.core.errors import UserError, short
+from stages.lib.core.labels import read_labels
+from stages.lib.score_files.reading import Row, ScoreFile, shown
+
+JUDGED_SPLITS = ("val", "calibration", "test", "held_out", "evaluation")
+SPLITS = ("train", *JUDGED_SPLITS)  # a name that train has too must not be taken for another image
+Key = tuple[str, int]  # set and row, which are one image
+
+
+class KnownImages:
+    """The images of the label tables by name."""
+
+    def __init__(self, tables: dict[str, pd.DataFrame]) -> None:
+        """Index the label tables, by the names of their splits."""
+        self.by_name: dict[str, set[Key]] = defaultdict(set)
+        self.judged: set[Key] = set()
+        for split, table in tables.items():
+            keys = list(zip(table["set"], table["row"], strict=True))
+            for name, key in zip(table["img_name"], keys, strict=True):
+                self.by_name[_normal(name)].add(key)
+            if split in JUDGED_SPLITS:
+                has_label = table["target"].notna()
+                self.judged |= {key for key, known in zip(keys, has_label, strict=True) if known}
+
+    def find(self, row: Row, file: str) -> Key | None:
+        """Return the image that a row names, None where it names none or one that is not judged.
+
+        The exact name goes before the last part of a path. Raises UserError where the name is that
+        of several images, one of them judged.
+        """
+        found = self.candidates(row)
+        if len(found) > 1 and found & self.judged:
+            raise UserError(
+                f"{file}:{row.line}: {short(row.name)} is an image of "
+                f"{short(' and of '.join(sorted(of for of, _ in found)))}; say which one in a "
+                "column `set`"
+            )
+        return next(iter(found & self.judged), None)
+
+    def candidates(self, row: Row) -> set[Key]:
+        """Return the images that a row may name: of its set, where it says one."""
+        name = _normal(row.name)
+        for form in (name, name.replace("\\", "/").rpartition("/")[2]):
+            keys = self.by_name.get(form, set())
+            if found := {key for key in keys if row.set in ("", key[0])}:
+                return found
+        return set()
+
+
+def _normal(name: str) -> str:
+    """Return the one form of letters with accents, which have two in Unicode."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def known_images() -> KnownImages:
+    """Return the images of the pipeline in this folder."""
+    return KnownImages({split: read_labels(paths.LABELS / f"{split}.csv") for split in SPLITS})
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The values of a score file by image, and the rows that name no image of the pipeline."""
+
+    values: dict[Key, float]
+    extra: list[Row]
+
+
+def match(scores: ScoreFile, known: KnownImages) -> Matched:
+    """Match the rows of a file; raises UserError where two rows name one image."""
+    file = shown(scores.request.path)
+    lines: dict[Key, int] = {}
+    values: dict[Key, float] = {}
+    extra = []
+    for row in scores.rows:
+        key = known.find(row, file)
+        if key is None:
+            if not known.candidates(row):
+                extra.append(row)
+            continue
+        if key in lines:
+            raise UserError(
+                f"{file}:{row.line}: {short(row.name)} of {short(key[0])} has a score in line "
+                f"{lines[key]} already; remove one"
+            )
+        lines[key], values[key] = row.line, row.value
+    return Matched(values, extra)

@@ -1,0 +1,114 @@
+"""Writing what was found of judged detectors: figures, cards and the comparison."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages.lib import paths
+from stages.lib.core.files import read_json, write_json, write_text
+from stages.lib.core.tables import write_table
+from stages.lib.evaluation.judging import DIGITS, EvaluateParams, judge, summary, write_tables
+from stages.lib.report.card import (
+    Tables,
+    figures_of,
+    fill,
+    limits_of_data,
+    limits_of_sets,
+    weakest_slice,
+)
+from stages.lib.score_files.comparison import LEVEL, Comparison, words
+from stages.lib.score_files.detectors import OWN, Detector
+
+CARD, EVALUATION, TABLES = "card.md", "evaluation.json", "tables"
+OURS = {CARD, EVALUATION, TABLES}  # in the folder of a detector
+COMPARISON = "comparison"
+DIGITS_OF_DIGEST = 12
+SCALE_WORDS = {
+    "probability": "probabilities",
+    "logit": "logits, log(P(fake) / P(real))",
+    "any": "any numbers, mapped to logits by Platt scaling on calibration",
+}
+MISSING_WORDS = {
+    "refuse": "none is missing",
+    "wrong": "judged wrongly: a real has the highest score of the file, a fake the lowest; left "
+             "out of calibration",
+    "leave_out": "left out",
+}  # fmt: skip
+
+
+def opening(detector: Detector) -> list[str]:
+    """Return the lines that say what of a detector is judged."""
+    covered = [
+        f"{name} {found['num_scored']} of {found['num_images']}"
+        for name, found in detector.facts["coverage"].items()
+    ]
+    lines = [f"scores: {', '.join(covered)}", *detector.notes]
+    return [f"{detector.name}: {line}" for line in lines]
+
+
+def write_detector(detector: Detector, params: EvaluateParams, folder: Path) -> None:
+    """Judge a detector, print the summary and write its files into a folder."""
+    report, tables = judge(detector.sets, detector.calibration, params)
+    (folder / TABLES).mkdir(parents=True)
+    write_tables(tables, folder / TABLES)
+    write_json(folder / EVALUATION, {"judged": detector.facts} | report)
+    write_text(folder / CARD, card(detector, report, tables, read_json(paths.DATA_REPORT)))
+    for line in summary(report, tables["intervals"]):
+        print(f"{detector.name}: {line}")
+
+
+def card(detector: Detector, report: dict[str, Any], tables: Tables, data: dict[str, Any]) -> str:
+    """Return the card of a detector in Markdown."""
+    facts = detector.facts
+    is_complete = all(one["num_scored"] == one["num_images"] for one in facts["coverage"].values())
+    return fill(
+        "judged_card.md.j2",
+        **figures_of(report, tables),
+        name=detector.name,
+        facts=facts,
+        judged=_what(facts),
+        scale=f"{SCALE_WORDS[facts['scale']]}; higher for {facts['higher']}",
+        missing=MISSING_WORDS["refuse" if is_complete else facts["missing"]],
+        generated_sample=data["generated_sample"],
+        limits=limits_of(detector, report, tables, data),
+    )
+
+
+def _what(facts: dict[str, Any]) -> str:
+    """Say which scores were judged."""
+    if "weights_sha256" in facts:
+        digits = facts["weights_sha256"][:DIGITS_OF_DIGEST]
+        return f"the scores of this pipeline, of weights with SHA-256 {digits}"
+    digits = facts["sha256"][:DIGITS_OF_DIGEST]
+    return f"a file of {facts['num_rows']} scores with SHA-256 {digits}"
+
+
+def limits_of(
+    detector: Detector, report: dict[str, Any], tables: Tables, data: dict[str, Any]
+) -> list[str]:
+    """Return the limits that the scores and the files of the pipeline show."""
+    limits = [*detector.notes]
+    if detector.name == OWN:
+        limits.append("The epoch was chosen on val, whose figures therefore flatter the detector.")
+    else:
+        limits.append("Whether the detector was trained or chosen on these images is not known.")
+    limits.append("Scores alone show neither verdicts that are unsure nor what perturbations do.")
+    if detector.facts["scale"] == "any":
+        limits.append("Log loss, Brier score and ECE are those of the scores after Platt scaling.")
+    limits += limits_of_data(data) + weakest_slice(tables["intervals"]) + limits_of_sets(report)
+    if data["generated_sample"]:
+        limits.append("Drawn faces are not photographs: nothing here carries over to deepfakes.")
+    return limits
+
+
+def write_comparison(comparisons: Sequence[Comparison], folder: Path) -> None:
+    """Write the pairs of all sets and what they mean, and print that."""
+    sentences = {one.name: [words(pair) for _, pair in one.pairs.iterrows()] for one in comparisons}
+    pairs = pd.concat([one.pairs for one in comparisons])
+    rounded = pairs.round({name: DIGITS for name in pairs if not name.startswith("p_")})
+    write_table(rounded, folder / f"{COMPARISON}.csv")
+    text = fill("comparison.md.j2", comparisons=comparisons, sentences=sentences, level=LEVEL)
+    write_text(folder / f"{COMPARISON}.md", text)
+    print(text, end="")

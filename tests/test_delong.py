@@ -1,0 +1,63 @@
+"""DeLong's variance and test: against brute force, and against what simulated data show."""
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from stages.lib.evaluation.delong import auc_variance, delong_p, placements
+
+
+def brute_placements(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the placements by comparing each fake with each real."""
+    fakes, reals = scores[targets == 1], scores[targets == 0]
+    wins = (fakes[:, None] > reals) + 0.5 * (fakes[:, None] == reals)
+    return wins.mean(axis=1), wins.mean(axis=0)
+
+
+def test_placements_and_p_are_those_of_brute_force() -> None:
+    random = np.random.default_rng(0)
+    targets = (np.arange(83) % 3 > 0).astype(int)
+    first = np.round(targets + random.normal(0, 1, 83), 1)  # with ties
+    second = np.round(targets + random.normal(0, 2, 83), 1)
+    for found, expected in zip(placements(targets, first), brute_placements(targets, first),
+                               strict=True):  # fmt: skip
+        assert found == pytest.approx(expected)
+        assert found.mean() == pytest.approx(roc_auc_score(targets, first))
+    pairs = zip(brute_placements(targets, first), brute_placements(targets, second), strict=True)
+    covariances = [np.cov(np.stack(pair)) / len(pair[0]) for pair in pairs]
+    contrast, total = np.array([1, -1]), np.sum(covariances, axis=0)
+    gap = roc_auc_score(targets, first) - roc_auc_score(targets, second)
+    z = gap / np.sqrt(contrast @ total @ contrast)
+    p_value = 2 * norm.sf(abs(z))
+    assert delong_p(targets, first, second) == pytest.approx(p_value)
+    assert auc_variance(targets, first) == pytest.approx(total[0, 0])
+
+
+def test_the_variance_is_that_of_aucs_drawn_again_and_again() -> None:
+    random, targets = np.random.default_rng(1), np.arange(120) % 3 // 2
+    aucs, variances = [], []
+    for _ in range(3000):
+        drawn = targets + random.normal(0, 1, 120)
+        aucs.append(placements(targets, drawn)[0].mean())
+        variances.append(auc_variance(targets, drawn))
+    assert np.mean(variances) == pytest.approx(np.var(aucs), rel=0.08)
+
+
+def test_equal_detectors_are_called_different_as_often_as_the_level_says() -> None:
+    targets, found = np.arange(100) % 2, []
+    for seed in range(1000):
+        random = np.random.default_rng(seed)
+        shared = targets + random.normal(0, 0.7, 100)
+        ours, theirs = (shared + random.normal(0, 0.7, 100) for _ in range(2))
+        found.append(delong_p(targets, ours, theirs))
+    assert np.mean(np.array(found) < 0.05) == pytest.approx(0.05, abs=0.02)
+
+
+def test_a_test_of_nothing_has_no_small_p() -> None:
+    targets, values = np.array([0, 1, 1, 1]), np.array([0.1, 0.2, 0.3, 0.4])
+    assert delong_p(targets, values, -values) == 1  # one real shows nothing
+    targets = np.arange(50) % 2
+    random = np.random.default_rng(2).normal(targets, 1)
+    assert delong_p(targets, random, np.exp(random)) == 1
+    assert delong_p(targets, targets.astype(float), -targets.astype(float)) == 0
