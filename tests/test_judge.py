@@ -38,7 +38,7 @@ def labels_of(split: str) -> pd.DataFrame:
         {"img_name": [f"{split[0]}{row}.jpg" for row in rows]}
         | {"target": rows % 2, "family": "", "source": "", "width": 64, "height": 64}
         | {"jpeg_quality": 90, "face": 40.0, "set": PACKED.get(split, split), "row": rows}
-        | {"group": rows + 10_000 * list(SIZES).index(split)}
+        | {"group": rows + 10_000 * list(SIZES).index(split), "video": ""}
     )
     table = table[list(LABEL_TYPES)].astype({"target": object})
     table.loc[table["set"] == "test", "target"] = ""
@@ -329,6 +329,26 @@ def test_an_exact_name_goes_before_the_last_part_of_a_path(place: Path) -> None:
     found = detector(table)
     assert found.sets["web"]["logit"].iloc[0] == table["logit"].iloc[140]
     assert found.sets["val"]["logit"].iloc[0] == table["logit"].iloc[0]
+
+
+def test_the_longest_end_of_a_path_counts(place: Path) -> None:
+    """Names of images may have folders, and files of other people more or fewer of them."""
+    labels = labels_of("val")
+    labels["img_name"] = "fake/" + labels["img_name"]
+    labels.loc[0, "img_name"] = "real/v1.jpg"  # beside fake/v1.jpg
+    labels.to_csv("data/labels/val.csv", index=False)
+    table = scores()
+    is_val = table["img_name"].isin(labels_of("val")["img_name"])
+    longer = table.copy()
+    longer.loc[is_val, "img_name"] = "/data/x/" + labels["img_name"].to_numpy()
+    plain = table.drop(index=table.index[:2])
+    expected = table["logit"][is_val].tolist()
+    assert detector(longer).sets["val"]["logit"].tolist() == expected
+    assert detector(plain, "leave_out").sets["val"]["logit"].tolist() == expected[2:]
+    with pytest.raises(
+        UserError, match=r"v1.jpg is an image of val and of val; give its whole name"
+    ):
+        detector(table)
 
 
 @pytest.mark.parametrize("other", ["evaluation", "train"])

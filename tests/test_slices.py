@@ -20,7 +20,10 @@ def table(count: int, seed: int, shift: float = 0.0, **columns: Any) -> pd.DataF
     random = np.random.default_rng(seed)
     targets = np.arange(count) % 2
     logits = random.normal(2.0 * targets + shift, 1)
-    plain = {"family": None, "source": None, "width": 64, "height": 64, "jpeg_quality": pd.NA}
+    plain = {
+        "family": None, "source": None, "video": None, "width": 64, "height": 64,
+        "jpeg_quality": pd.NA,
+    }  # fmt: skip
     scored = {"target": targets, "score": 1 / (1 + np.exp(-logits)), "group": np.arange(count)}
     return pd.DataFrame(scored | plain | columns).astype({"jpeg_quality": "Int8"})
 

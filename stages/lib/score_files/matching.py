@@ -22,11 +22,13 @@ class KnownImages:
     def __init__(self, tables: dict[str, pd.DataFrame]) -> None:
         """Index the label tables, by the names of their splits."""
         self.by_name: dict[str, set[Key]] = defaultdict(set)
+        self.by_last_part: dict[str, set[Key]] = defaultdict(set)
         self.judged: set[Key] = set()
         for split, table in tables.items():
             keys = list(zip(table["set"], table["row"], strict=True))
             for name, key in zip(table["img_name"], keys, strict=True):
                 self.by_name[_normal(name)].add(key)
+                self.by_last_part[_normal(name).rpartition("/")[2]].add(key)
             if split in JUDGED_SPLITS:
                 has_label = table["target"].notna()
                 self.judged |= {key for key, known in zip(keys, has_label, strict=True) if known}
@@ -34,23 +36,25 @@ class KnownImages:
     def find(self, row: Row, file: str) -> Key | None:
         """Return the image that a row names, None where it names none or one that is not judged.
 
-        The exact name goes before the last part of a path. Raises UserError where the name is that
-        of several images, one of them judged.
+        The exact name goes before the end of a path, and the longest end before shorter ones.
+        Raises UserError where the name is that of several images, one of them judged.
         """
         found = self.candidates(row)
         if len(found) > 1 and found & self.judged:
             raise UserError(
                 f"{file}:{row.line}: {short(row.name)} is an image of "
-                f"{short(' and of '.join(sorted(of for of, _ in found)))}; say which one in a "
-                "column `set`"
+                f"{short(' and of '.join(sorted(of for of, _ in found)))}; give its whole name, or "
+                "its set in a column `set`"
             )
         return next(iter(found & self.judged), None)
 
     def candidates(self, row: Row) -> set[Key]:
         """Return the images that a row may name: of its set, where it says one."""
         name = _normal(row.name)
-        for form in (name, name.replace("\\", "/").rpartition("/")[2]):
-            keys = self.by_name.get(form, set())
+        parts = name.replace("\\", "/").split("/")
+        ends = ["/".join(parts[start:]) for start in range(len(parts))]
+        named = [self.by_name.get(form, set()) for form in (name, *ends)]
+        for keys in (*named, self.by_last_part.get(parts[-1], set())):
             if found := {key for key in keys if row.set in ("", key[0])}:
                 return found
         return set()
