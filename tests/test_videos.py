@@ -21,16 +21,19 @@ from tests.conftest import ROOT, set_params
 CODECS = {"mp4": "libx264", "mov": "libx264", "avi": "mpeg4", "webm": "libvpx-vp9"}
 
 
-def write_video(path: Path, num_frames: int = 40, first: int = 0) -> bytes:
-    """Write a video of 160 x 120 pixels, 25 frames a second, each brighter than the last one."""
+def write_video(
+    path: Path, num_frames: int = 40, first: int = 0, size: tuple[int, int] = (160, 120)
+) -> bytes:
+    """Write a video of 25 frames a second, each brighter than the last one; size: width, height."""
+    width, height = size
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(CODECS[path.suffix[1:]], rate=25)
         assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for number in range(num_frames):
-            pixels = np.full((120, 160, 3), first + 5 * number, np.uint8)
-            pixels[:30] = 250  # a bar that shows which side is up
+            pixels = np.full((height, width, 3), min(255, first + 5 * number), np.uint8)
+            pixels[: height // 4] = 250  # a bar that shows which side is up
             for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():

@@ -1,11 +1,13 @@
 """Time packing and preparing of many small images, their memory, packing again, DVC's overhead.
 
 Run: python -m tests.benchmarks.packing [--images 25000 50000 100000]   (from the repository's root)
+     python -m tests.benchmarks.packing --videos 1000
 
 For each number of generated 64 px JPEG files: seconds and peak memory of `python -m stages.pack`,
 of `stages.prepare`, of packing again with nothing changed and after adding 1 % of files; then the
 first `dvc repro prepare`, which reads every file once to know it, `dvc status` after it, and what
-`dvc exp run --temp` takes beyond the stage that it runs.
+`dvc exp run --temp` takes beyond the stage that it runs. For videos, 2 s of 320 x 240 pixels each:
+packing eight frames of each, and packing again.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from tests.conftest import clone_project, environment
+from tests.test_videos import write_video
 
 PYTHON = sys.executable
 
@@ -30,8 +33,32 @@ def main() -> None:
     """Print a line of JSON per size."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, nargs="+", default=[25_000, 50_000, 100_000])
-    for count in parser.parse_args().images:
+    parser.add_argument("--videos", type=int, default=0)
+    options = parser.parse_args()
+    if options.videos:
+        print(json.dumps(measure_videos(options.videos)), flush=True)
+        return
+    for count in options.images:
         print(json.dumps(measure(count)), flush=True)
+
+
+def measure_videos(count: int) -> dict[str, float]:
+    """Return seconds and megabytes for so many videos."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        for number in range(count):
+            kind = ("real", "fake")[number % 2]
+            write_video(data / kind / f"{number}.mp4", 50, number % 50, (320, 240))
+        clone = clone_project(Path(folder) / "clone", {"data.root": str(data)})
+        figures: dict[str, float] = {"videos": count}
+        figures |= timed(clone, "pack", PYTHON, "-m", "stages.pack")
+        packed = clone / "data/packed"
+        figures["packed_mb"] = round(
+            sum(one.stat().st_size for one in packed.rglob("*.arrow")) / 1e6
+        )
+        shutil.rmtree(packed)  # as DVC does
+        figures |= timed(clone, "pack_again", PYTHON, "-m", "stages.pack")
+    return figures
 
 
 def measure(count: int) -> dict[str, float]:
