@@ -131,16 +131,18 @@ def test_our_own_scores_as_a_foreign_file_equal_our_own_evaluation(
         table = table.drop(columns="set")
     table.to_csv(tmp_path / "foreign.csv", index=False)
     monkeypatch.chdir(pipeline)
-    out = judge(tmp_path / "foreign.csv", "own", "--out", tmp_path / "judged")
+    perturbed = "data/scores/robustness.csv"
+    out = judge(tmp_path / "foreign.csv", "own", "--perturbed", perturbed,
+                "--out", tmp_path / "judged")  # fmt: skip
     expected = json.loads((pipeline / "metrics/evaluation.json").read_text())
     for name in ("foreign", "own"):
         found = json.loads((out / name / "evaluation.json").read_text())
-        assert set(found) - {"judged"} == set(expected) - {"weights", "verdicts", "robustness"}
+        assert set(found) - {"judged"} == set(expected) - {"weights", "verdicts"}
         assert {"val", "drawn", "pooled", "cross", "threshold", "temperature"} < set(found)
         assert {key: found[key] for key in found if key in expected} == {
             key: expected[key] for key in found if key in expected
         }
-        for table_name in ("intervals", "operating_points", "cross_auc"):
+        for table_name in ("intervals", "operating_points", "cross_auc", "robustness"):
             ours = (pipeline / f"metrics/tables/{table_name}.csv").read_bytes()
             assert (out / name / f"tables/{table_name}.csv").read_bytes() == ours
             assert len(ours.splitlines()) > 4
@@ -667,6 +669,7 @@ def test_onnx_files_and_models_of_mlflow_can_be_called(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(pipeline)
+    monkeypatch.setenv("DVC_ROOT", str(pipeline))
     detector, config = load_detector(paths.MODEL)
     export_network(detector, config.preprocessing.image_size, tmp_path)
     call(monkeypatch, tmp_path / "detector.onnx", "--out", tmp_path / "onnx.csv")

@@ -35,7 +35,7 @@ _LISTS = {
 
 
 def is_competition(root: Path) -> bool:
-    """Return whether a folder has a list by a name of this layout, or an image folder with files."""
+    """Return whether a folder has a list of this layout, or an image folder with files in it."""
     lists, folders = ([name for names in table.values() for name in names]
                       for table in (_LISTS, _FOLDERS))  # fmt: skip
     places = [root / place for place in (".", *sorted(_PLACES))]
