@@ -21,8 +21,13 @@ from stages.lib.core.params import load_params
 from stages.lib.core.running import run_stage
 from stages.lib.core.tables import read_table, write_table
 from stages.lib.evaluation.curves import make_curves, severities
-from stages.lib.evaluation.judging import EvaluateParams, judge, summary, write_tables
-from stages.lib.evaluation.robustness import robustness_table, summarise_robustness
+from stages.lib.evaluation.judging import (
+    EvaluateParams,
+    add_robustness,
+    judge,
+    summary,
+    write_tables,
+)
 from stages.lib.evaluation.scored_sets import labelled_scores, labelled_sets, perturbed_scores
 from stages.lib.evaluation.verdicts import (
     SHARES,
@@ -47,10 +52,8 @@ def main() -> None:
     report["verdicts"] = summarise_verdicts(tables["verdicts"])
     curves = make_curves(sets["val"], report["threshold"])
     curves["history"] = read_table(paths.HISTORY)
-    perturbed = perturbed_scores(sets["val"])
-    tables["robustness"] = robustness_table(perturbed, report["threshold"])
-    if len(perturbed):
-        report["robustness"] = summarise_robustness(perturbed, tables["robustness"])
+    add_robustness(report, tables, perturbed_scores(sets["val"]))
+    if len(tables["robustness"]):
         curves["robustness"] = severities(tables["robustness"])
     with fresh_folder(paths.PLOTS) as folder:
         for name, curve in curves.items():

@@ -18,6 +18,7 @@ with the number of images.
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from stages.lib import paths
@@ -61,7 +62,8 @@ def pack_evaluation_set(name: str, data: DataParams, params: PackParams) -> None
     root = Path(data.evaluation_sets[name])
     sets = find_sets(root, "auto", data.manifest, f"data.evaluation_sets.{name}")
     with fresh_folder(paths.PACKED / "sets" / name) as folder:
-        pack_images(evaluation_set(sets, root), folder, params)
+        image_set = replace(evaluation_set(sets, root), name=f"sets/{name}")
+        pack_images(image_set, folder, params)
 
 
 def names() -> list[str]:

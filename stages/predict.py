@@ -49,7 +49,12 @@ from stages.lib.detector.runtime import (
     processes_of,
 )
 from stages.lib.detector.scoring import gather_logits
-from stages.lib.prediction.perturbations import VARIANTS, perturb_all
+from stages.lib.prediction.perturbations import (
+    VARIANTS,
+    choose_images,
+    perturb_all,
+    perturbed_table,
+)
 from stages.lib.prediction.views import CHANGED_VIEWS, SCORED_VIEWS, plain_and_changed
 
 SPLITS = ("val", "calibration", "test", "held_out", "evaluation")
@@ -193,30 +198,6 @@ class PerturbedImages(Variants):
         """Return the image and everything of VARIANTS."""
         variants = perturb_all(image, np.random.default_rng([0, index]))
         return torch.stack([to_input(variant, self.preprocessing) for variant in variants])
-
-
-# ---------------------------------------------------------------------------------------------
-# Robustness
-
-
-def choose_images(labels: pd.DataFrame, num_images: int) -> pd.DataFrame:
-    """Draw labelled images, half of them real where there are enough, and keep their order."""
-    half = num_images // 2
-    drawn = [
-        part.sample(min(half, len(part)), random_state=0)
-        for _, part in labels.dropna(subset=["target"]).groupby("target")
-    ]
-    return pd.concat(drawn).sort_index().reset_index(drop=True)
-
-
-def perturbed_table(names: pd.Series, logits: torch.Tensor) -> pd.DataFrame:
-    """Return one row per image and variant; logits: (N, V)."""
-    variants = [("none", 0.0), *((kind.__name__, float(level)) for kind, level in VARIANTS)]
-    tables = [
-        pd.DataFrame({"img_name": names, "perturbation": kind, "level": level, "logit": column})
-        for (kind, level), column in zip(variants, logits.T.numpy(), strict=True)
-    ]
-    return pd.concat(tables, ignore_index=True)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def main() -> None:
     _decide_on_bad_images(bad, params.bad_images)
     good, more = facts[~is_bad & is_own].copy(), facts[~is_bad & ~is_own].copy()
     near = near_duplicate_groups(_hashes(good), params.near_duplicate_bits)
-    good["group"] = join_groups(near, _given(good))
+    good["group"] = _joined(near, good)
     more["group"] = _groups_of_more(good, more, params.near_duplicate_bits)
     splits = split(good, params)
     splits, held_out = hold_out(splits, params.hold_out_families)
@@ -96,14 +96,15 @@ def _hashes(facts: pd.DataFrame) -> np.ndarray:
     return facts["phash"].to_numpy(dtype=np.uint64)
 
 
-def _given(facts: pd.DataFrame) -> pd.Series:
-    """Return the group that a data set gives each image, or its video; missing where there is none.
+def _joined(near: np.ndarray, facts: pd.DataFrame) -> np.ndarray:
+    """Join near-duplicate groups, int (N,), of images that the data set groups, or of one video.
 
     Other data sets may have the same names, so these begin with the set.
     """
     data_set = facts["set"].where(~facts["set"].isin(SET_NAMES), "own")
-    names = facts["given_group"].fillna(facts["video"])
-    return data_set.str.cat(names, sep="/")
+    for column in ("given_group", "video"):
+        near = join_groups(near, data_set.str.cat(facts[column], sep="/"))
+    return near
 
 
 def _labels_of(rows: pd.DataFrame) -> pd.DataFrame:
@@ -119,8 +120,8 @@ def _groups_of_more(good: pd.DataFrame, more: pd.DataFrame, max_bits: int) -> np
     if more.empty:
         return np.empty(0, dtype=int)
     hashes = np.concatenate([_hashes(good), _hashes(more)])
-    names = pd.concat([_given(good), _given(more)], ignore_index=True)
-    together = join_groups(near_duplicate_groups(hashes, max_bits), names)
+    near = near_duplicate_groups(hashes, max_bits)
+    together = _joined(near, pd.concat([good, more], ignore_index=True))
     of_good, of_more = together[: len(good)], together[len(good) :]
     known = good.groupby(of_good)["group"].first()
     new = pd.Series(of_more).where(~np.isin(of_more, known.index))

@@ -1,6 +1,7 @@
 """Detectors judged from their score files: our own evaluation, whatever the file looks like."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -10,19 +11,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
+from stages.lib import paths
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import LABEL_TYPES
+from stages.lib.detector.model import fake_logit, load_detector
+from stages.lib.detector.preprocessing import to_input
 from stages.lib.evaluation.delong import delong_p
 from stages.lib.score_files.comparison import compare, compare_on, holm, words
 from stages.lib.score_files.detectors import Detector, detector_of
 from stages.lib.score_files.matching import known_images
 from stages.lib.score_files.reading import Request, read_score_file
 from stages.lib.score_files.scaling import fit_scale, platt
+from stages.lib.verdict.networks import export_network
 from stages.tools import judge as tool
+from stages.tools import score as score_tool
 from tests.conftest import ROOT, run
 
 Judge = Callable[..., Path]
@@ -122,16 +131,18 @@ def test_our_own_scores_as_a_foreign_file_equal_our_own_evaluation(
         table = table.drop(columns="set")
     table.to_csv(tmp_path / "foreign.csv", index=False)
     monkeypatch.chdir(pipeline)
-    out = judge(tmp_path / "foreign.csv", "own", "--out", tmp_path / "judged")
+    perturbed = "data/scores/robustness.csv"
+    out = judge(tmp_path / "foreign.csv", "own", "--perturbed", perturbed,
+                "--out", tmp_path / "judged")  # fmt: skip
     expected = json.loads((pipeline / "metrics/evaluation.json").read_text())
     for name in ("foreign", "own"):
         found = json.loads((out / name / "evaluation.json").read_text())
-        assert set(found) - {"judged"} == set(expected) - {"weights", "verdicts", "robustness"}
+        assert set(found) - {"judged"} == set(expected) - {"weights", "verdicts"}
         assert {"val", "drawn", "pooled", "cross", "threshold", "temperature"} < set(found)
         assert {key: found[key] for key in found if key in expected} == {
             key: expected[key] for key in found if key in expected
         }
-        for table_name in ("intervals", "operating_points", "cross_auc"):
+        for table_name in ("intervals", "operating_points", "cross_auc", "robustness"):
             ours = (pipeline / f"metrics/tables/{table_name}.csv").read_bytes()
             assert (out / name / f"tables/{table_name}.csv").read_bytes() == ours
             assert len(ours.splitlines()) > 4
@@ -602,3 +613,129 @@ def test_holms_correction_by_hand() -> None:
     assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm(np.array([0.7, 0.6])).tolist() == [1.0, 1.0]
     assert holm(np.array([0.02])).tolist() == [0.02]
+
+
+# ---------------------------------------------------------------------------------------------
+# Perturbed images, and detectors that can be called
+
+
+def own_scores(pictures: list[np.ndarray]) -> list[float]:
+    """Score pictures as the pipeline in this folder does: a detector that can be called."""
+    detector, config = load_detector(paths.MODEL)
+    pixels = [torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures]
+    images = torch.stack([to_input(one, config.preprocessing) for one in pixels])
+    with torch.inference_mode():
+        return torch.sigmoid(fake_logit(detector(images)).double()).tolist()
+
+
+def broken(pictures: list[np.ndarray]) -> list[float]:
+    return [0.5] * (len(pictures) + 1)
+
+
+def certain(pictures: list[np.ndarray]) -> list[float]:
+    return [1.5] * len(pictures)
+
+
+def failing(pictures: list[np.ndarray]) -> list[float]:
+    raise KeyError("no weights")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["score", *map(str, arguments)])
+    score_tool.main()
+
+
+def test_our_own_detector_called_gives_what_the_pipeline_has(
+    pipeline: Path, tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same metrics of all sets, and the same robustness, up to what another batch rounds."""
+    monkeypatch.chdir(pipeline)
+    scored, perturbed = tmp_path / "called.csv", tmp_path / "perturbed.csv"
+    call(monkeypatch, "tests.test_judge:own_scores", "--out", scored, "--perturbed", perturbed)
+    out = judge(scored, "own", "--perturbed", perturbed, "--out", tmp_path / "judged")
+    called, own = (json.loads((out / f"{name}/evaluation.json").read_text())
+                   for name in ("called", "own"))  # fmt: skip
+    assert called["robustness"] == pytest.approx(own["robustness"], abs=1e-6)
+    assert own["robustness"] == json.loads(paths.EVALUATION.read_text())["robustness"]
+    assert called["val"]["auc"] == pytest.approx(own["val"]["auc"], abs=1e-6)
+    table = pd.read_csv(out / "called/tables/robustness.csv")
+    ours = pd.read_csv("metrics/tables/robustness.csv")
+    assert table["auc"].tolist() == pytest.approx(ours["auc"].tolist(), abs=1e-6)
+    card = (out / "called/card.md").read_text()
+    assert "## Robustness" in card and "What perturbed pictures do" not in card
+
+
+def test_onnx_files_and_models_of_mlflow_can_be_called(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pipeline)
+    monkeypatch.setenv("DVC_ROOT", str(pipeline))
+    detector, config = load_detector(paths.MODEL)
+    export_network(detector, config.preprocessing.image_size, tmp_path)
+    call(monkeypatch, tmp_path / "detector.onnx", "--out", tmp_path / "onnx.csv")
+    champion = "models:/deepfake-detector-generated-sample@champion"
+    call(monkeypatch, champion, "--out", tmp_path / "mlflow.csv")
+    onnx, mlflow = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("onnx", "mlflow"))
+    assert onnx["img_name"].tolist() == mlflow["img_name"].tolist()
+    assert expit(onnx["logit"]).tolist() == pytest.approx(mlflow["probability"].tolist(), abs=0.02)
+
+
+def test_the_checkpoint_of_the_readme_is_judged(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "metrics/README.md").read_text(), re.DOTALL
+    )
+    (tmp_path / "theirs.py").write_text(code)
+    model = timm.create_model("resnet18", num_classes=2)
+    save_file(model.state_dict(), tmp_path / "theirs.safetensors")
+    (tmp_path / "data").symlink_to(pipeline / "data")
+    shutil.copy(pipeline / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    call(monkeypatch, "theirs:score", "--out", "theirs.csv")
+    found = pd.read_csv("theirs.csv")
+    assert found["probability"].between(0, 1).all() and found["probability"].nunique() > 10
+
+
+@pytest.mark.parametrize(
+    ("detector", "words"),
+    [
+        ("no_module:score", "no_module:score: cannot be imported: ModuleNotFoundError"),
+        ("tests.test_judge:nothing", "cannot be imported: AttributeError"),
+        ("tests.test_judge:SIZES", "is a dict and no function"),
+        ("word", "word: no detector; give module:function, FILE.onnx or models:/NAME@ALIAS"),
+        ("gone.onnx", "gone.onnx: no ONNX file that can be run"),
+        ("tests.test_judge:broken", r"gave \(17,\) for 16 pictures"),
+        ("tests.test_judge:certain", "1.5 to 1.5 are no probabilities of a fake; return 0 to 1"),
+        ("tests.test_judge:failing", "failed on 16 pictures: KeyError: 'no weights'"),
+    ],
+)
+def test_a_detector_that_cannot_be_called_is_one_line(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: str, words: str
+) -> None:
+    monkeypatch.chdir(pipeline)
+    with pytest.raises(UserError, match=words) as caught:
+        call(monkeypatch, detector, "--out", tmp_path / "a.csv")
+    one_line(caught)
+    assert not list(tmp_path.iterdir())
+
+
+def test_perturbed_scores_that_do_not_fit_are_refused(place: Path, judge: Judge) -> None:
+    file, table = write(scores()), []
+    for kind, level in (("none", 0.0), ("jpeg", 30.0)):
+        table += [{"img_name": f"v{i}.jpg", "perturbation": kind, "level": level, "logit": i % 3}
+                  for i in range(10)]  # fmt: skip
+    perturbed = pd.DataFrame(table)
+    for bad, told in (
+        (perturbed[1:], "needs the same images for each perturbation and level"),
+        (perturbed[10:], "needs the same images"),
+        (perturbed.replace("v3.jpg", "x.jpg"), "x.jpg is no judged image of val"),
+        (perturbed.assign(logit="a"), "p.csv:2: logit = a: not a finite number"),
+    ):
+        bad.to_csv("p.csv", index=False)
+        with pytest.raises(UserError, match=told) as caught:
+            judge(file, "--perturbed", "p.csv")
+        one_line(caught)
+    perturbed.to_csv("p.csv", index=False)
+    out = judge(file, "--perturbed", "p.csv")
+    assert (out / file.stem / "tables/robustness.csv").is_file()

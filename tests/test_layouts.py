@@ -1,6 +1,7 @@
 """Every layout of a data set: a miniature of each is read as its makers mean it."""
 
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -89,7 +90,7 @@ def test_folders_of_well_known_downloads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["a.jpg", "real/b.jpg"], "1 of 2 files in no folder of a class, the first: a.jpg"),
+        (["a.jpg", "real/b.jpg"], "1 of 2 files of no clear set or class, the first: a.jpg"),
         (["train/cats/a.jpg"], "looked for a folder named real, 0 or original and one named fake"),
         ([], "has no images in the layout folders"),
     ],
@@ -217,7 +218,7 @@ def test_faceforensics_has_the_splits_and_pairs_of_its_authors(
     assert list(unsplit) == ["train"] and len(unsplit["train"].rows) == 7
     groups = rows(unsplit["train"], "given_group")
     assert groups["original_sequences/youtube/c23/videos/097.mp4"] == ("033_097",)
-    assert groups["original_sequences/actors/c23/videos/01__talk.mp4"] == ("01__talk",)
+    assert groups["original_sequences/actors/c23/videos/01__talk.mp4"] == ("01",)
     (tmp_path / "splits").mkdir()
     (tmp_path / "splits/train.json").write_text('[["097", "033"]]')
     (tmp_path / "splits/test.json").write_text('[["101", "102"]]')
@@ -274,7 +275,9 @@ def test_celeb_df_has_its_list_in_which_1_means_real(tmp_path: Path) -> None:
         find(root)
 
 
-def test_dfdc_groups_a_real_with_the_fakes_made_of_it(tmp_path: Path) -> None:
+def test_dfdc_groups_a_real_with_the_fakes_made_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = touch(tmp_path, "dfdc_train_part_0/a.mp4", "dfdc_train_part_0/b.mp4",
                  "dfdc_train_part_1/frames/c/0.png",
                  "dfdc_train_part_1/frames/c/1.png")  # fmt: skip
@@ -285,9 +288,13 @@ def test_dfdc_groups_a_real_with_the_fakes_made_of_it(tmp_path: Path) -> None:
     }))  # fmt: skip
     other = root / "dfdc_train_part_1/metadata.json"
     other.write_text(json.dumps({"c.mp4": {"is_fake": 1}}))
-    found = rows(find(root)["train"], "target", "given_group", "video")
-    assert found == {
+    sets = find(root)
+    told = "left out 1 videos that a metadata.json names and its folder lacks, and 0"
+    assert told in capsys.readouterr().out
+    assert rows(sets["train"], "target", "given_group", "video") == {
         "dfdc_train_part_0/a.mp4": (1, "b.mp4", ""), "dfdc_train_part_0/b.mp4": (0, "b.mp4", ""),
+    }  # fmt: skip
+    assert rows(sets["test"], "target", "given_group", "video") == {
         "dfdc_train_part_1/frames/c/0.png": (1, "c.mp4", "dfdc_train_part_1/frames/c"),
         "dfdc_train_part_1/frames/c/1.png": (1, "c.mp4", "dfdc_train_part_1/frames/c"),
     }  # fmt: skip
@@ -324,5 +331,110 @@ def test_the_lists_of_deepfakebench(tmp_path: Path) -> None:
     assert rows(find(tmp_path)["test"], "target", "given_group") == {
         "r.png": (0, "Celeb-DF-v2/id3"), "f.png": (1, "Celeb-DF-v2/id3"),
     }  # fmt: skip
-    with pytest.raises(UserError, match="has no list of DeepfakeBench"):
+    with pytest.raises(UserError, match="needs one list of DeepfakeBench, has none"):
         find(tmp_path / "..", "deepfakebench")
+
+
+# ---------------------------------------------------------------------------------------------
+# What goes wrong silently
+
+
+def test_names_of_persons_and_wrappers_decide_nothing(tmp_path: Path) -> None:
+    root = touch(tmp_path, "deepfake_dataset/train/real/Dev_Patel/1.jpg",
+                 "deepfake_dataset/train/fake/test_person/1.jpg",
+                 "deepfake_dataset/real/train/2.jpg",
+                 "deepfake_dataset/fake/val/2.jpg")  # fmt: skip
+    sets = find(root)
+    found = {name: rows(one, "target") for name, one in sets.items()}
+    assert found == {
+        "train": {"deepfake_dataset/real/train/2.jpg": (0,),
+                  "deepfake_dataset/train/fake/test_person/1.jpg": (1,),
+                  "deepfake_dataset/train/real/Dev_Patel/1.jpg": (0,)},
+        "val": {"deepfake_dataset/fake/val/2.jpg": (1,)},
+    }  # fmt: skip
+    shards = touch(tmp_path / "shards", "0/real/a.jpg", "0/fake/b.jpg", "1/real/c.jpg")
+    assert [target for (target,) in rows(find(shards)["train"], "target").values()] == [1, 0, 0]
+    with pytest.raises(UserError, match="2 of 2 files of no clear set or class"):
+        find(touch(tmp_path / "odd", "real/fake/a.jpg", "fake/real/a.jpg"))
+
+
+def test_many_folders_of_a_class_are_persons_or_videos(tmp_path: Path) -> None:
+    frames = [f"fake/swap/{video:03d}/{frame}.png" for video in range(31) for frame in (9, 10)]
+    people = [f"real/person{number}/person{number}_0001.jpg" for number in range(31)]
+    found = rows(find(touch(tmp_path, *frames, *people))["train"],
+                 "family", "source", "given_group", "video")  # fmt: skip
+    assert found["fake/swap/007/9.png"] == ("swap", "", "fake/swap/007", "fake/swap/007")
+    assert found["real/person3/person3_0001.jpg"] == ("", "", "real/person3", "")
+
+
+def test_linked_folders_are_followed_once_and_odd_names_refused(tmp_path: Path) -> None:
+    root = touch(tmp_path / "root", "fake/a.jpg")
+    (root / "real").symlink_to(touch(tmp_path / "elsewhere", "b.jpg"))
+    (root / "fake/loop").symlink_to(root)
+    assert rows(find(root)["train"], "target") == {"fake/a.jpg": (1,), "real/b.jpg": (0,)}
+    (root / "fake" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")
+    with pytest.raises(UserError, match=r"caf\\xe9.jpg' is not UTF-8; rename it"):
+        find(root)
+
+
+def test_a_known_data_set_one_folder_too_high_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "FF/original_sequences/youtube/c23/videos/033.mp4",
+          "FF/manipulated_sequences/Deepfakes/c23/videos/033_097.mp4")  # fmt: skip
+    with pytest.raises(UserError, match="FF in it has the layout faceforensics; give"):
+        find(tmp_path)
+    assert len(find(tmp_path, "folders")["train"].rows) == 2
+
+
+def test_a_manifest_that_is_named_is_never_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "real/a.jpg", "fake/b.jpg", "trainset/")
+    with pytest.raises(UserError, match="data.manifest.file = 'lst.csv'"):
+        find(tmp_path, file="lst.csv")
+    (tmp_path / "list.csv").write_text("path, label ,x,x\nreal/a.jpg,1,,\n")
+    assert rows(find(tmp_path, file="list.csv")["train"], "target") == {"real/a.jpg": (1,)}
+    (tmp_path / "list.csv").write_text("path,label,label\nreal/a.jpg,1,0\n")
+    with pytest.raises(UserError, match="the column 'label' is there twice"):
+        find(tmp_path, file="list.csv")
+
+
+def test_large_numbers_and_other_spellings_in_a_manifest(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {"path": ["x//a.jpg", "b.jpg", "c.jpg"], "label": ["True", "false", "1.0"],
+         "group": pd.array([1234567890123456789, 1234567890123456790, None], dtype="Int64"),
+         "image": [b"\xff"] * 3}
+    )  # fmt: skip
+    table.to_parquet(tmp_path / "list.parquet")
+    assert rows(find(tmp_path, file="list.parquet")["train"], "target", "given_group") == {
+        "x/a.jpg": (1, "1234567890123456789"), "b.jpg": (0, "1234567890123456790"),
+        "c.jpg": (1, ""),
+    }  # fmt: skip
+    (tmp_path / "list.csv").write_text("path,label\nx/a.jpg,0\nx/../x/a.jpg,1\n")
+    with pytest.raises(UserError, match="'x/a.jpg' is listed before"):
+        find(tmp_path, file="list.csv")
+
+
+def test_a_clip_of_deepfakebench_is_in_one_set_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The makers' list of Celeb-DF has all clips in train, and those of test in val again."""
+    clip = {"id0_0001": {"frames": ["a.png"]}}
+    other = {"id2_0001": {"frames": ["b.png"]}}
+    content = {
+        "Celeb-DF-v2": {"CelebDFv2_real": {"train": clip | other, "val": clip, "test": clip}}
+    }
+    (tmp_path / "Celeb-DF-v2.json").write_text(json.dumps(content))
+    (tmp_path / "dataset_infos.json").write_text('{"default": {"download_size": 3}}')
+    sets = find(tmp_path)
+    assert {name: list(rows(one)) for name, one in sets.items()} == {
+        "train": ["b.png"], "test": ["a.png"]}  # fmt: skip
+    assert "left out 1 clips of train, which the list has in another set" in capsys.readouterr().out
+    (tmp_path / "more.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="needs one list .*, has Celeb-DF-v2.json, more.json"):
+        find(tmp_path)
+
+
+def test_two_videos_of_one_name_are_refused(tmp_path: Path) -> None:
+    root = touch(tmp_path, "Celeb-real/id0_0000.mp4", "Celeb-real/id0_0000.avi",
+                 "Celeb-synthesis/id0_id1_0000.mp4")  # fmt: skip
+    (root / "List_of_testing_videos.txt").write_text("\ufeff1 Celeb-real/id0_0000.mp4\n\n")
+    with pytest.raises(UserError, match="Celeb-real: has two videos named id0_0000; remove one"):
+        find(root)

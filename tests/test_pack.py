@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -321,3 +322,60 @@ def test_a_link_that_leaves_its_folder_is_a_bad_image_unless_that_is_allowed(
         assert errors[1] == "outside of the data set's folder (see pack.outside)"
     else:
         assert pd.isna(errors[1])
+
+
+def test_images_are_packed_once_after_a_run_that_was_stopped(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full run, one that is stopped, and another one: each image is known twice."""
+    monkeypatch.setattr(packing, "IMAGES_PER_BATCH", 5)
+    contents = {f"{i}.jpg": encoded(i) for i in range(30)}
+    write_train(workspace, contents)
+    set_params(workspace, {"pack.shard_mb": 1})
+    pack.main()
+    expected = packed_files()
+    shutil.rmtree("data/packed")
+    write = shards.ShardWriter.write
+    written = []
+
+    def stop(self: shards.ShardWriter, batch: list[shards.Packed]) -> None:
+        if len(written) == 3:
+            self.close()
+            raise KeyboardInterrupt
+        written.append(batch)
+        write(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.ShardWriter, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pack.main()
+    pack.main()
+    assert packed_files() == expected
+
+
+def test_sets_in_one_folder_are_remembered_beside_each_other(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(("train/real", "train/fake", "val/real", "val/fake")):
+        folder = workspace / "tree" / name
+        folder.mkdir(parents=True)
+        (folder / "a.jpg").write_bytes(encoded(number))
+    set_params(workspace, {"data.root": "tree", "data.evaluation_sets": {"same": "tree"}})
+    pack.main()
+    pack.main(["same"])
+    names = count_reads(monkeypatch)
+    pack.main()
+    pack.main(["same"])
+    assert names == []
+
+
+def test_a_batch_of_any_size_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "BATCH_BYTES", 1000)
+    contents = [bytes([i]) * size for i, size in enumerate((400, 400, 400, 3000, 10, 0))]
+    writer = shards.ShardWriter(tmp_path, 10**6)
+    writer.write([(one, {"img_name": str(i)}) for i, one in enumerate(contents)])
+    writer.close()
+    found = shards.ImageFile(tmp_path / "images-00000.arrow")
+    assert [found.read(row) for row in range(6)] == contents
+    with pa.memory_map(str(tmp_path / "images-00000.arrow")) as file:
+        assert pa.ipc.open_file(file).num_record_batches > 2

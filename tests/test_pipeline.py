@@ -14,12 +14,14 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from PIL import Image
 
 from stages.explain import SHEET_TITLES
 from stages.lib.core.labels import read_labels
 from stages.lib.core.params import StageParams
 from stages.lib.core.tables import read_table
 from stages.lib.evaluation.verdicts import VerdictParams
+from stages.lib.layouts.manifest import ManifestParams
 from stages.lib.training.augmentation import Augmentation, Degradation
 from stages.lib.training.pseudo_fakes import Kinds, PseudoFakes
 from stages.publish import flatten
@@ -215,6 +217,15 @@ def test_dvc_shows_plots_and_metrics(pipeline: Path, tmp_path: Path) -> None:
         assert title in page
 
 
+def write_manifest(root: Path) -> Path:
+    """Write a data set with a manifest into a folder; return it."""
+    root.mkdir()
+    (root / "list.csv").write_text("path,label\na.png,real\nb.png,fake\n")
+    for name, colour in (("a", "teal"), ("b", "navy")):
+        Image.new("RGB", (40, 40), colour).save(root / f"{name}.png")
+    return root
+
+
 def test_every_stage_gives_the_same_bytes_again(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +259,10 @@ def test_every_stage_gives_the_same_bytes_again(
     set_params(clone, {"data.root": str(draw_dataset(clone / "drawn", {"train": 60}))})
     for stage in ("pack", "prepare"):  # a set without a validation set reads one more parameter
         import_module(f"stages.{stage}").main()
+    set_params(clone, {"data.root": str(write_manifest(clone / "listed")),
+                       "data.manifest.file": "list.csv"})  # fmt: skip
+    import_module("stages.pack").main()  # a manifest reads more parameters
+    sections[ManifestParams] = "data.manifest"
     models = {cls for cls in StageParams.__subclasses__() if cls.__module__.startswith("stages.")}
     assert models == set(sections)
     for model in models:

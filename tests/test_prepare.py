@@ -302,6 +302,8 @@ def test_images_that_a_data_set_groups_stay_together(workspace: Path) -> None:
     train = facts(90, 0).assign(given_group=[f"person {i // 9}" for i in range(90)])
     train.loc[80:, "given_group"] = None
     train.loc[80, "phash"] = train.loc[0, "phash"]  # a near-duplicate joins the first person
+    train["video"] = None
+    train.loc[[5, 85], "video"] = "clip"  # a frame of the first person, and one without a person
     more = facts(20, 2).assign(given_group="person 0")
     write_facts(workspace, {"train": train, "sets/more": more})
     set_params(workspace, {"data.evaluation_sets": {"more": "x"}})
@@ -311,7 +313,8 @@ def test_images_that_a_data_set_groups_stay_together(workspace: Path) -> None:
     group_of = table.set_index("img_name")["group"]
     person = train.set_index("img_name")["given_group"]
     assert group_of.groupby(person).nunique().tolist() == [1] * 9
-    assert group_of.nunique() == 9 + 9
+    assert group_of.nunique() == 9 + 8
+    assert group_of[train["img_name"][85]] == group_of[train["img_name"][5]]
     assert group_of[train["img_name"][80]] == group_of[train["img_name"][0]]
     own = [set(found[name]["group"]) for name in ("train", "val", "calibration")]
     assert not own[0] & own[1] and not own[0] & own[2] and not own[1] & own[2]

@@ -25,13 +25,14 @@ from stages.lib.evaluation.scored_sets import perturbed_scores
 from stages.lib.prediction.perturbations import (
     LEVELS,
     VARIANTS,
+    choose_images,
     crop,
     grey,
     noise,
     perturb_all,
     shrink,
 )
-from stages.predict import PerturbedImages, choose_images
+from stages.predict import PerturbedImages
 from tests.conftest import set_params
 
 RANDOM = np.random.default_rng(0)

@@ -21,7 +21,7 @@ def table(count: int, seed: int, shift: float = 0.0, **columns: Any) -> pd.DataF
     targets = np.arange(count) % 2
     logits = random.normal(2.0 * targets + shift, 1)
     plain = {
-        "family": None, "source": None, "video": None, "width": 64, "height": 64,
+        "set": "val", "family": None, "source": None, "video": None, "width": 64, "height": 64,
         "jpeg_quality": pd.NA,
     }  # fmt: skip
     scored = {"target": targets, "score": 1 / (1 + np.exp(-logits)), "group": np.arange(count)}

@@ -75,6 +75,22 @@ def test_a_bad_video_has_a_reason(tmp_path: Path) -> None:
         read_frames(path, 4, 10_000)
 
 
+def test_a_list_in_place_of_a_video_reads_no_other_file(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4")
+    (tmp_path / "list.avi").write_text("ffconcat version 1.0\nfile 'a.mp4'\n")
+    with pytest.raises(UnusableImage, match="damaged video"):
+        read_frames(tmp_path / "list.avi", 4, None)
+
+
+def test_a_damaged_frame_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.avi"
+    content = bytearray(write_video(path))
+    middle = content.index(b"00dc", len(content) // 3) + 8
+    content[middle : middle + 60] = bytes(60)
+    path.write_bytes(content)
+    assert len(read_frames(path, 8, None)) >= 7
+
+
 def test_what_is_left_of_a_cut_video_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.webm"
     content = write_video(path)
@@ -146,14 +162,20 @@ def test_frames_that_an_interrupted_run_has_lost_are_read_again(folders: Path) -
 def test_of_a_folder_of_frames_as_many_are_taken_as_of_a_video() -> None:
     table = pd.DataFrame({"img_name": [f"{i}.png" for i in range(12)],
                           "video": ["a"] * 10 + [None] * 2})  # fmt: skip
-    assert packing.choose_frames(table, 2)["img_name"].tolist() == [
-        "2.png", "7.png", "10.png", "11.png",
-    ]  # fmt: skip
+    shuffled = table.iloc[[3, 11, 7, 0, 1, 2, 4, 5, 6, 8, 9, 10]]
+    for rows in (table, shuffled):
+        chosen = packing.choose_frames(rows, 2)["img_name"]
+        assert set(chosen) == {"2.png", "7.png", "10.png", "11.png"}
+    many = pd.DataFrame(
+        {"img_name": [f"{i}.png" for i in sorted(range(100), key=str)], "video": "a"}
+    )
+    assert set(packing.choose_frames(many, 2)["img_name"]) == {"25.png", "75.png"}
 
 
 def test_a_video_has_the_mean_score_of_its_frames() -> None:
     table = pd.DataFrame(
         {
+            "set": ["val"] * 7,
             "video": ["a", "a", "b", "b", "c", "d", None],
             "target": [REAL, REAL, FAKE, FAKE, FAKE, REAL, REAL],
             "score": [0.1, 0.7, 0.3, 0.6, 0.2, 0.1, 0.99],
@@ -163,5 +185,9 @@ def test_a_video_has_the_mean_score_of_its_frames() -> None:
     (row,) = video_rows(table)  # a 0.4, b 0.45, c 0.2, d 0.1: three of four pairs are right
     assert (row["metric"], row["value"]) == ("video_auc", 0.75)
     assert (row["num_real"], row["num_fake"]) == (2, 2)
+    shared = pd.concat([table, table.assign(set="test", score=1 - table["score"])])
+    assert video_rows(shared)[0]["num_real"] == 4  # another set may have the same names
+    same = table.assign(video=["033"] * 6 + [None])
+    assert (video_rows(same)[0]["num_real"], video_rows(same)[0]["num_fake"]) == (1, 1)
     assert video_rows(table[table["target"] == REAL]) == []
     assert video_rows(table.assign(video=None)) == []

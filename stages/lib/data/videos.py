@@ -1,6 +1,7 @@
 """Frames of videos, evenly spread, as PNG files: without another loss of quality."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +15,8 @@ from stages.lib.core.errors import short
 from stages.lib.core.pictures import UnusableImage
 from stages.lib.layouts.clips import spread
 
+# Other formats are lists, by which a file could name others.
+ONLY_VIDEOS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"}
 PNG_LEVEL = 1  # of zlib: three times faster than 6 and 10 % larger
 
 
@@ -34,7 +37,7 @@ def read_frames(path: Path, wanted: int, max_pixels: int | None) -> list[Frame]:
     that is cut off gives frames of what can be decoded.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=ONLY_VIDEOS) as container:
             if not container.streams.video:
                 raise UnusableImage("no video in this file")
             stream = container.streams.video[0]
@@ -58,7 +61,7 @@ def read_frames(path: Path, wanted: int, max_pixels: int | None) -> list[Frame]:
 
 def _count(path: Path) -> int:
     """Return how many frames a video file has, by its packets: its header can be wrong."""
-    with av.open(str(path)) as container:
+    with av.open(str(path), options=ONLY_VIDEOS) as container:
         count = 0
         try:
             for packet in container.demux(video=0):
@@ -73,17 +76,26 @@ def _decoded(
 ) -> Iterator[Frame]:
     """Yield the frames with these numbers, until the last one or the end of what can be decoded."""
     last, start = max(numbers, default=-1), None
-    try:
-        for number, frame in enumerate(container.decode(stream)):
-            start = frame.time if start is None else start
-            if number in numbers:
-                pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                seconds = (frame.time or 0.0) - (start or 0.0)
-                yield Frame(number, seconds, stream.codec_context.name, _png(pixels))
-            if number >= last:
-                return
-    except av.FFmpegError:
-        return
+    for number, frame in enumerate(_frames(container, stream)):
+        start = frame.time if start is None else start
+        if number in numbers:
+            pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            seconds = (frame.time or 0.0) - (start or 0.0)
+            yield Frame(number, seconds, stream.codec_context.name, _png(pixels))
+        if number >= last:
+            return
+
+
+def _frames(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """Yield the frames that can be decoded; a damaged one is passed over, as players do."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.FFmpegError):  # the end, or what was cut off
+            return
+        with suppress(av.InvalidDataError):
+            yield from packet.decode()
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -15,6 +15,7 @@ from stages.lib.core.tables import write_table
 from stages.lib.evaluation.cross_sets import CROSS_COLUMNS, cross_rows, summarise_cross
 from stages.lib.evaluation.metrics import choose_threshold, confusion, fit_temperature
 from stages.lib.evaluation.operating_points import operating_rows
+from stages.lib.evaluation.robustness import robustness_table, summarise_robustness
 from stages.lib.evaluation.rows import Row, arrays, counts
 from stages.lib.evaluation.scored_sets import HELD_OUT
 from stages.lib.evaluation.slices import REALS_FOR_1E_4, set_rows, slice_rows
@@ -76,6 +77,13 @@ def judge(
     if cross:
         report["cross"] = summarise_cross(tables["cross_auc"])
     return report, tables
+
+
+def add_robustness(report: dict[str, Any], tables: Tables, perturbed: pd.DataFrame) -> None:
+    """Add what perturbed images show; perturbed: as robustness_table says, empty for none."""
+    tables["robustness"] = robustness_table(perturbed, report["threshold"])
+    if len(perturbed):
+        report["robustness"] = summarise_robustness(perturbed, tables["robustness"])
 
 
 def with_pooled(sets: Tables) -> Tables:

@@ -4,7 +4,8 @@
     List_of_testing_videos.txt    `1 YouTube-real/00170.mp4`; 1 means real there
 
 `Celeb-real/frames/id0_0000/*.png` may stand beside or in place of the videos. All videos of a
-person, and the fakes made of them, are one group. What the list does not name is for training.
+person, and the fakes that show this person's head with another face, are one group. What the list
+does not name is for training.
 """
 
 from pathlib import Path
@@ -27,13 +28,17 @@ def celeb_df_sets(root: Path) -> dict[str, ImageSet]:
     """Return the sets train and test; raises UserError for a damaged list."""
     testing = _testing(root / LIST)
     rows: dict[str, list[Row]] = {"train": [], "test": []}
+    found_clips = set()
     for folder, target in FOLDERS.items():
         column = "family" if target == FAKE else "source"
         for clip, found in find_clips(root, folder).items():
             person = clip.split("_")[0] if clip.startswith("id") else clip
             more = {"target": target, column: folder, "given_group": f"{folder[:5]}/{person}"}
+            found_clips.add(f"{folder}/{clip}")
             set_name = "test" if f"{folder}/{clip}" in testing else "train"
             rows[set_name] += [row | more for row in found]
+    if gone := testing - found_clips:
+        print(f"{root}: lacks {len(gone)} of the {len(testing)} videos for testing", flush=True)
     return {name: ImageSet(name, root, table_of(found)) for name, found in rows.items() if found}
 
 
@@ -44,7 +49,10 @@ def _testing(file: Path) -> set[str]:
             f"{file}: no such file; it came with the videos and lists those for testing"
         )
     found = set()
-    for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
+    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
         label, _, path = line.strip().partition(" ")
         if label not in ("0", "1") or "/" not in path:
             raise UserError(f"{file}:{number}: '{short(line)}', expected `1 Folder/video.mp4`")

@@ -4,8 +4,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from stages.lib.core.errors import UserError, short
 from stages.lib.layouts.image_set import is_video, media_files
 
 Row = dict[str, str | int | None]
@@ -19,13 +20,17 @@ def find_clips(root: Path, folder: str) -> dict[str, list[Row]]:
     """
     videos: dict[str, list[Row]] = {}
     frames: dict[str, list[Row]] = defaultdict(list)
-    for path in media_files(root / folder):
+    for path in media_files(root / folder) if (root / folder).is_dir() else ():
         *inside, file = path.split("/")
-        name = f"{folder}/{path}"
+        name = (PurePosixPath(folder) / path).as_posix()
         if is_video(file) and inside in ([], ["videos"]):
-            videos[Path(file).stem] = [{"img_name": name}]
+            stem = Path(file).stem
+            if stem in videos:
+                raise UserError(f"{root / folder}: has two videos named {short(stem)}; remove one")
+            videos[stem] = [{"img_name": name}]
         elif not is_video(file) and inside[:1] == ["frames"] and len(inside) == 2:
-            frames[inside[1]].append({"img_name": name, "video": f"{folder}/frames/{inside[1]}"})
+            video = (PurePosixPath(folder) / "frames" / inside[1]).as_posix()
+            frames[inside[1]].append({"img_name": name, "video": video})
     return videos | frames
 
 

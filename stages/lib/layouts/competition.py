@@ -35,9 +35,15 @@ _LISTS = {
 
 
 def is_competition(root: Path) -> bool:
-    """Return whether a folder has a folder or a list by a name of this layout."""
-    names = [name for table in (_FOLDERS, _LISTS) for names in table.values() for name in names]
-    return any((root / place / name).exists() for name in names for place in (".", *_PLACES))
+    """Return whether a folder has a list of this layout, or an image folder with files in it."""
+    lists, folders = ([name for names in table.values() for name in names]
+                      for table in (_LISTS, _FOLDERS))  # fmt: skip
+    places = [root / place for place in (".", *sorted(_PLACES))]
+    return any((at / name).is_file() for at in places for name in lists) or any(
+        (at / name).is_dir() and any(path.is_file() for path in (at / name).iterdir())
+        for at in places
+        for name in folders
+    )
 
 
 def competition_sets(root: Path) -> dict[str, ImageSet]:

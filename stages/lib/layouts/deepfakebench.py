@@ -4,8 +4,8 @@
                                 {"label": "FF-DF", "frames": ["FaceForensics++/.../000.png"]}}}}}}
 
 A list lies in the folder that the paths of the frames start from. The compression is there for
-FaceForensics++ alone, of which c23 counts. A label with `real` in it is that of reals; any other
-one is the family of fakes.
+FaceForensics++ alone; c23 counts, or else the first. A label with `real` in it is that of reals;
+any other one is the family of fakes.
 """
 
 import json
@@ -24,18 +24,21 @@ PREFERRED = "c23"
 LARGEST = 500_000_000  # bytes of a list
 
 
-def list_of(root: Path) -> Path | None:
-    """Return the one list in a folder, or nothing."""
-    found = [file for file in sorted(root.glob("*.json")) if _looks_right(file)]
-    return found[0] if len(found) == 1 else None
+def lists_of(root: Path) -> list[Path]:
+    """Return the lists in a folder."""
+    return [file for file in sorted(root.glob("*.json")) if _looks_right(file)]
 
 
 def deepfakebench_sets(root: Path) -> dict[str, ImageSet]:
-    """Return the sets that the list in a folder names; raises UserError where it is damaged."""
-    file = list_of(root)
-    if not file:
-        raise UserError(f"{root}: has no list of DeepfakeBench, or several; leave one in it")
-    found = json.loads(file.read_bytes())
+    """Return the sets that the list in a folder names; raises UserError where it is damaged.
+
+    The makers' lists have some clips in several sets. Such a clip stays in test, or else in val.
+    """
+    lists = lists_of(root)
+    if len(lists) != 1:
+        names = ", ".join(file.name for file in lists) or "none"
+        raise UserError(f"{root}: needs one list of DeepfakeBench, has {short(names)}")
+    found = json.loads(lists[0].read_bytes())
     pairs = pairs_in(
         clip for labels in found.values() for splits in labels.values()
         for part in splits.values() for clip, _ in _clips(part)
@@ -44,28 +47,45 @@ def deepfakebench_sets(root: Path) -> dict[str, ImageSet]:
     for data_set, labels in found.items():
         for label, splits in labels.items():
             target = REAL if "real" in label.lower() else FAKE
-            for split, clips in splits.items():
-                set_name = SET_WORDS.get(split.lower())
-                if not set_name:
-                    raise UserError(f"{file}: split '{short(split)}' is none of train, val, test")
-                for clip, frames in _clips(clips):
-                    if not frames:
-                        continue
+            for split, part in splits.items():
+                for clip, frames in _clips(part):
                     group = pairs.get(clip) or _person(clip)
                     more = {"target": target, "video": f"{data_set}/{label}/{clip}",
                             "source" if target == REAL else "family": label,
                             "given_group": f"{data_set}/{group}"}  # fmt: skip
-                    rows[set_name] += [{"img_name": frame.replace("\\", "/")} | more
-                                       for frame in frames]  # fmt: skip
+                    rows[SET_WORDS[split.lower()]] += [
+                        {"img_name": frame.replace("\\", "/")} | more for frame in frames
+                    ]
+    _take_out(rows, root)
     return {name: ImageSet(name, root, table_of(of_set)) for name, of_set in rows.items() if of_set}
 
 
+def _take_out(rows: dict[str, list[Row]], root: Path) -> None:
+    """Leave each clip in one set alone, and say how many were in several."""
+    taken: set[object] = set()
+    for name in reversed(SET_NAMES):
+        clips = {row["video"] for row in rows[name]}
+        if twice := clips & taken:
+            rows[name] = [row for row in rows[name] if row["video"] not in twice]
+            print(f"{root}: left out {len(twice)} clips of {name}, which the list has in another "
+                  "set as well", flush=True)  # fmt: skip
+        taken |= clips
+
+
 def _clips(found: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each clip with its frames; skips the compression folder where there is one."""
-    if PREFERRED in found and "frames" not in found[PREFERRED]:
-        found = found[PREFERRED]
+    """Yield each clip with its frames, of one compression where the list has several."""
+    if not any(_frames(facts) for facts in found.values()) and found:
+        inner = {name: facts for name, facts in found.items() if isinstance(facts, dict)}
+        found = inner.get(PREFERRED) or next(iter(inner.values()), {})
     for clip, facts in found.items():
-        yield clip, [str(frame) for frame in facts.get("frames", [])]
+        if frames := _frames(facts):
+            yield clip, frames
+
+
+def _frames(facts: object) -> list[str]:
+    """Return the frames of a clip; nothing where there are none, or it is no clip."""
+    frames = facts.get("frames") if isinstance(facts, dict) else None
+    return [str(frame) for frame in frames] if isinstance(frames, list) else []
 
 
 def _person(clip: str) -> str:
@@ -81,7 +101,9 @@ def _looks_right(file: Path) -> bool:
     try:
         found = json.loads(file.read_bytes())
         labels = [splits for data_set in found.values() for splits in data_set.values()]
+        parts = [part for splits in labels for part in splits.values()]
         names = {split.lower() for splits in labels for split in splits}
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return False
-    return bool(names) and names <= set(SET_WORDS)
+    is_nested = all(isinstance(part, dict) for part in parts)
+    return bool(names) and names <= set(SET_WORDS) and is_nested

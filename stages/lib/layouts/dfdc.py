@@ -14,34 +14,54 @@ from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
 from stages.lib.layouts.clips import Row, find_clips
 from stages.lib.layouts.image_set import SET_NAMES, ImageSet, table_of
-from stages.lib.layouts.words import SET_WORDS
+from stages.lib.layouts.words import SET_WORDS, set_of
 
 FILE = "metadata.json"
 LABELS = {"REAL": REAL, "FAKE": FAKE, "0": REAL, "1": FAKE}
 
 
 def is_dfdc(root: Path) -> bool:
-    """Return whether a folder, or one inside it, has a metadata.json."""
-    return bool(_files(root))
+    """Return whether a folder, or one inside it, has a metadata.json with labels of videos."""
+    return any(b'"is_fake"' in start or b'"label"' in start
+               for file in _files(root) if (start := _start(file)))  # fmt: skip
 
 
 def dfdc_sets(root: Path) -> dict[str, ImageSet]:
     """Return the sets under root; raises UserError for a damaged file."""
     rows: dict[str, list[Row]] = {name: [] for name in SET_NAMES}
+    num_gone, num_unnamed = 0, 0
     for file in _files(root):
         folder = file.parent.relative_to(root).as_posix()
-        clips = find_clips(root, folder)
-        for name, facts in _read(file).items():
-            if "label" not in facts and "is_fake" not in facts:
-                raise UserError(f"{file}: '{short(name)}' has neither label nor is_fake")
-            target = LABELS.get(str(facts.get("label", facts.get("is_fake"))))
-            set_name = SET_WORDS.get(str(facts.get("split", "train")).lower())
-            if target is None or set_name is None:
-                raise UserError(f"{file}: '{short(name)}': {short(facts)}: label or split unknown")
+        clips, named = find_clips(root, folder), _read(file)
+        for name, facts in named.items():
+            target, set_name = _meaning(file, name, facts)
+            found = clips.pop(Path(name).stem, [])
+            num_gone += not found
             more = {"target": target, "source": folder if target == REAL else None,
                     "given_group": str(facts.get("original") or name)}  # fmt: skip
-            rows[set_name] += [row | more for row in clips.get(Path(name).stem, [])]
+            rows[set_name] += [row | more for row in found]
+        num_unnamed += len(clips)
+    if num_gone or num_unnamed:
+        print(f"{root}: left out {num_gone} videos that a {FILE} names and its folder lacks, and "
+              f"{num_unnamed} that none names", flush=True)  # fmt: skip
     return {name: ImageSet(name, root, table_of(found)) for name, found in rows.items() if found}
+
+
+def _meaning(file: Path, name: str, facts: dict[str, str | int]) -> tuple[int, str]:
+    """Return the target and the set of a video; raises UserError."""
+    if "label" not in facts and "is_fake" not in facts:
+        raise UserError(f"{file}: '{short(name)}' has neither label nor is_fake")
+    target = LABELS.get(str(facts.get("label", facts.get("is_fake"))))
+    of_folder = set_of(file.parent.name) or ("test" if "is_fake" in facts else "train")
+    set_name = SET_WORDS.get(str(facts.get("split", of_folder)).lower())
+    if target is None or set_name is None:
+        raise UserError(f"{file}: '{short(name)}': {short(facts)}: label or split unknown")
+    return target, set_name
+
+
+def _start(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(100_000)
 
 
 def _files(root: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from stages.lib.layouts.image_set import SET_NAMES, ImageSet, table_of
 
 ORIGINAL, MANIPULATED = "original_sequences", "manipulated_sequences"
 PREFERRED = "c23"
+COMPRESSIONS = ("raw", "c0", "c23", "c40")
 
 
 def is_faceforensics(root: Path) -> bool:
@@ -45,7 +46,8 @@ def faceforensics_sets(root: Path) -> dict[str, ImageSet]:
         if pairs and number not in pairs:
             left_out += len(found)
             continue
-        set_name, group = pairs.get(number, ("train", by_name.get(clip, clip)))
+        own = number if "__" in clip else clip  # of the DeepFakeDetection part: the actor
+        set_name, group = pairs.get(number, ("train", by_name.get(clip, own)))
         is_fake = method.parent.name == MANIPULATED
         more = {"target": FAKE if is_fake else REAL, "given_group": group,
                 "family" if is_fake else "source": method.name}  # fmt: skip
@@ -57,7 +59,7 @@ def faceforensics_sets(root: Path) -> dict[str, ImageSet]:
 
 def _compression(root: Path, methods: list[Path]) -> str:
     """Return the compression that counts, the same for all methods; says which methods lack it."""
-    found = {method: {path.name for path in method.iterdir() if path.is_dir()}
+    found = {method: {name for name in COMPRESSIONS if (method / name).is_dir()}
              for method in methods}  # fmt: skip
     names = set().union(*found.values())
     if PREFERRED not in names and len(names) != 1:

@@ -7,7 +7,7 @@ from typing import Literal
 from stages.lib.core.errors import UserError
 from stages.lib.layouts.celeb_df import celeb_df_sets, is_celeb_df
 from stages.lib.layouts.competition import competition_sets, is_competition
-from stages.lib.layouts.deepfakebench import deepfakebench_sets, list_of
+from stages.lib.layouts.deepfakebench import deepfakebench_sets, lists_of
 from stages.lib.layouts.dfdc import dfdc_sets, is_dfdc
 from stages.lib.layouts.faceforensics import faceforensics_sets, is_faceforensics
 from stages.lib.layouts.folders import folder_sets
@@ -32,7 +32,7 @@ def find_sets(
         raise UserError(
             f"{parameter} = '{root}' is not a folder; give the folder with the data set"
         )
-    name = _look(root, manifest) if layout == "auto" else layout
+    name = _look(root, manifest, parameter) if layout == "auto" else layout
     readers: dict[str, Callable[[Path], dict[str, ImageSet]]] = {
         "competition": competition_sets,
         "manifest": lambda root: manifest_sets(root, manifest),
@@ -50,19 +50,34 @@ def find_sets(
     return sets
 
 
-def _look(root: Path, manifest: ManifestParams) -> str:
-    """Return the name of the layout that fits a folder; folders fit where nothing else does."""
-    if is_competition(root):
-        return "competition"
-    if manifest.file and (root / manifest.file).is_file():
+def _look(root: Path, manifest: ManifestParams, parameter: str) -> str:
+    """Return the name of the layout that fits a folder; folders fit where nothing else does.
+
+    A manifest that is named is wanted: only an evaluation set may do without it.
+    """
+    if manifest.file and (parameter == "data.root" or (root / manifest.file).is_file()):
         return "manifest"
+    if name := _named(root):
+        return name
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        if name := _named(folder):
+            raise UserError(
+                f"{parameter} = '{root}': {folder.name} in it has the layout {name}; give "
+                f"'{folder}', or set data.layout"
+            )
+    return "folders"
+
+
+def _named(root: Path) -> str | None:
+    """Return the name of the known data set or list that a folder has."""
     tests: dict[str, Callable[[Path], object]] = {
+        "competition": is_competition,
         "faceforensics": is_faceforensics,
         "celeb_df": is_celeb_df,
         "dfdc": is_dfdc,
-        "deepfakebench": list_of,
+        "deepfakebench": lists_of,
     }
-    return next((name for name, fits in tests.items() if fits(root)), "folders")
+    return next((name for name, fits in tests.items() if fits(root)), None)
 
 
 def training_sets(sets: dict[str, ImageSet], root: Path) -> dict[str, ImageSet]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from stages.lib.core.errors import UserError, short
+
 SET_NAMES = ("train", "val", "test")
 ROW_TYPES = {
     "img_name": "str",  # path of the file in the folder, with /; unique
@@ -26,7 +28,7 @@ VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".webm", ".mkv", ".m4v"}
 class ImageSet:
     """Images of one set. rows: a table with the columns of ROW_TYPES."""
 
-    name: str  # one of SET_NAMES
+    name: str  # one of SET_NAMES; `sets/NAME` of an evaluation set
     folder: Path
     rows: pd.DataFrame
 
@@ -44,15 +46,31 @@ def is_video(name: str) -> bool:
 def media_files(root: Path) -> Iterator[str]:
     """Yield the paths of all images and videos below root, relative to it, with /, in order.
 
-    Hidden folders and files are left out: file managers keep thumbnails there.
+    Hidden folders and files are left out: file managers keep thumbnails there. Linked folders are
+    followed, each place once. Raises UserError for what cannot be read or named.
     """
-    for folder, folders, files in os.walk(root, followlinks=False):
+    seen = set()
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: {error.strerror}; make the folder readable")
+
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        place = os.path.realpath(folder)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inside = Path(folder).relative_to(root)
         for name in sorted(files):
             suffix = os.path.splitext(name)[1].lower()
             if not name.startswith(".") and suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-                yield (inside / name).as_posix()
+                path = (inside / name).as_posix()
+                if not path.isprintable() and any("\ud800" <= mark <= "\udfff" for mark in path):
+                    raise UserError(
+                        f"{short(folder)}: the name {os.fsencode(name)!r} is not UTF-8; rename it"
+                    )
+                yield path
 
 
 def file_of(folder: Path, name: str) -> Path:

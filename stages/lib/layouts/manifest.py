@@ -5,7 +5,8 @@ folder, or are absolute. Tables are read by pyarrow, column by column, and need 
 memory for each row.
 """
 
-from collections.abc import Mapping
+import posixpath
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ from stages.lib.layouts.image_set import ROW_TYPES, SET_NAMES, ImageSet
 from stages.lib.layouts.words import SET_WORDS
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-PLAIN_LABELS = {str(REAL): REAL, str(FAKE): FAKE}
+PLAIN_LABELS = {"0": REAL, "1": FAKE, "0.0": REAL, "1.0": FAKE, "false": REAL, "true": FAKE}
 
 
 class ManifestParams(StageParams):
@@ -34,7 +35,7 @@ class ManifestParams(StageParams):
     source: str
     group: str
     video: str
-    labels: dict[str, Literal[0, 1]]
+    labels: dict[str | int | bool, Literal[0, 1]]
 
 
 def manifest_sets(root: Path, params: ManifestParams) -> dict[str, ImageSet]:
@@ -44,12 +45,15 @@ def manifest_sets(root: Path, params: ManifestParams) -> dict[str, ImageSet]:
         raise UserError(
             f"data.manifest.file = '{params.file}': {file} is not a {', '.join(SUFFIXES)} file"
         )
-    table = _read(file)
+    columns = (params.path, params.label, params.split, params.family, params.source,
+               params.group, params.video)  # fmt: skip
+    table = _read(file, columns)
+    names = table.attrs["names"]
     for name, column in (("path", params.path), ("label", params.label)):
         if column not in table:
             raise UserError(
                 f"{file}: has no column '{column}' (data.manifest.{name})"
-                f"{did_you_mean(column, list(table)) or '; it has ' + short(', '.join(table))}"
+                f"{did_you_mean(column, names) or '; it has ' + short(', '.join(names))}"
             )
     rows = pd.DataFrame(
         {
@@ -70,52 +74,65 @@ def manifest_sets(root: Path, params: ManifestParams) -> dict[str, ImageSet]:
     }
 
 
-def _read(file: Path) -> pd.DataFrame:
-    """Return the table as text, in which a missing cell is empty."""
+def _read(file: Path, wanted: Collection[str]) -> pd.DataFrame:
+    """Return the wanted columns as text, a missing cell empty; attrs["names"] has all names.
+
+    Raises UserError for a file that cannot be read, and for a wanted column that is there twice.
+    """
     kind = file.suffix.lower()
     try:
-        if kind in (".csv", ".tsv"):
-            separator = csv.ParseOptions(delimiter="\t" if kind == ".tsv" else ",",
-                                         newlines_in_values=True)  # fmt: skip
-            with csv.open_csv(file, parse_options=separator) as reader:
+        if kind == ".parquet":
+            names = parquet.read_schema(file).names
+            table = parquet.read_table(file, columns=[one for one in names if one in wanted])
+        elif kind in (".csv", ".tsv"):
+            options = {"parse_options": csv.ParseOptions(delimiter="\t" if kind == ".tsv" else ",",
+                                                         newlines_in_values=True)}  # fmt: skip
+            with csv.open_csv(file, **options) as reader:
                 names = reader.schema.names
-            as_text = csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-            )
-            table = csv.read_csv(file, parse_options=separator, convert_options=as_text)
-        elif kind == ".parquet":
-            table = parquet.read_table(file)
+            table = csv.read_csv(file, **options, convert_options=csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False,
+            ))  # fmt: skip
         else:
             table = json.read_json(file)
-        columns = {name: _as_text(table[name]) for name in table.column_names}
+            names = table.column_names
+        names = [name.strip() for name in names]
+        table = table.rename_columns([name.strip() for name in table.column_names])
+        twice = {name for name in wanted if names.count(name) > 1}
+        if twice:
+            raise UserError(f"{file}: the column '{short(twice.pop())}' is there twice; remove one")
+        found = {name: _as_text(table[name]) for name in wanted if name in names}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read as {kind}: {short(error, 120)}") from None
     if not len(table):
         raise UserError(f"{file}: lists no image")
-    return pd.DataFrame(columns)
+    result = pd.DataFrame(found)
+    result.attrs["names"] = names
+    return result
 
 
 def _as_text(column: pa.ChunkedArray) -> pd.Series:
     """Return a column as text: whole numbers without a point, empty for a missing cell."""
-    values = column.to_pandas()
-    if values.dtype.kind == "f" and (values.dropna() % 1 == 0).all():
-        values = values.astype("Int64")
-    elif pa.types.is_boolean(column.type):
-        values = values.astype("boolean").astype("Int8")
-    return values.astype("string").fillna("").astype("str").str.strip()
+    if pa.types.is_floating(column.type):
+        values = column.to_pandas()
+        if (values.dropna() % 1 == 0).all():
+            column = pa.chunked_array([pa.array(values.astype("Int64"))])
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    return column.cast(pa.string()).fill_null("").to_pandas().str.strip()
 
 
 def _where(file: Path, row: int) -> str:
     """Return where the row of that number, from 0, is: its line, where the file has lines."""
     header = {".parquet": 0, ".jsonl": 1, ".ndjson": 1}.get(file.suffix.lower(), 2)
-    return f"{file}:{row + header}" if header else f"{file}: row {row}"
+    return f"{file}:{row + header}" if header else f"{file}: row {row + 1}"
 
 
 def _names(paths: pd.Series, root: Path, file: Path) -> pd.Series:
     """Return paths as they start at the folder, with /."""
     names = paths.str.replace("\\", "/", regex=False)
     start = root.resolve().as_posix() + "/"
-    names = names.str.removeprefix(start).str.removeprefix("./")
+    names = names.map(lambda name: posixpath.normpath(name) if name else "")
+    names = names.str.removeprefix(start)
     bad = (names == "") | names.str.contains("\0", regex=False)
     if bad.any():
         raise UserError(f"{_where(file, int(bad.idxmax()))}: no path of an image")
@@ -130,9 +147,9 @@ def _names(paths: pd.Series, root: Path, file: Path) -> pd.Series:
     return names
 
 
-def _targets(words: pd.Series, labels: Mapping[str, int], file: Path) -> pd.Series:
+def _targets(words: pd.Series, labels: Mapping[str | int | bool, int], file: Path) -> pd.Series:
     """Return 0, 1 or empty for each word; raises UserError with all words that have no meaning."""
-    meaning = PLAIN_LABELS | {word.strip().casefold(): label for word, label in labels.items()}
+    meaning = PLAIN_LABELS | {str(word).strip().casefold(): label for word, label in labels.items()}
     plain = words.str.casefold()
     targets = plain.map(meaning).astype("Int8")
     unknown = sorted(words[targets.isna() & (words != "")].unique())
@@ -151,7 +168,7 @@ def _sets(words: pd.Series, file: Path) -> pd.Series:
     if words.isna().all():
         return pd.Series("train", index=words.index)
     sets = words.str.casefold().map(SET_WORDS)
-    unknown = words[sets.isna()]
+    unknown = words.fillna("")[sets.isna()]
     if len(unknown):
         raise UserError(
             f"{_where(file, int(unknown.index[0]))}: split '{short(unknown.iloc[0])}', expected "

@@ -28,13 +28,25 @@ def words_of(name: str) -> list[str]:
 
 
 def set_of(name: str) -> str | None:
-    """Return train, val or test where one word of a name says so, and no other word another one."""
-    found = {SET_WORDS[word] for word in words_of(name) if word in SET_WORDS}
+    """Return train, val or test where the words of a name say one set, and besides at most a class.
+
+    So `training_fake` says it, and the person `Dev_Patel` does not.
+    """
+    words = [word for word in words_of(name) if word not in CLASS_WORDS]
+    found = {SET_WORDS.get(word) for word in words}
     return found.pop() if len(found) == 1 else None
 
 
 def class_of(name: str) -> int | None:
-    """Return 0 or 1 where all words of a name, besides those of sets, say one class."""
+    """Return 0 or 1 where all words of a name, besides those of sets, say one class.
+
+    Digits count beside words, as in `0_real`, and alone.
+    """
     words = [word for word in words_of(name) if word not in SET_WORDS]
     found = {CLASS_WORDS.get(word) for word in words}
     return found.pop() if len(found) == 1 else None
+
+
+def is_digit(name: str) -> bool:
+    """Return whether a name says a class by a digit alone."""
+    return name in (str(REAL), str(FAKE))

@@ -6,6 +6,7 @@ Hendrycks & Dietterich 2019).
 """
 
 import numpy as np
+import pandas as pd
 import torch
 from torchvision.transforms.v2 import functional as tv
 
@@ -41,3 +42,23 @@ VARIANTS = [(kind, level) for kind, levels in LEVELS.items() for level in levels
 def perturb_all(image: torch.Tensor, random: np.random.Generator) -> list[torch.Tensor]:
     """Return the image unchanged, then every one of VARIANTS."""
     return [image, *(kind(image, level, random) for kind, level in VARIANTS)]
+
+
+def choose_images(labels: pd.DataFrame, num_images: int) -> pd.DataFrame:
+    """Draw labelled images, half of them real where there are enough, and keep their order."""
+    half = num_images // 2
+    drawn = [
+        part.sample(min(half, len(part)), random_state=0)
+        for _, part in labels.dropna(subset=["target"]).groupby("target")
+    ]
+    return pd.concat(drawn).sort_index().reset_index(drop=True)
+
+
+def perturbed_table(names: pd.Series, logits: torch.Tensor) -> pd.DataFrame:
+    """Return one row per image and variant; logits: (N, V)."""
+    variants = [("none", 0.0), *((kind.__name__, float(level)) for kind, level in VARIANTS)]
+    tables = [
+        pd.DataFrame({"img_name": names, "perturbation": kind, "level": level, "logit": column})
+        for (kind, level), column in zip(variants, logits.T.numpy(), strict=True)
+    ]
+    return pd.concat(tables, ignore_index=True)

@@ -1,6 +1,7 @@
 """Detectors to be judged: the labelled sets of the pipeline with scores of a file, or our own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ from stages.lib import paths
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.files import read_json
 from stages.lib.core.labels import CLASS_NAMES, FAKE, read_labels
-from stages.lib.evaluation.scored_sets import labelled_scores, labelled_sets
+from stages.lib.evaluation.scored_sets import labelled_scores, labelled_sets, perturbed_scores
 from stages.lib.score_files.matching import KnownImages, Matched, match
-from stages.lib.score_files.reading import ScoreFile, shown
+from stages.lib.score_files.reading import ScoreFile, read_score_file, shown
 from stages.lib.score_files.scaling import Scale, fit_scale
 
 OWN = "own"  # the name of the detector of this pipeline
@@ -32,6 +33,7 @@ class Detector:
     calibration: pd.DataFrame
     facts: dict[str, Any]  # for evaluation.json
     notes: list[str]  # for people: what was not judged as the file has it
+    perturbed: pd.DataFrame | None = None  # as stages/lib/evaluation/robustness.py says
 
 
 def own_detector() -> Detector:
@@ -43,11 +45,14 @@ def own_detector() -> Detector:
         "scale": "logit", "higher": "fake", "missing": "refuse",
         "coverage": {name: _coverage(table["logit"]) for name, table in everything.items()},
     }  # fmt: skip
-    return Detector(OWN, sets, calibration, facts, [])
+    perturbed = perturbed_scores(sets["val"])
+    return Detector(OWN, sets, calibration, facts, [], perturbed if len(perturbed) else None)
 
 
-def detector_of(scores: ScoreFile, known: KnownImages, missing: str) -> Detector:
-    """Return the detector of a score file; missing: one of MISSING.
+def detector_of(
+    scores: ScoreFile, known: KnownImages, missing: str, perturbed: Path | None = None
+) -> Detector:
+    """Return the detector of a score file; missing: one of MISSING; perturbed: its second file.
 
     `wrong` gives a real without a score the highest value of the file, and a fake the lowest one.
     In calibration such images are left out, because no threshold can come from them. Raises
@@ -88,7 +93,35 @@ def detector_of(scores: ScoreFile, known: KnownImages, missing: str) -> Detector
         scored[CALIBRATION],
         facts,
         _notes(matched, scored, [name for name in everything if name not in judged]),
+        _perturbed(perturbed, scores, scale, scored["val"]) if perturbed else None,
     )
+
+
+def _perturbed(path: Path, scores: ScoreFile, scale: Scale, val: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores of perturbed images; raises UserError where some are missing.
+
+    The file has img_name, perturbation and level, and the column of scores that the other one has.
+    """
+    name_column, score_column = scores.columns
+    request = replace(scores.request, path=path, name_column=name_column,
+                      score_column=score_column, scale=scores.scale)  # fmt: skip
+    rows = read_score_file(request).rows
+    table = pd.read_csv(path, usecols=["perturbation", "level"]).assign(
+        img_name=[row.name for row in rows],
+        score=scale.scores(np.array([row.value for row in rows])),
+    )
+    counts = table.groupby(["perturbation", "level"])["img_name"].nunique()
+    if "none" not in counts.index.get_level_values(0) or counts.nunique() > 1:
+        raise UserError(
+            f"{shown(path)}: needs the same images for each perturbation and level, and once as "
+            "they are (perturbation none); write it with `python -m stages.tools.score`"
+        )
+    known = val[["img_name", "target", "group"]]
+    found = table.merge(known, on="img_name", how="left", validate="many_to_one")
+    if found["target"].isna().any():
+        first = found["img_name"][found["target"].isna()].iloc[0]
+        raise UserError(f"{shown(path)}: {short(first)} is no judged image of val; remove its rows")
+    return found
 
 
 def _values_of(split: str, matched: Matched) -> pd.DataFrame:

@@ -9,7 +9,14 @@ import pandas as pd
 from stages.lib import paths
 from stages.lib.core.files import read_json, write_json, write_text
 from stages.lib.core.tables import write_table
-from stages.lib.evaluation.judging import DIGITS, EvaluateParams, judge, summary, write_tables
+from stages.lib.evaluation.judging import (
+    DIGITS,
+    EvaluateParams,
+    add_robustness,
+    judge,
+    summary,
+    write_tables,
+)
 from stages.lib.report.card import (
     Tables,
     figures_of,
@@ -51,6 +58,8 @@ def opening(detector: Detector) -> list[str]:
 def write_detector(detector: Detector, params: EvaluateParams, folder: Path) -> None:
     """Judge a detector, print the summary and write its files into a folder."""
     report, tables = judge(detector.sets, detector.calibration, params)
+    if detector.perturbed is not None:
+        add_robustness(report, tables, detector.perturbed)
     (folder / TABLES).mkdir(parents=True)
     write_tables(tables, folder / TABLES)
     write_json(folder / EVALUATION, {"judged": detector.facts} | report)
@@ -68,6 +77,7 @@ def card(detector: Detector, report: dict[str, Any], tables: Tables, data: dict[
         **figures_of(report, tables),
         name=detector.name,
         facts=facts,
+        robustness=tables["robustness"].to_dict("records") if "robustness" in tables else [],
         judged=_what(facts),
         scale=f"{SCALE_WORDS[facts['scale']]}; higher for {facts['higher']}",
         missing=MISSING_WORDS["refuse" if is_complete else facts["missing"]],
@@ -94,7 +104,9 @@ def limits_of(
         limits.append("The epoch was chosen on val, whose figures therefore flatter the detector.")
     else:
         limits.append("Whether the detector was trained or chosen on these images is not known.")
-    limits.append("Scores alone show neither verdicts that are unsure nor what perturbations do.")
+    if detector.perturbed is None:
+        limits.append("What perturbed pictures do to the scores is not known (`--perturbed`).")
+    limits.append("Scores alone do not show verdicts that are unsure.")
     if detector.facts["scale"] == "any":
         limits.append("Log loss, Brier score and ECE are those of the scores after Platt scaling.")
     limits += limits_of_data(data) + weakest_slice(tables["intervals"]) + limits_of_sets(report)
