@@ -116,8 +116,10 @@ def kill(clone: Path, stage: str, victim: str, delay: float) -> dict[str, Any]:
     if wrong:
         print(words, again.stdout, again.stderr, sep="\n")
         run("dvc", "repro", cwd=clone)
-    return {"stage": stage, "victim": hit, "delay": round(delay, 2), "wrong": wrong,
-            "damaged_lock": damaged, "left": left, "lines": len(ours), "error": ours[:3]}  # fmt: skip
+    return {
+        "stage": stage, "victim": hit, "delay": round(delay, 2), "wrong": wrong,
+        "damaged_lock": damaged, "left": left, "lines": len(ours), "error": ours[:3],
+    }  # fmt: skip
 
 
 def wait_for_stage(dvc: subprocess.Popen, stage: str) -> psutil.Process | None:
