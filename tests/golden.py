@@ -94,9 +94,16 @@ def untrained_judge(folder: Path, preprocessing: Preprocessing) -> Judge:
         model="test_resnet", model_args=channels, preprocessing=preprocessing, num_parameters=1,
         initial_weights="random", best_epoch=1,
     )  # fmt: skip
-    rules = Rules(
-        weights_sha256=save_detector(folder, state, config), views=["plain", "mirrored"],
-        stability=True,
+    rules = drawn_rules(save_detector(folder, state, config))
+    write_text(folder / RULES_FILE, rules.model_dump_json())
+    crop = not preprocessing.scaled_decoding  # of which pictures that are cut out make no use
+    return Judge(folder, set_up_hardware("cpu", "fp32", 2), crop, max_pixels=10**6)
+
+
+def drawn_rules(weights_sha256: str) -> Rules:
+    """Return rules that nothing was measured for, of the detector with these weights."""
+    return Rules(
+        weights_sha256=weights_sha256, views=["plain", "mirrored"], stability=True,
         thresholds=Thresholds(
             false_alarms=0.02, misses=0.05, fake_from=0.6, real_below=0.4, middle=0.5,
             temperature=1.5, false_alarms_high=0.1, misses_high=0.12, num_real=50, num_fake=50,
@@ -105,9 +112,6 @@ def untrained_judge(folder: Path, preprocessing: Preprocessing) -> Judge:
             num_images=1, side=(50, 300), jpeg_quality=(50, 95), face=(50, 200), face_margin=1.5
         ),
     )  # fmt: skip
-    write_text(folder / RULES_FILE, rules.model_dump_json())
-    crop = not preprocessing.scaled_decoding  # of which pictures that are cut out make no use
-    return Judge(folder, set_up_hardware("cpu", "fp32", 2), crop, max_pixels=10**6)
 
 
 def figures(found: Any) -> list[dict[str, Any]]:

@@ -17,15 +17,18 @@ import pandas as pd
 import psutil
 from mlflow.pyfunc import PythonModelContext
 
+from stages.lib.core.files import write_text
 from stages.lib.core.params import load_params
 from stages.lib.detector.model import save_detector
 from stages.lib.layouts.competition import competition_sets
 from stages.lib.serving.served_model import ServedDetector
 from stages.lib.training.loop import validate, validation_loader
 from stages.lib.training.params import TrainParams
+from stages.lib.verdict.judge import RULES_FILE
 from tests.benchmarks.ablation import pairs
 from tests.benchmarks.training import packed_loop
 from tests.conftest import ROOT, draw_dataset, set_params
+from tests.golden import drawn_rules
 
 EPOCHS, STEPS, BATCH_SIZE = 20, 100, 4
 PREDICTIONS, EACH, AT_A_TIME = 10_000, 500, 10
@@ -60,7 +63,8 @@ def train(params: TrainParams, root: Path, folder: Path) -> pd.DataFrame:
         loop.train_epoch(epoch)
         validate(loop.evaluated_detector, loader, loop.hardware)
         rows.append({"steps": (epoch + 1) * loop.steps_per_epoch} | used())
-    save_detector(folder, loop.detector.model.state_dict(), config)
+    digest = save_detector(folder, loop.detector.model.state_dict(), config)
+    write_text(folder / RULES_FILE, drawn_rules(digest).model_dump_json())
     return pd.DataFrame(rows)
 
 
