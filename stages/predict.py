@@ -52,8 +52,8 @@ from stages.lib.detector.scoring import gather_logits
 from stages.lib.prediction.perturbations import (
     VARIANTS,
     choose_images,
-    perturb_all,
     perturbed_table,
+    variants_of,
 )
 from stages.lib.prediction.views import CHANGED_VIEWS, SCORED_VIEWS, plain_and_changed
 
@@ -196,7 +196,7 @@ class PerturbedImages(Variants):
 
     def variants(self, image: torch.Tensor, index: int) -> torch.Tensor:
         """Return the image and everything of VARIANTS."""
-        variants = perturb_all(image, np.random.default_rng([0, index]))
+        variants = variants_of(image, index)
         return torch.stack([to_input(variant, self.preprocessing) for variant in variants])
 
 

@@ -71,10 +71,7 @@ def main() -> None:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options; raises UserError for a wrong command."""
-    parser = Parser(
-        prog="python -m stages.tools.detect", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser.of_tool("detect", __doc__)
     add = parser.add_argument
     add("paths", nargs="*", metavar="PATH", help="pictures")
     add("--model", default=str(paths.MODEL), help="a folder, or models:/NAME@champion")

@@ -79,10 +79,7 @@ def compare_all(detectors: Sequence[Detector]) -> list[Comparison]:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options; raises UserError for a wrong command."""
-    parser = Parser(
-        prog="python -m stages.tools.judge", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser.of_tool("judge", __doc__)
     add = parser.add_argument
     add("scores", nargs="+", metavar="SCORES", help=f"CSV files, or the word {OWN}")
     add("--names", help="of the detectors, A,B; else the names of the files without their ends")

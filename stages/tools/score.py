@@ -22,18 +22,18 @@ import torch
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError, short
+from stages.lib.core.files import write_text
 from stages.lib.core.labels import read_labels
 from stages.lib.core.packed_images import PackedImages
 from stages.lib.core.params import read_yaml
 from stages.lib.core.pictures import UnusableImage, read_picture
 from stages.lib.core.progress import progress_bar
 from stages.lib.core.running import run_command
-from stages.lib.core.tables import write_table
 from stages.lib.prediction.perturbations import (
     VARIANTS,
     choose_images,
-    perturb_all,
     perturbed_table,
+    variants_of,
 )
 from stages.lib.score_files.callables import CallableDetector, load_callable
 from stages.lib.score_files.matching import JUDGED_SPLITS
@@ -58,9 +58,7 @@ def main() -> None:
     if options.perturbed:
         tables[options.perturbed] = score_perturbed(detector)
     for path, table in tables.items():
-        partial = path.with_name(f".{path.name}.partial")
-        write_table(table, partial)
-        partial.replace(path)
+        write_text(path, table.to_csv(index=False, lineterminator="\n"))
         print(f"{path}: {len(table)} scores of {detector.name}")
 
 
@@ -85,7 +83,7 @@ def score_perturbed(detector: CallableDetector) -> pd.DataFrame:
     with progress_bar("score perturbed", len(chosen)) as bar:
         for index, picture in enumerate(pictures_of(chosen)):
             pixels = torch.from_numpy(picture).permute(2, 0, 1)
-            variants = perturb_all(pixels, np.random.default_rng([0, index]))
+            variants = variants_of(pixels, index)
             scores[index] = detector.score([one.permute(1, 2, 0).numpy() for one in variants])
             bar.update()
     table = perturbed_table(chosen["img_name"], torch.from_numpy(scores))

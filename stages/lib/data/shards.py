@@ -29,10 +29,12 @@ Packed = tuple[bytes, dict[str, Any]]  # the bytes and the facts of one image
 def _cut(images: Sequence[bytes]) -> Iterator[list[bytes]]:
     """Cut images into parts of about BATCH_BYTES."""
     part: list[bytes] = []
+    size = 0
     for image in images:
-        if part and sum(map(len, part)) + len(image) > BATCH_BYTES:
+        size += len(image)
+        if part and size > BATCH_BYTES:
             yield part
-            part = []
+            part, size = [], len(image)
         part.append(image)
     yield part
 

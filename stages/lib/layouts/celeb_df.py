@@ -12,8 +12,8 @@ from pathlib import Path
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
-from stages.lib.layouts.clips import Row, find_clips
-from stages.lib.layouts.image_set import ImageSet, table_of
+from stages.lib.layouts.clips import find_clips
+from stages.lib.layouts.image_set import ImageSet, Row, sets_of
 
 FOLDERS = {"Celeb-real": REAL, "YouTube-real": REAL, "Celeb-synthesis": FAKE}
 LIST = "List_of_testing_videos.txt"
@@ -39,7 +39,7 @@ def celeb_df_sets(root: Path) -> dict[str, ImageSet]:
             rows[set_name] += [row | more for row in found]
     if gone := testing - found_clips:
         print(f"{root}: lacks {len(gone)} of the {len(testing)} videos for testing", flush=True)
-    return {name: ImageSet(name, root, table_of(found)) for name, found in rows.items() if found}
+    return sets_of(root, rows)
 
 
 def _testing(file: Path) -> set[str]:

@@ -7,9 +7,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 from stages.lib.core.errors import UserError, short
-from stages.lib.layouts.image_set import is_video, media_files
-
-Row = dict[str, str | int | None]
+from stages.lib.layouts.image_set import Row, is_video, media_files
 
 
 def find_clips(root: Path, folder: str) -> dict[str, list[Row]]:

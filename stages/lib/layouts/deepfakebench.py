@@ -16,8 +16,8 @@ from typing import Any
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
-from stages.lib.layouts.clips import Row, pairs_in
-from stages.lib.layouts.image_set import SET_NAMES, ImageSet, table_of
+from stages.lib.layouts.clips import pairs_in
+from stages.lib.layouts.image_set import SET_NAMES, ImageSet, Row, sets_of
 from stages.lib.layouts.words import SET_WORDS
 
 PREFERRED = "c23"
@@ -57,7 +57,7 @@ def deepfakebench_sets(root: Path) -> dict[str, ImageSet]:
                         {"img_name": frame.replace("\\", "/")} | more for frame in frames
                     ]
     _take_out(rows, root)
-    return {name: ImageSet(name, root, table_of(of_set)) for name, of_set in rows.items() if of_set}
+    return sets_of(root, rows)
 
 
 def _take_out(rows: dict[str, list[Row]], root: Path) -> None:

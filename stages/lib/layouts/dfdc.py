@@ -12,8 +12,8 @@ from pathlib import Path
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
-from stages.lib.layouts.clips import Row, find_clips
-from stages.lib.layouts.image_set import SET_NAMES, ImageSet, table_of
+from stages.lib.layouts.clips import find_clips
+from stages.lib.layouts.image_set import SET_NAMES, ImageSet, Row, sets_of
 from stages.lib.layouts.words import SET_WORDS, set_of
 
 FILE = "metadata.json"
@@ -44,7 +44,7 @@ def dfdc_sets(root: Path) -> dict[str, ImageSet]:
     if num_gone or num_unnamed:
         print(f"{root}: left out {num_gone} videos that a {FILE} names and its folder lacks, and "
               f"{num_unnamed} that none names", flush=True)  # fmt: skip
-    return {name: ImageSet(name, root, table_of(found)) for name, found in rows.items() if found}
+    return sets_of(root, rows)
 
 
 def _meaning(file: Path, name: str, facts: dict[str, str | int]) -> tuple[int, str]:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
-from stages.lib.layouts.clips import Row, find_clips, pairs_in
-from stages.lib.layouts.image_set import SET_NAMES, ImageSet, table_of
+from stages.lib.layouts.clips import find_clips, pairs_in
+from stages.lib.layouts.image_set import SET_NAMES, ImageSet, Row, sets_of
 
 ORIGINAL, MANIPULATED = "original_sequences", "manipulated_sequences"
 PREFERRED = "c23"
@@ -54,7 +54,7 @@ def faceforensics_sets(root: Path) -> dict[str, ImageSet]:
         rows[set_name] += [row | more for row in found]
     if left_out:
         print(f"{root}: left out {left_out} files that no list of the authors names", flush=True)
-    return {name: ImageSet(name, root, table_of(found)) for name, found in rows.items() if found}
+    return sets_of(root, rows)
 
 
 def _compression(root: Path, methods: list[Path]) -> str:

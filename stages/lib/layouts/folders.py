@@ -15,10 +15,9 @@ from pathlib import Path
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
-from stages.lib.layouts.image_set import SET_NAMES, ImageSet, media_files, table_of
+from stages.lib.layouts.image_set import SET_NAMES, ImageSet, Row, media_files, sets_of
 from stages.lib.layouts.words import class_of, is_digit, set_of
 
-Row = dict[str, str | int | None]
 MOST_FAMILIES = 30
 FRAME = re.compile(r"(frame|img|image)?[ _-]?\d+", re.IGNORECASE)
 EXPECTED = (
@@ -57,7 +56,7 @@ def folder_sets(root: Path) -> dict[str, ImageSet]:
         )
     for (_, target), members in below.items():
         _name_families(target, members)
-    return {name: ImageSet(name, root, table_of(found)) for name, found in rows.items() if found}
+    return sets_of(root, rows)
 
 
 def _wrappers(paths: Sequence[str]) -> set[str]:

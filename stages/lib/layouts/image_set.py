@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,9 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".g
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".webm", ".mkv", ".m4v"}
 
 
+Row = dict[str, str | int | None]  # a row of such a table; what it does not have is empty
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Images of one set. rows: a table with the columns of ROW_TYPES."""
@@ -33,9 +36,14 @@ class ImageSet:
     rows: pd.DataFrame
 
 
-def table_of(rows: list[dict[str, str | int | None]]) -> pd.DataFrame:
-    """Return a table with the columns of ROW_TYPES; what a row does not have is empty."""
+def table_of(rows: Sequence[Row]) -> pd.DataFrame:
+    """Return a table with the columns of ROW_TYPES."""
     return pd.DataFrame(rows, columns=list(ROW_TYPES)).astype(ROW_TYPES)
+
+
+def sets_of(root: Path, rows: Mapping[str, Sequence[Row]]) -> dict[str, ImageSet]:
+    """Return the sets that have rows, whose names start at root; rows: by the name of the set."""
+    return {name: ImageSet(name, root, table_of(found)) for name, found in rows.items() if found}
 
 
 def is_video(name: str) -> bool:

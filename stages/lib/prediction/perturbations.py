@@ -44,6 +44,11 @@ def perturb_all(image: torch.Tensor, random: np.random.Generator) -> list[torch.
     return [image, *(kind(image, level, random) for kind, level in VARIANTS)]
 
 
+def variants_of(image: torch.Tensor, index: int) -> list[torch.Tensor]:
+    """Return what perturb_all does, with the random draws of the chosen image of that number."""
+    return perturb_all(image, np.random.default_rng([0, index]))
+
+
 def choose_images(labels: pd.DataFrame, num_images: int) -> pd.DataFrame:
     """Draw labelled images, half of them real where there are enough, and keep their order."""
     half = num_images // 2

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.tracking.mlflow_store import connect
+from stages.lib.verdict.networks import onnx_session
 
 Pictures = Sequence[np.ndarray]
 
@@ -82,12 +83,8 @@ def load_callable(name: str, threads: int) -> CallableDetector:
 
 
 def _of_onnx(file: Path, threads: int) -> Callable[[Pictures], np.ndarray]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
     try:
-        session = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+        session = onnx_session(file, threads)
     except Exception as error:  # of ONNX Runtime, which has no type of its own for all of them
         raise UserError(f"{file}: no ONNX file that can be run: {short(error, 120)}") from error
     source = session.get_inputs()[0]

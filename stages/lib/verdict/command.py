@@ -10,6 +10,14 @@ from stages.lib.core.errors import UserError
 class Parser(argparse.ArgumentParser):
     """Reports a wrong command as this project does: one line, exit code 1."""
 
+    @classmethod
+    def of_tool(cls, name: str, text: str | None) -> "Parser":
+        """Return the parser of a tool whose --help shows the whole text of its module."""
+        return cls(
+            prog=f"python -m stages.tools.{name}", description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+
     def error(self, message: str) -> NoReturn:
         """Raise UserError."""
         raise UserError(f"{message}; see --help")

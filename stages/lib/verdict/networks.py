@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 import torch
@@ -21,6 +21,9 @@ from stages.lib.core.facts import Facts
 from stages.lib.core.files import sha256_of
 from stages.lib.detector.model import Detector, DetectorConfig, fake_logit
 from stages.lib.detector.runtime import Hardware
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 ONNX_FILE, TORCH_FILE, INT8_FILE = "detector.onnx", "detector.pt2", "detector.int8.onnx"
 EXPORT_FILE = "export.json"  # their digests, and how well they agree with the detector
@@ -103,13 +106,18 @@ def choose_network(
     return ChosenNetwork(run, "onnxruntime", digest, quantised=file.name == INT8_FILE)
 
 
-def onnx_network(file: Path, num_threads: int) -> Network:
-    """Return an exported network as a function on the CPU."""
+def onnx_session(file: Path, num_threads: int) -> "InferenceSession":
+    """Load an ONNX file to run it on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
-    session = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+
+
+def onnx_network(file: Path, num_threads: int) -> Network:
+    """Return an exported network as a function on the CPU."""
+    session = onnx_session(file, num_threads)
 
     def run(images: torch.Tensor) -> torch.Tensor:
         (logits,) = session.run(None, {"images": images.numpy()})
