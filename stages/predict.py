@@ -16,39 +16,24 @@ one of predict.views, the logit of an image is the mean over its views, which sh
 """
 
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import check_room, fresh_folder, write_json
 from stages.lib.core.labels import read_labels
-from stages.lib.core.params import (
-    Processes,
-    StageParams,
-    Threads,
-    Workers,
-    load_params,
-    one_of,
-)
+from stages.lib.core.params import load_params
 from stages.lib.core.running import run_stage
 from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import Key, LabelledImages, make_loader, sequential_batches
 from stages.lib.detector.model import Detector, fake_logit, load_detector
 from stages.lib.detector.preprocessing import seen_part, to_input
-from stages.lib.detector.runtime import (
-    CompileMode,
-    DeviceName,
-    Hardware,
-    Precision,
-    meet,
-    processes_of,
-)
+from stages.lib.detector.runtime import Hardware, meet, processes_of
 from stages.lib.detector.scoring import gather_logits
+from stages.lib.prediction.params import PredictParams
 from stages.lib.prediction.perturbations import (
     VARIANTS,
     choose_images,
@@ -59,21 +44,6 @@ from stages.lib.prediction.views import CHANGED_VIEWS, SCORED_VIEWS, plain_and_c
 
 SPLITS = ("val", "calibration", "test", "held_out", "evaluation")
 ROW_BYTES = 200  # of a score file, at most
-
-
-class PredictParams(StageParams):
-    """Section `predict`."""
-
-    views: Annotated[list[Annotated[str, one_of(SCORED_VIEWS)]], Field(min_length=1)]
-    stability: bool
-    robustness_images: Annotated[int, Field(ge=0)]
-    batch_size: Annotated[int, Field(ge=1)]
-    precision: Precision
-    compile: CompileMode | None
-    device: DeviceName
-    num_processes: Processes
-    num_workers: Workers
-    num_threads: Threads
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
@@ -24,6 +23,7 @@ from stages.lib.core.labels import LABEL_TYPES
 from stages.lib.detector.model import fake_logit, load_detector
 from stages.lib.detector.preprocessing import to_input
 from stages.lib.evaluation.delong import delong_p
+from stages.lib.score_files.callables import load_callable
 from stages.lib.score_files.comparison import compare, compare_on, holm, words
 from stages.lib.score_files.detectors import Detector, detector_of
 from stages.lib.score_files.matching import known_images
@@ -680,21 +680,27 @@ def test_onnx_files_and_models_of_mlflow_can_be_called(
     assert expit(onnx["logit"]).tolist() == pytest.approx(mlflow["probability"].tolist(), abs=0.02)
 
 
-def test_the_checkpoint_of_the_readme_is_judged(
-    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_published_detector_of_the_readme_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (code,) = re.findall(
         r"```python\n(.*?)```", (ROOT / "metrics/README.md").read_text(), re.DOTALL
     )
-    (tmp_path / "theirs.py").write_text(code)
-    model = timm.create_model("resnet18", num_classes=2)
-    save_file(model.state_dict(), tmp_path / "theirs.safetensors")
-    (tmp_path / "data").symlink_to(pipeline / "data")
-    shutil.copy(pipeline / "params.yaml", tmp_path)
+    (tmp_path / "xception.py").write_text(code)
+    model = timm.create_model("legacy_xception", num_classes=2).eval()
+    names = {name: f"backbone.{name.replace('fc.', 'last_linear.')}" for name in model.state_dict()}
+    published = {names[name]: value for name, value in model.state_dict().items()}
+    published["backbone.adjust_channel.0.weight"] = torch.zeros(512, 2048, 1, 1)
+    torch.save(published, tmp_path / "xception_best.pth")
     monkeypatch.chdir(tmp_path)
-    call(monkeypatch, "theirs:score", "--out", "theirs.csv")
-    found = pd.read_csv("theirs.csv")
-    assert found["probability"].between(0, 1).all() and found["probability"].nunique() > 10
+    monkeypatch.syspath_prepend(tmp_path)
+    pictures = [np.full((60, 50, 3), level, dtype=np.uint8) for level in (0, 255)]
+    found = load_callable("xception:score", 1).score(pictures)
+    with torch.inference_mode():
+        inputs = torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 3, 256, 256)
+        right = model(inputs).softmax(dim=1)[:, 1]
+    assert found.tolist() == pytest.approx(right.tolist(), abs=1e-6)
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_labels_in_a_parquet_file_may_be_numbers(tmp_path: Path, values: list) -
         ("path,label\na.jpg,0\na.jpg,1\n", "list.csv:3: 'a.jpg' is listed before, in row 1"),
         ("path,label\na.jpg,0\nb.jpg,\n", "list.csv:3: no label, and the train set needs one"),
         ("path,label\na.jpg,0\n,1\n", "list.csv:3: no path"),
-        ("path,label\na.jpg\n", "cannot be read as .csv: CSV parse error: Expected 2 columns"),
+        ("path,label\na.jpg\n", "cannot be read as .csv: CSV parse error: .*Expected 2 columns"),
         ("path,label\n", "lists no image"),
         ("", "cannot be read as .csv: Empty CSV file"),
     ],

@@ -1,19 +1,23 @@
 """Kinds of image files: each gets the pixels that a viewer shows, or a reason, at every door."""
 
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
+from stages.lib.core import pictures
 from stages.lib.core.pictures import GROUND, UPRIGHT, UnusableImage, read_picture
 from stages.lib.data.image_facts import image_facts
 from stages.lib.detector.preprocessing import Preprocessing, decode
 
 SEEN = Preprocessing(image_size=16, interpolation="bilinear", mean=[0.5] * 3, std=[0.5] * 3)
+pillow_heif.register_heif_opener()  # to write such files
 MEGAPIXEL = 1_000_000
 Kind = tuple[str, bytes, Image.Image, float]  # name, file, what a viewer shows, mean error at most
 
@@ -45,7 +49,7 @@ def with_orientation(format: str, number: int, **options: object) -> bytes:
     exif[0x0112] = number
     back = UPRIGHT.get({6: 8, 8: 6}.get(number, number))
     stored = PHOTO if back is None else PHOTO.transpose(back)
-    return encoded(stored, format, exif=exif, **options)
+    return encoded(stored, format, exif=exif.tobytes(), **options)
 
 
 def half_clear(hidden: tuple[int, int, int], mode: str = "RGBA") -> Image.Image:
@@ -81,6 +85,14 @@ def png_of(depth: int, colour: int, rows: np.ndarray) -> bytes:
     raw = b"".join(b"\0" + row.tobytes() for row in rows)
     parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(raw)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def heic_of(levels: np.ndarray) -> bytes:
+    """Return a HEIC of 10 bits per channel, from 16 bits, as some telephones write it."""
+    buffer = BytesIO()
+    raw = levels.tobytes()
+    pillow_heif.from_bytes("RGB;16", (60, 50), raw).save(buffer, quality=95, chroma=444)
+    return buffer.getvalue()
 
 
 def without_segment(jpeg: bytes, marker: int) -> bytes:
@@ -139,6 +151,8 @@ def accepted() -> Iterator[Kind]:
         lossless = with_orientation("WEBP", number, lossless=True)
         yield f"webp orientation {number}", lossless, PHOTO, 0
         yield f"tiff orientation {number}", with_orientation("TIFF", number), PHOTO, 0
+        turned = with_orientation("HEIF", number, quality=95, chroma=444)
+        yield f"heic orientation {number}", turned, PHOTO, 3
     yield "jpeg orientation 9", with_orientation("JPEG", 9, quality=95), PHOTO, 3
     for mode in ("RGB", "L", "1", "P"):
         picture = PHOTO.convert(mode)
@@ -178,6 +192,12 @@ def accepted() -> Iterator[Kind]:
     yield "avif", encoded(PHOTO, "AVIF", quality=95), PHOTO, 4
     yield "jpeg 2000", encoded(PHOTO, "JPEG2000"), PHOTO, 1
     yield "jpeg 2000 grey", encoded(GREY, "JPEG2000"), GREY, 1
+    yield "heic grey", encoded(GREY, "HEIF", quality=95), GREY, 3
+    yield "heic 10-bit", heic_of(wide.astype("<u2")), PHOTO, 5
+    clear = half_clear((0, 0, 255))
+    yield "heic clear", encoded(clear, "HEIF", quality=95, chroma=444), on_ground(), 3
+    yield "heic of two pictures", encoded(PHOTO, "HEIF", save_all=True, append_images=[GREY],
+                                          quality=95, chroma=444), PHOTO, 3  # fmt: skip
     yield "ppm", encoded(PHOTO, "PPM"), PHOTO, 0
     yield "pgm", encoded(GREY, "PPM"), GREY, 0
     deep = (LEVELS.astype(">u2") * 257).astype(">u2").tobytes()
@@ -196,7 +216,8 @@ REFUSED = {
     "pdf": (encoded(PHOTO, "PDF"), "not an image"),
     "postscript": (encoded(PHOTO, "EPS"), "not an image"),  # would start another program
     "icon": (encoded(PHOTO, "ICO"), "not an image"),
-    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "HEIC is not read"),
+    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "damaged HEIC"),
+    "half a heic": (encoded(PHOTO, "HEIF")[:600], "damaged: "),
     "zip": (b"PK\x03\x04" + bytes(60), "not an image"),
     "half a jpeg": (JPEG[: len(JPEG) // 2], "damaged: image file is truncated"),
     "start of a jpeg": (JPEG[:3], "not an image"),
@@ -220,6 +241,17 @@ REFUSED = {
     "ppm claims 50,000 x 50,000": (b"P6 50000 50000 255\n" + bytes(99), "50000 x 50000 pixels"),
 }  # fmt: skip
 ACCEPTED = list(accepted())
+
+
+def test_without_its_package_heic_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(PHOTO, "HEIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    pictures._knows_heic.cache_clear()
+    with pytest.raises(UnusableImage, match="HEIC needs a package: pip install pillow-heif"):
+        read_picture(content)
+    monkeypatch.undo()
+    pictures._knows_heic.cache_clear()
+    assert read_picture(content).format == "HEIF"
 
 
 def test_there_are_many_kinds() -> None:
@@ -276,7 +308,11 @@ def test_a_jpeg_padded_with_zeros_is_the_same_at_every_door() -> None:
 
 def test_mutated_files_are_decoded_or_refused() -> None:
     random = np.random.default_rng(0)
-    files = [JPEG, PNG, *(encoded(PHOTO, name) for name in ("WEBP", "GIF", "TIFF", "BMP", "AVIF"))]
+    files = [
+        JPEG,
+        PNG,
+        *(encoded(PHOTO, name) for name in ("WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")),
+    ]
     refused = 0
     for number in range(1400):
         content = bytearray(files[number % len(files)])

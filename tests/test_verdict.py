@@ -13,6 +13,7 @@ from typing import Any
 import c2pa
 import numpy as np
 import pandas as pd
+import pillow_heif
 import pytest
 import torch
 from cryptography import x509
@@ -399,10 +400,11 @@ def test_a_signed_manifest_is_read_and_a_changed_picture_breaks_it() -> None:
     assert cut and cut.state == "broken" and not cut.signer
 
 
-WITH_XMP = ("JPEG", "WEBP", "AVIF")  # formats in which Pillow writes it
+WITH_XMP = ("JPEG", "WEBP", "AVIF", "HEIF")  # formats in which Pillow writes it
 
 
 def with_fields(form: str) -> bytes:
+    pillow_heif.register_heif_opener()
     exif = Image.Exif()
     exif[0x010F], exif[0x0110], exif[0x0131] = "Canon", "EOS\n5D" + "x" * 500, "Editor 1"
     exif.get_ifd(0x8769)[0x9003] = "2026:01:02 03:04:05"
@@ -414,7 +416,7 @@ def with_fields(form: str) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "HEIF"])
 def test_the_fields_of_camera_and_source_are_read(form: str) -> None:
     found = read_provenance(with_fields(form))
     assert found.c2pa is None

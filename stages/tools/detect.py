@@ -26,7 +26,7 @@ from rich.text import Text
 from stages.lib import paths
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.files import write_text
-from stages.lib.core.pictures import UnusableImage
+from stages.lib.core.pictures import SUFFIXES, UnusableImage
 from stages.lib.core.progress import progress_bar
 from stages.lib.core.running import run_command
 from stages.lib.verdict.command import Parser, count, positive
@@ -51,8 +51,6 @@ SOME_FAILED, FOUND_FAKE = 2, 3
 COLOURS = {"real": "green", "fake": "bold red", "unsure": "yellow", "error": "magenta"}
 CSV_COLUMNS = ("file", "verdict", "probability", "fake_from", "real_below", "false_alarms",
                "num_faces", "why", "provenance")  # fmt: skip
-SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
-            ".avif", ".jp2", ".ppm", ".pgm", ".heic", ".heif"}  # fmt: skip
 NOTES = (
     "A verdict is a reason to look closer, and no proof. A file without provenance (C2PA, IPTC, "
     "EXIF) says nothing by that."

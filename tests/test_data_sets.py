@@ -1,0 +1,151 @@
+"""Every data set of data/README.md, small but whole, trained and judged by its command (slow)."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stages.lib.core.labels import FAKE, REAL
+from tests.conftest import TINY, clone_project, draw_dataset, readme_commands, run
+
+NUMBER = 24  # of clips or images of each class
+FRAMES = 6
+
+
+def pixels_of(target: int, seed: int) -> np.ndarray:
+    """Return noise, uint8 (48, 48, 3), with a bright square where it is a fake."""
+    pixels = np.random.default_rng([target, seed]).integers(0, 120, (48, 48, 3), dtype=np.uint8)
+    if target == FAKE:
+        pixels[8:30, 8:30] += 100
+    return pixels
+
+
+def draw_image(path: Path, target: int, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels_of(target, seed)).save(path)
+
+
+def draw_clip(path: Path, target: int, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 48, 48, "yuv420p"
+        for number in range(FRAMES):
+            frame = av.VideoFrame.from_ndarray(pixels_of(target, seed * 100 + number), "rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def draw_folders(root: Path) -> None:
+    for index in range(NUMBER):
+        for target, name in ((REAL, "real"), (FAKE, "fake/swap")):
+            draw_image(root / f"train/{name}/{index}.png", target, index)
+            draw_image(root / f"val/{name}/{index}.jpg", target, 100 + index)
+
+
+def draw_manifest(root: Path) -> None:
+    rows = []
+    for index in range(2 * NUMBER):
+        for target, word in ((REAL, "photo"), (FAKE, "AI-generated")):
+            draw_image(root / f"{word}_{index}.png", target, index)
+            rows.append({"path": f"{word}_{index}.png", "label": word, "group": f"person {index}"})
+    pd.DataFrame(rows).to_csv(root / "list.csv", index=False)
+
+
+def draw_faceforensics(root: Path) -> None:
+    numbers = [f"{index:03d}" for index in range(2 * NUMBER)]
+    pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+    for index, (one, other) in enumerate(pairs):
+        for offset, name in enumerate((one, other)):
+            clip = root / f"original_sequences/youtube/c23/videos/{name}.mp4"
+            draw_clip(clip, REAL, 2 * index + offset)
+        for method, name in (("Deepfakes", f"{one}_{other}"), ("Face2Face", f"{other}_{one}")):
+            clip = root / f"manipulated_sequences/{method}/c23/videos/{name}.mp4"
+            draw_clip(clip, FAKE, 2 * index + (method == "Deepfakes"))
+    (root / "splits").mkdir()
+    for name, part in (("train", pairs[:12]), ("val", pairs[12:20]), ("test", pairs[20:])):
+        (root / f"splits/{name}.json").write_text(json.dumps(part))
+
+
+def draw_celebrities(root: Path) -> None:
+    testing = []
+    for index in range(NUMBER):
+        real, fake = f"Celeb-real/id{index}_0000", f"Celeb-synthesis/id{index}_id0_0000"
+        draw_clip(root / f"{real}.mp4", REAL, index)
+        draw_clip(root / f"{fake}.mp4", FAKE, index)
+        draw_clip(root / f"YouTube-real/{index:05d}.mp4", REAL, 100 + index)
+        if index < 6:
+            testing += [f"1 {real}.mp4", f"0 {fake}.mp4"]
+    (root / "List_of_testing_videos.txt").write_text("\n".join(testing) + "\n")
+
+
+def draw_challenge(root: Path) -> None:
+    for part in range(2):
+        folder, facts = root / f"dfdc_train_part_{part}", {}
+        for index in range(NUMBER):
+            real, fake = f"real{part}x{index}.mp4", f"fake{part}x{index}.mp4"
+            draw_clip(folder / real, REAL, 100 * part + index)
+            draw_clip(folder / fake, FAKE, 100 * part + index)
+            facts[real] = {"label": "REAL", "split": "train", "original": None}
+            facts[fake] = {"label": "FAKE", "split": "train", "original": real}
+        (folder / "metadata.json").write_text(json.dumps(facts))
+
+
+def draw_benchmark(root: Path) -> None:
+    labels: dict[str, dict] = {}
+    for label, target in (("UADFV_Real", REAL), ("UADFV_Fake", FAKE)):
+        labels[label] = {"train": {}, "val": {}, "test": {}}
+        for index in range(NUMBER):
+            frames = [f"UADFV/{label}/{index}/{number}.png" for number in range(3)]
+            for number, frame in enumerate(frames):
+                draw_image(root / frame, target, 10 * index + number)
+            split = "train" if index < 14 else "val" if index < 20 else "test"
+            labels[label][split][str(index)] = {"label": label, "frames": frames}
+    (root / "UADFV.json").write_text(json.dumps({"UADFV": labels}))
+
+
+DRAWN: dict[str, Callable[[Path], object]] = {
+    "faces": draw_folders, "mine": draw_manifest, "FaceForensics++": draw_faceforensics,
+    "Celeb-DF-v2": draw_celebrities, "dfdc": draw_challenge, "DeepfakeBench": draw_benchmark,
+    "ffdi": lambda root: draw_dataset(root, {"train": 60, "val": 40, "test": 10}),
+}  # fmt: skip
+LAYOUTS = ["folders", "manifest", "faceforensics", "celeb_df", "dfdc", "deepfakebench"]
+OF_VIDEOS = LAYOUTS[2:]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clone_project(tmp_path_factory.mktemp("data_sets"), TINY)
+
+
+def commands() -> list[str]:
+    """Return the commands of data/README.md, and the first one with the competition's layout."""
+    found = readme_commands("dvc exp run publish -S data.root=/data/faces")
+    return [*found, found[0].replace("/data/faces", "/data/ffdi")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "layout"), list(zip(commands(), [*LAYOUTS, "competition"], strict=True)),
+    ids=[*LAYOUTS, "competition"],
+)  # fmt: skip
+def test_a_data_set_is_trained_on_and_judged_by_its_command(
+    clone: Path, tmp_path: Path, command: str, layout: str
+) -> None:
+    name = command.split("/data/")[1].split()[0]
+    (tmp_path / name).mkdir()
+    DRAWN[name](tmp_path / name)
+    run("git", "checkout", "-q", ".", cwd=clone)  # the parameters of the command before
+    done = run("bash", "-c", command.replace("/data/", f"{tmp_path}/"), cwd=clone)
+    assert f"{name}: layout {layout}: " in done.stdout + done.stderr
+    metrics = json.loads((clone / "metrics/evaluation.json").read_text())
+    assert metrics["val"]["auc"] > 0.8
+    assert ("video_auc" in metrics["val"]) == (layout in OF_VIDEOS)
+    judged = run("python", "-m", "stages.tools.judge", "own", cwd=clone)
+    assert judged.stdout.splitlines()[-1] == "metrics/judged"
