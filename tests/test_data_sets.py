@@ -17,11 +17,15 @@ NUMBER = 24  # of clips or images of each class
 FRAMES = 6
 
 
-def pixels_of(target: int, seed: int) -> np.ndarray:
-    """Return noise, uint8 (48, 48, 3), with a bright square where it is a fake."""
-    pixels = np.random.default_rng([target, seed]).integers(0, 120, (48, 48, 3), dtype=np.uint8)
+def pixels_of(target: int, seed: int, frame: int = 0) -> np.ndarray:
+    """Return a smooth picture, uint8 (48, 48, 3), with a checked square where it is a fake."""
+    coarse = np.random.default_rng([target, seed]).integers(40, 180, (6, 6, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((48, 48), Image.Resampling.BICUBIC)
+    pixels = np.roll(np.asarray(smooth), frame, axis=1)
     if target == FAKE:
-        pixels[8:30, 8:30] += 100
+        pixels[8:32, 8:32] ^= (np.indices((24, 24)).sum(axis=0) // 4 % 2 * 64).astype(np.uint8)[
+            ..., None
+        ]
     return pixels
 
 
@@ -37,7 +41,7 @@ def draw_clip(path: Path, target: int, seed: int) -> None:
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = 48, 48, "yuv420p"
         for number in range(FRAMES):
-            frame = av.VideoFrame.from_ndarray(pixels_of(target, seed * 100 + number), "rgb24")
+            frame = av.VideoFrame.from_ndarray(pixels_of(target, seed, number), "rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 

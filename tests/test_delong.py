@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from stages.lib.evaluation.delong import auc_variance, delong_p, placements
+from stages.lib.evaluation.delong import FEWEST_GROUPS, auc_variance, delong_p, placements
 
 
 def brute_placements(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -30,8 +30,8 @@ def test_placements_and_p_are_those_of_brute_force() -> None:
     gap = roc_auc_score(targets, first) - roc_auc_score(targets, second)
     z = gap / np.sqrt(contrast @ total @ contrast)
     p_value = 2 * norm.sf(abs(z))
-    assert delong_p(targets, first, second) == pytest.approx(p_value)
-    assert auc_variance(targets, first) == pytest.approx(total[0, 0])
+    assert delong_p(targets, first, second, np.arange(83)) == pytest.approx(p_value)
+    assert auc_variance(targets, first, np.arange(83)) == pytest.approx(total[0, 0])
 
 
 def test_the_variance_is_that_of_aucs_drawn_again_and_again() -> None:
@@ -40,7 +40,7 @@ def test_the_variance_is_that_of_aucs_drawn_again_and_again() -> None:
     for _ in range(3000):
         drawn = targets + random.normal(0, 1, 120)
         aucs.append(placements(targets, drawn)[0].mean())
-        variances.append(auc_variance(targets, drawn))
+        variances.append(auc_variance(targets, drawn, np.arange(120)))
     assert np.mean(variances) == pytest.approx(np.var(aucs), rel=0.08)
 
 
@@ -50,14 +50,36 @@ def test_equal_detectors_are_called_different_as_often_as_the_level_says() -> No
         random = np.random.default_rng(seed)
         shared = targets + random.normal(0, 0.7, 100)
         ours, theirs = (shared + random.normal(0, 0.7, 100) for _ in range(2))
-        found.append(delong_p(targets, ours, theirs))
+        found.append(delong_p(targets, ours, theirs, np.arange(100)))
     assert np.mean(np.array(found) < 0.05) == pytest.approx(0.05, abs=0.02)
+
+
+@pytest.mark.parametrize("has_both", [False, True])
+def test_frames_of_a_video_do_not_make_equal_detectors_different(has_both: bool) -> None:
+    videos = np.repeat(np.arange(60), 10)
+    targets = np.arange(600) % 2 if has_both else videos % 2
+    clustered, alone, variances, aucs = [], [], [], []
+    for seed in range(400):
+        random = np.random.default_rng(seed)
+        ours, theirs = (
+            targets + random.normal(0, 1, 60)[videos] + random.normal(0, 0.3, 600) for _ in range(2)
+        )
+        clustered.append(delong_p(targets, ours, theirs, videos))
+        alone.append(delong_p(targets, ours, theirs, np.arange(600)))
+        variances.append(auc_variance(targets, ours, videos))
+        aucs.append(placements(targets, ours)[0].mean())
+    assert np.mean(np.array(clustered) < 0.05) == pytest.approx(0.05, abs=0.03)
+    assert np.mean(variances) == pytest.approx(np.var(aucs), rel=0.2)
+    assert has_both or np.mean(np.array(alone) < 0.05) > 0.3
 
 
 def test_a_test_of_nothing_has_no_small_p() -> None:
     targets, values = np.array([0, 1, 1, 1]), np.array([0.1, 0.2, 0.3, 0.4])
-    assert delong_p(targets, values, -values) == 1  # one real shows nothing
+    assert delong_p(targets, values, -values, np.arange(4)) == 1  # one real shows nothing
     targets = np.arange(50) % 2
     random = np.random.default_rng(2).normal(targets, 1)
-    assert delong_p(targets, random, np.exp(random)) == 1
-    assert delong_p(targets, targets.astype(float), -targets.astype(float)) == 0
+    assert delong_p(targets, random, np.exp(random), np.arange(50)) == 1
+    right = targets.astype(float)
+    assert delong_p(targets, right, -right, np.arange(50)) == 0
+    few = np.minimum(np.arange(50), 2 * FEWEST_GROUPS - 3)  # the last ones are of one group
+    assert delong_p(targets, right, -right, few) == 1

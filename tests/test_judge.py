@@ -23,12 +23,13 @@ from stages.lib.core.labels import LABEL_TYPES
 from stages.lib.detector.model import fake_logit, load_detector
 from stages.lib.detector.preprocessing import to_input
 from stages.lib.evaluation.delong import delong_p
+from stages.lib.evaluation.rows import ranked
 from stages.lib.score_files.callables import load_callable
 from stages.lib.score_files.comparison import compare, compare_on, holm, words
 from stages.lib.score_files.detectors import Detector, detector_of
 from stages.lib.score_files.matching import known_images
 from stages.lib.score_files.reading import Request, read_score_file
-from stages.lib.score_files.scaling import fit_scale, platt
+from stages.lib.score_files.scaling import fit_platt, platt
 from stages.lib.verdict.networks import export_network
 from stages.tools import judge as tool
 from stages.tools import score as score_tool
@@ -175,17 +176,38 @@ def test_the_same_files_give_the_same_bytes_without_a_path(place: Path, judge: J
 @pytest.mark.parametrize("scale", ["logit", "probability", "any"])
 def test_reversed_scores_with_the_other_polarity_give_the_same(place: Path, scale: str) -> None:
     table = scores()
+    reversed_ = table.assign(logit=-table["logit"])
     if scale == "probability":
-        table["logit"] = np.round(expit(table["logit"]), 6)  # 1 - (1 - p) is p but for rounding
+        table, reversed_ = (one.assign(logit=expit(one["logit"])) for one in (table, reversed_))
     plain = detector(table, scale=scale)
-    reversed_ = table.assign(logit=(1 if scale == "probability" else 0) - table["logit"])
     turned = detector(reversed_, scale=scale, higher="real")
     for name in ("val", "web"):
         ours, theirs = plain.sets[name]["score"], turned.sets[name]["score"]
         assert theirs.to_numpy() == pytest.approx(ours.to_numpy(), abs=1e-12)
         assert auc(turned.sets[name]) == auc(plain.sets[name]) > 0.8
-    wrong = detector(reversed_, scale="logit") if scale == "logit" else None
-    assert wrong is None or auc(wrong.sets["val"]) == pytest.approx(1 - auc(plain.sets["val"]))
+    if scale != "any":
+        wrong = detector(reversed_, scale=scale)
+        assert auc(wrong.sets["val"]) == pytest.approx(1 - auc(plain.sets["val"]))
+        assert wrong.notes[-1].endswith("are they higher for reals (`--higher real`)?")
+
+
+@pytest.mark.parametrize("change", [lambda x: x + 45, lambda x: x - 45, lambda x: 30 * x])
+def test_scores_that_are_all_but_0_or_1_are_ranked_by_what_is_in_the_file(
+    place: Path, change: Callable[[pd.Series], pd.Series]
+) -> None:
+    table = scores()
+    plain, logits = detector(table), change(table["logit"])
+    files = {"logit": detector(table.assign(logit=logits))}
+    if (logits > 30).mean() < 0.5:  # a number near 1 has few digits, so only one polarity keeps all
+        kept = table.assign(logit=expit(logits.clip(upper=0)))
+        only = kept["logit"] < 0.5
+        files["low"] = detector(kept[only], "leave_out", scale="probability")
+        assert files["low"].sets["val"]["logit"].to_numpy() == pytest.approx(
+            logits[only & table["img_name"].str.startswith("v")].to_numpy()
+        )
+    found = ranked(files["logit"].sets["val"]).metrics(np.ones(80), ["auc", "average_precision"])
+    expected = ranked(plain.sets["val"]).metrics(np.ones(80), ["auc", "average_precision"])
+    assert found == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +257,25 @@ def test_platt_scaling_stays_finite_where_the_values_divide_the_classes() -> Non
 def test_any_numbers_that_do_not_rise_with_fakes_are_refused(values: np.ndarray) -> None:
     targets = (np.arange(40) + (values[0] == 0)) % 2
     with pytest.raises(UserError, match="do not rise from real to fake.*--higher real"):
-        fit_scale("any", targets, values.astype(float), "a.csv")
+        fit_platt(targets, values.astype(float), "a.csv")
+
+
+def test_one_number_far_from_the_others_is_told_from_the_other_polarity() -> None:
+    targets = np.arange(60) % 2
+    values = np.random.default_rng(0).normal(2.0 * targets, 1)
+    values[0] = 1e4
+    with pytest.raises(UserError, match=r"no curve .* fits .* between -2.\d+ and 1e\+04; correct"):
+        fit_platt(targets, values, "a.csv")
+
+
+@pytest.mark.parametrize("factor", [1e300, 1e-300])
+def test_the_size_of_the_numbers_does_not_matter(place: Path, factor: float) -> None:
+    table = scores()
+    plain = detector(table, scale="any")
+    scaled = detector(table.assign(logit=factor * table["logit"]), scale="any")
+    for name in plain.sets:
+        ours, theirs = plain.sets[name]["score"], scaled.sets[name]["score"]
+        assert theirs.tolist() == pytest.approx(ours.tolist(), abs=1e-9)
 
 
 def test_probabilities_of_0_and_1_have_logits_and_stay_as_they_are(place: Path) -> None:
@@ -249,7 +289,7 @@ def test_logits_that_are_tied_as_probabilities_are_counted(place: Path) -> None:
     table = scores()
     table.loc[table["target"] == 1, "logit"] = 100 + np.arange((table["target"] == 1).sum())
     (note,) = detector(table).notes
-    assert note.endswith(f"too close to 0 or 1: {(table['target'] == 1).sum() - 1}.")
+    assert note.endswith(f"comes between them: {(table['target'] == 1).sum() - 1}.")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -265,7 +305,7 @@ def test_missing_scores_are_refused_with_their_number(place: Path) -> None:
     assert "no score for 3 of 80 images of val, 1 of 40 images of web, first v5.jpg" in message
     assert message.endswith("add them, or choose --missing wrong or leave_out")
     with pytest.raises(UserError, match="; 180 rows name no image, first in line 2; add them"):
-        detector(table.assign(set="other"))
+        detector(table.assign(set="test"))
 
 
 def test_missing_scores_are_left_out(place: Path) -> None:
@@ -362,6 +402,34 @@ def test_the_longest_end_of_a_path_counts(place: Path) -> None:
         detector(table)
 
 
+def test_other_folders_are_other_images(place: Path) -> None:
+    labels = labels_of("val")
+    labels["img_name"] = "fake/" + labels["img_name"]
+    labels.to_csv("data/labels/val.csv", index=False)
+    table = scores()
+    is_val = table["img_name"].str.startswith("v")
+    for folder, count in (("", 80), ("/ds/fake/", 80), ("C:\\fake\\", 80), ("/ds/real/", 0)):
+        names = np.where(is_val, folder + table["img_name"], table["img_name"])
+        if count:
+            found = detector(table.assign(img_name=names).drop(columns="set"))
+            assert found.facts["coverage"]["val"]["num_scored"] == count
+        else:
+            with pytest.raises(UserError, match="no score for 80 of 80 images of val"):
+                detector(table.assign(img_name=names))
+
+
+def test_sets_have_short_names_and_unknown_ones_are_told(place: Path) -> None:
+    table = scores()
+    for name in ("web", "sets\\web"):
+        found = detector(table.replace({"set": {"sets/web": name}}))
+        assert found.facts["coverage"]["web"]["num_scored"] == 40
+    with pytest.raises(UserError) as caught:
+        detector(table.replace({"set": {"sets/web": "Web"}}), "leave_out")
+    assert "theirs.csv:142: set = Web: there is no such set; write one of sets/web, " in one_line(
+        caught
+    )
+
+
 @pytest.mark.parametrize("other", ["evaluation", "train"])
 def test_a_name_of_two_sets_needs_the_column_set(place: Path, other: str) -> None:
     labels = labels_of(other)
@@ -389,7 +457,7 @@ def test_a_name_that_is_there_twice_is_refused(place: Path) -> None:
 def test_rows_of_other_images_are_counted_and_no_error(place: Path) -> None:
     table = scores()
     more = pd.DataFrame({"img_name": ["x`1.jpg", "v1.jpg", "t0.jpg", "t1.jpg"], "logit": 0.0,
-                         "set": ["", "sets/elsewhere", "train", "test"]})  # fmt: skip
+                         "set": ["", "test", "train", "test"]})  # fmt: skip
     found = detector(pd.concat([table, more]))
     assert found.notes == [
         "Rows that name no image of the pipeline: 2, first `x'1.jpg` in line 182."
@@ -405,7 +473,8 @@ def test_rows_of_other_images_are_counted_and_no_error(place: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no column img_name, name"),
+        ("", "a.csv: begins with an empty line"),
+        ("\nname,p_fake\na,0.5\n", "a.csv: begins with an empty line"),
         ("name,p_fake\n", "has no row"),
         ("name,p_fake\na,0.5\n\nb,nan\n", "a.csv:4: p_fake = nan: not a finite number"),
         ("name,p_fake\na,inf\n", "a.csv:2: p_fake = inf: not a finite number"),
@@ -422,7 +491,8 @@ def test_rows_of_other_images_are_counted_and_no_error(place: Path) -> None:
         ("name,logit,score\na,1,0.5\n", "logit, score are columns for --score-column; choose"),
         ("name,p_fake,p_fake\na,1,0.5\n", "p_fake, p_fake are columns for --score-column"),
         ("name,set,set,logit\na,b,c,1\n", "the column set is there twice"),
-        ("name;p_fake\na;0.5\n", "no column img_name.*among name;p_fake; name it with --name"),
+        ("name;p_fake\na;0.5\n", "a.csv: its cells are separated by semicolons; write commas"),
+        ("name\tp_fake\na\t0.5\n", "a.csv: its cells are separated by tabs; write commas"),
         ("name,certainty\na,0.5\n", "no column logit, score.*or fake among name, certainty"),
         ("name,prediction\na,0.5\n", "prediction does not say what its numbers are; give --scale"),
         ("name,p_fake\na,0.5\xff\n", "not UTF-8"),
@@ -443,7 +513,7 @@ def test_columns_are_named_or_found(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('﻿Who,Path,Fake,logit\nx,"b, 1.jpg",0.25,2\n')
     request = Request(tmp_path / "a.csv", "a", score_column="Fake", scale="probability")
     (row,) = read_score_file(request).rows
-    assert (row.line, row.name, row.value) == (2, "b, 1.jpg", 0.25)
+    assert (row.line, row.name, row.value) == (2, "b, 1.jpg", pytest.approx(logit(0.25)))
     found = read_score_file(Request(tmp_path / "a.csv", "a", "Who", "logit"))
     assert (found.rows[0].name, found.rows[0].value, found.scale) == ("x", 2, "logit")
     with pytest.raises(UserError, match="no column logits among .*; did you mean logit"):
@@ -466,6 +536,9 @@ def test_columns_are_named_or_found(tmp_path: Path) -> None:
         (["a.csv", "--higher", "both"], "--higher both: choose fake or real"),
         (["a.csv", "--missing", "zero"], "--missing"),
         ([], "SCORES; see --help"),
+        (["own", "--perturbed", "p.csv"], "--perturbed: is for score files, and own is none"),
+        (["own", "--missing", "wrong"], "--missing: is for score files"),
+        (["own", "--name-column", "a"], "--name-column: is for score files"),
     ],
 )
 def test_a_wrong_command_is_one_line(arguments: list[str], message: str) -> None:
@@ -525,8 +598,9 @@ def pair(num: int, seed: int, gain: float) -> dict[str, pd.DataFrame]:
     shared = random.normal(0, 0.7, num)
     tables = {}
     for name, distance in (("weak", 1.0), ("strong", 1.0 + gain)):
-        found = expit(distance * targets + shared + random.normal(0, 0.7, num))
-        tables[name] = pd.DataFrame({"target": targets, "score": found, "group": np.arange(num)})
+        found = distance * targets + shared + random.normal(0, 0.7, num)
+        tables[name] = pd.DataFrame({"target": targets, "logit": found, "score": expit(found),
+                                     "group": np.arange(num)})  # fmt: skip
     return tables
 
 
@@ -544,17 +618,29 @@ def test_a_clear_difference_is_real_and_none_is_not() -> None:
     assert "no real difference is shown" in words(none.pairs.iloc[0])
 
 
-def test_near_duplicates_raise_a_doubt_that_delong_does_not_see() -> None:
-    tables = pair(40, 3, gain=1.0)
+def test_near_duplicates_make_no_difference_real() -> None:
+    tables = pair(60, 3, gain=0.4)
     repeated = {name: pd.concat([table] * 30) for name, table in tables.items()}
+    alone = {name: table.assign(group=np.arange(1800)) for name, table in repeated.items()}
     once, often = compare_on("val", tables).pairs.iloc[0], compare_on("val", repeated).pairs.iloc[0]
-    assert often["p_delong"] < 1e-6 < once["p_delong"]
+    assert often["p_delong"] == pytest.approx(once["p_delong"])
     assert often["high"] - often["low"] == pytest.approx(once["high"] - once["low"])
-    if once["low"] <= 0:
-        assert "does not rule out 0" in words(often)
-    doubtful = often.copy()
-    doubtful["low"] = -0.1
-    assert "does not rule out 0" in words(doubtful)
+    assert not once["is_real"] and not often["is_real"]
+    assert compare_on("val", alone).pairs.iloc[0]["is_real"]  # where they are taken for independent
+
+
+@pytest.mark.parametrize("groups", [np.zeros(40), np.arange(40) % 2, np.arange(40) % 12])
+def test_few_groups_show_nothing(groups: np.ndarray) -> None:
+    targets = np.arange(40) % 2
+    tables = {
+        name: pd.DataFrame({"target": targets, "logit": found, "score": expit(found),
+                            "group": groups})
+        for name, found in (("right", 4.0 * targets - 2), ("same", np.zeros(40)))
+    }  # fmt: skip
+    row = compare_on("val", tables).pairs.iloc[0]
+    assert (row["first"], row["difference"], row["p_holm"]) == ("right", 0.5, 1.0)
+    assert not row["is_real"] and "no real difference is shown" in words(row)
+    assert np.isnan(row["low"]) == (len(np.unique(groups)) < 3)
 
 
 def test_only_images_that_count_for_all_detectors_are_compared(place: Path) -> None:
@@ -573,7 +659,7 @@ def test_only_images_that_count_for_all_detectors_are_compared(place: Path) -> N
     assert val.ranking[0][1].value == pytest.approx(expected, abs=1e-12)
     same = table["logit"][kept.index].to_numpy(), weak["logit"][kept.index].to_numpy()
     assert val.pairs["p_delong"].iloc[0] == pytest.approx(
-        delong_p(kept["target"].to_numpy(), *same)
+        delong_p(kept["target"].to_numpy(), *same, np.arange(len(kept)))
     )
 
 
@@ -733,15 +819,26 @@ def test_perturbed_scores_that_do_not_fit_are_refused(place: Path, judge: Judge)
                   for i in range(10)]  # fmt: skip
     perturbed = pd.DataFrame(table)
     for bad, told in (
-        (perturbed[1:], "needs the same images for each perturbation and level"),
+        (perturbed[1:], "needs the same images of both classes for each perturbation"),
         (perturbed[10:], "needs the same images"),
         (perturbed.replace("v3.jpg", "x.jpg"), "x.jpg is no judged image of val"),
         (perturbed.assign(logit="a"), "p.csv:2: logit = a: not a finite number"),
+        (perturbed.assign(level="a"), "p.csv:2: level = a: not a number"),
+        (pd.concat([perturbed, perturbed[12:13]]), "p.csv:22: v2.jpg has a score for jpeg 30.0 in"),
+        (perturbed.drop(index=12).replace("v3.jpg", "v12.jpg"), "needs the same images"),
+        (perturbed[:10], "needs the same images of both classes for each perturbation"),
+        (perturbed[perturbed["img_name"].isin(["v1.jpg", "v3.jpg"])], "of both classes"),
+        (perturbed.drop(columns="level"), "p.csv: needs one column level, has 0; write it with"),
     ):
         bad.to_csv("p.csv", index=False)
         with pytest.raises(UserError, match=told) as caught:
             judge(file, "--perturbed", "p.csv")
         one_line(caught)
-    perturbed.to_csv("p.csv", index=False)
-    out = judge(file, "--perturbed", "p.csv")
-    assert (out / file.stem / "tables/robustness.csv").is_file()
+    outputs = []
+    for order in (perturbed, perturbed.sample(frac=1, random_state=0)):
+        order = order.sort_values("perturbation", ascending=False, kind="stable")
+        order.assign(img_name="/x/" + order["img_name"]).to_csv("p.csv", index=False)
+        out = judge(file, "--perturbed", "p.csv") / file.stem
+        outputs.append((out / "tables/robustness.csv").read_text())
+        outputs.append(json.loads((out / "evaluation.json").read_text())["robustness"])
+    assert outputs[:2] == outputs[2:] and len(outputs[0].splitlines()) == 3

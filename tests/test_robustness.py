@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import expit, logit
 from torchvision.transforms.v2 import functional as tv
 
 from stages import evaluate, predict, publish, train
@@ -88,7 +89,7 @@ def table(scores: dict[str, list[float]]) -> pd.DataFrame:
         for kind, found in scores.items()
         for image, score in enumerate(found)
     ]  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(logit=lambda rows: logit(rows["score"]))
 
 
 def test_auc_and_flips_of_an_example_worked_by_hand() -> None:
@@ -119,7 +120,8 @@ def test_the_mean_auc_counts_every_kind_once_and_its_interval_takes_images_whole
     levels = [("jpeg", 90, 2.0), ("jpeg", 50, 1.0), ("blur", 1, 0.5)]
     perturbed = pd.concat(
         pd.DataFrame({"img_name": range(300), "perturbation": kind, "level": level,
-                      "score": 1 / (1 + np.exp(-plain - shift * targets)), "target": targets,
+                      "logit": plain + shift * targets,
+                      "score": expit(plain + shift * targets), "target": targets,
                       "group": range(300)})
         for kind, level, shift in levels
     )  # fmt: skip

@@ -19,10 +19,11 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError, did_you_mean, short
-from stages.lib.core.files import fresh_folder
+from stages.lib.core.files import fresh_folder, read_json
 from stages.lib.core.params import load_params
 from stages.lib.core.running import run_command
 from stages.lib.evaluation.judging import EvaluateParams
@@ -40,6 +41,8 @@ from stages.lib.score_files.writing import (
 from stages.lib.verdict.command import Parser
 
 OUT = Path("metrics/judged")
+OF_FILES = ("names", "name-column", "score-column", "scale", "higher", "missing", "perturbed")
+DEFAULTS = {"higher": POLARITIES[0], "missing": MISSING[0]}
 NAME = re.compile(r"\w[\w.-]{0,79}")  # of a detector, which is that of a folder too
 
 
@@ -48,23 +51,28 @@ def main() -> None:
     options = parse(sys.argv[1:])
     requests = requests_of(options)
     check_target(options.out)
-    params = load_params("evaluate", EvaluateParams)
+    params, data = load_params("evaluate", EvaluateParams), data_report()
     known = known_images()
-    if not paths.DATA_REPORT.is_file():
-        raise UserError(f"{paths.DATA_REPORT}: no such file; run `dvc repro prepare`")
     detectors = [
         detector_of(read_score_file(one), known, options.missing, more) if one else own_detector()
         for one, more in zip(requests, perturbed_of(options), strict=True)
     ]
-    for one in detectors:
-        print(*opening(one), sep="\n")
+    lines = [line for one in detectors for line in opening(one)]
     comparisons = compare_all(detectors)
     with fresh_folder(options.out.resolve()) as folder:
         for one in detectors:
-            write_detector(one, params, folder / one.name)
+            lines += write_detector(one, params, data, folder / one.name)
         if comparisons:
-            write_comparison(comparisons, folder)
-    print(options.out)
+            lines.append(write_comparison(comparisons, folder))
+    print(*lines, options.out, sep="\n")  # at the end: whoever reads may stop to
+
+
+def data_report() -> dict[str, Any]:
+    """Return what metrics/data.json says; raises UserError where it cannot be read."""
+    try:
+        return read_json(paths.DATA_REPORT)
+    except (OSError, ValueError):
+        raise UserError(f"{paths.DATA_REPORT}: cannot be read; run `dvc repro prepare`") from None
 
 
 def compare_all(detectors: Sequence[Detector]) -> list[Comparison]:
@@ -87,8 +95,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--score-column", help="column of the scores")
     add("--scale", help=f"of the scores: {', '.join(SCALES)}; known for columns called logit, "
         "probability, p_fake and score (a probability)")  # fmt: skip
-    add("--higher", default=POLARITIES[0], help="which class has the higher scores: fake or real")
-    add("--missing", default=MISSING[0], choices=MISSING, help="what an image without a score is")
+    add(
+        "--higher",
+        default=DEFAULTS["higher"],
+        help="which class has the higher scores: fake or real",
+    )
+    add(
+        "--missing",
+        default=DEFAULTS["missing"],
+        choices=MISSING,
+        help="what an image without a score is",
+    )
     add("--perturbed", help="files with scores of perturbed images, A,B; - for none")
     add("--out", type=Path, default=OUT, metavar="FOLDER", help=f"else {OUT}")
     return parser.parse_intermixed_args(arguments)
@@ -105,6 +122,8 @@ def requests_of(options: argparse.Namespace) -> list[Request | None]:
     name_columns = _one_each("--name-column", options.name_column, files)
     score_columns = _one_each("--score-column", options.score_column, files)
     check_names(names)
+    if not files:
+        check_unused(options)
     requests = iter(
         Request(
             path=file,
@@ -117,6 +136,13 @@ def requests_of(options: argparse.Namespace) -> list[Request | None]:
         for number, file in enumerate(files)
     )
     return [None if text == OWN else next(requests) for text in options.scores]
+
+
+def check_unused(options: argparse.Namespace) -> None:
+    """Raise UserError for an option of score files, where there is none."""
+    for name in OF_FILES:
+        if getattr(options, name.replace("-", "_")) != DEFAULTS.get(name):
+            raise UserError(f"--{name}: is for score files, and {OWN} is none; remove it")
 
 
 def perturbed_of(options: argparse.Namespace) -> list[Path | None]:

@@ -3,16 +3,18 @@
 The variances come from the placement of each image: the share of the other class that it is on the
 right side of. Ranks give all placements in O(N log N) (Sun and Xu 2014).
 
-DeLong takes the images as independent of each other. Near-duplicates are not, and then the p-value
-is too small; the bootstrap over groups of stages/lib/evaluation/resampling.py knows about them. The
-test is for many images: with few of a class, or an AUC of exactly 0 or 1, it is too sure.
+Images of one group, such as near-duplicates and frames of a video, are not independent of each
+other, so their placements are summed up first (Obuchowski 1997, Biometrics 53). Where each image is
+a group of its own, this is DeLong's test.
 """
 
 import numpy as np
 from scipy.special import ndtr
 from scipy.stats import rankdata
 
-from stages.lib.core.labels import FAKE
+from stages.lib.core.labels import FAKE, REAL
+
+FEWEST_GROUPS = 10  # of a class
 
 
 def placements(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -29,28 +31,47 @@ def placements(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.
     return below_fakes / (len(targets) - num_fake), 1 - below_reals / num_fake
 
 
-def auc_variance(targets: np.ndarray, scores: np.ndarray) -> float:
-    """Return the estimated variance of the AUC; NaN where a class has fewer than two images."""
-    return _variance(*placements(targets, scores))
+def auc_variance(targets: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
+    """Return the estimated variance of the AUC; NaN where a class is of fewer than two groups.
+
+    groups: int (N,); images that are not independent share one.
+    """
+    return _variance(targets, *placements(targets, scores), groups)
 
 
-def delong_p(targets: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
+def delong_p(
+    targets: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray
+) -> float:
     """Return the two-sided p-value of the AUCs of two scores of the same images being equal.
 
-    It is 1 where a class has fewer than two images, because these can show nothing, and where the
-    two rank all images alike.
+    It is 1 where a class is of fewer than FEWEST_GROUPS groups, because the test is one for many
+    and is too sure of few, and where the two rank all images alike.
     """
     pairs = zip(placements(targets, first), placements(targets, second), strict=True)
     of_fakes, of_reals = (ours - theirs for ours, theirs in pairs)
-    if min(len(of_fakes), len(of_reals)) < 2:
+    if min(len(np.unique(groups[targets == target])) for target in (REAL, FAKE)) < FEWEST_GROUPS:
         return 1.0
-    difference, variance = of_fakes.mean(), _variance(of_fakes, of_reals)
+    difference, variance = of_fakes.mean(), _variance(targets, of_fakes, of_reals, groups)
     if variance == 0:
         return float(np.isclose(difference, 0))
     return float(2 * ndtr(-abs(difference) / np.sqrt(variance)))
 
 
-def _variance(of_fakes: np.ndarray, of_reals: np.ndarray) -> float:
-    if min(len(of_fakes), len(of_reals)) < 2:
-        return float("nan")
-    return float(of_fakes.var(ddof=1) / len(of_fakes) + of_reals.var(ddof=1) / len(of_reals))
+def _variance(
+    targets: np.ndarray, of_fakes: np.ndarray, of_reals: np.ndarray, groups: np.ndarray
+) -> float:
+    """Return the variance of the mean placement, which is the same in both classes."""
+    names, member_of = np.unique(groups, return_inverse=True)
+    sums, factors = [], []
+    for placed, target in ((of_fakes, FAKE), (of_reals, REAL)):
+        members = member_of[targets == target]
+        centred = (placed - placed.mean()) / len(placed)
+        sums.append(np.bincount(members, centred, minlength=len(names)))
+        factors.append(_small_sample(len(np.unique(members))))
+    fakes, reals = sums
+    both = 2 * _small_sample(len(names)) * (fakes @ reals)  # 0 where no group has both classes
+    return float(factors[0] * (fakes @ fakes) + factors[1] * (reals @ reals) + both)
+
+
+def _small_sample(num_groups: int) -> float:
+    return num_groups / (num_groups - 1) if num_groups > 1 else float("nan")

@@ -119,7 +119,7 @@ def summary(report: dict[str, Any], intervals: pd.DataFrame) -> Iterator[str]:
     if not report["better_than_chance"]:
         yield (
             f"WARNING: this model is useless: its AUC on val is {report['val']['auc']:.4f}, and "
-            f"the 95 % interval does not rule out {CHANCE}, which is chance"
+            f"its 95 % interval is not above {CHANCE}, which is chance"
         )
     yield (
         f"threshold {report['threshold']:.4f}, temperature {report['temperature']:.3f}, "

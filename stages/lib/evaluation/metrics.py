@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn import metrics as sk
 
 from stages.lib.core.labels import FAKE, REAL
 
 ECE_BINS = 15  # as in Guo et al. 2017
+MOST_CERTAIN = float(logit(1 - np.finfo(float).eps))  # a score of 1 has no logit
 
 
 def equal_bins(scores: np.ndarray, count: int) -> np.ndarray:
@@ -26,12 +27,20 @@ def equal_bins(scores: np.ndarray, count: int) -> np.ndarray:
 class RankedScores:
     """Targets and scores in descending order of the scores, ready for any weights of the images."""
 
-    def __init__(self, targets: np.ndarray, scores: np.ndarray, threshold: float = 0.5) -> None:
-        """Sort; targets: int (N,), 0 real or 1 fake; scores: float (N,) in [0, 1]."""
-        self.order = np.argsort(-scores, kind="stable")
+    def __init__(
+        self, targets: np.ndarray, scores: np.ndarray, threshold: float = 0.5,
+        logits: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        """Sort; targets: int (N,), 0 real or 1 fake; scores: float (N,) in [0, 1].
+
+        logits: finite, float (N,), what the scores come from. Then they rank the images: above 37
+        all scores are 1.
+        """
+        ranks = scores if logits is None else logits
+        self.order = np.argsort(-ranks, kind="stable")
         self.scores = scores[self.order].astype(float)
         self.is_fake = targets[self.order] == FAKE
-        last_of_tie = np.flatnonzero(np.append(np.diff(self.scores) != 0, True))
+        last_of_tie = np.flatnonzero(np.append(np.diff(ranks[self.order]) != 0, True))
         tiny = np.finfo(float).eps
         certainty = np.where(self.is_fake, self.scores, 1 - self.scores)
         self.losses = -np.log(np.clip(certainty, tiny, 1 - tiny))
@@ -153,27 +162,37 @@ def choose_threshold(targets: np.ndarray, scores: np.ndarray, metric: str) -> fl
     correct = share * tpr + (1 - share) * (1 - fpr)
     best = 1 + int(np.argmax(correct[1:]))  # the first point is "call nothing fake"
     below = scores[scores < thresholds[best]]
-    return float((thresholds[best] + below.max()) / 2) if len(below) else 0.0
+    return _between(below.max(), thresholds[best]) if len(below) else 0.0
 
 
 def threshold_at_fpr(targets: np.ndarray, scores: np.ndarray, max_fpr: float) -> float:
     """Return the lowest threshold at which at most max_fpr of the reals are called fake.
 
-    It is half-way between the scores of two reals, or between the highest one and 1.
+    It is half-way between the scores of two reals. Where no real may be called fake, it is half-way
+    between the highest of them and the next score above, or 1.
     """
-    reals = np.append(1.0, np.sort(scores[targets == REAL])[::-1])
-    allowed = int(max_fpr * (len(reals) - 1) * (1 + 1e-12))  # against rounding, as in _tpr_at
-    below = reals[allowed + 1]
-    higher = reals[reals > below]  # tied scores go together
-    return float((higher.min() + below) / 2) if len(higher) else float(np.nextafter(below, 2))
+    reals = np.sort(scores[targets == REAL])[::-1]
+    allowed = int(max_fpr * len(reals) * (1 + 1e-12))  # against rounding, as in _tpr_at
+    below = reals[allowed]
+    above = reals[reals > below]  # tied scores go together
+    if not len(above):
+        above = np.append(scores[scores > below], 1.0)
+    return _between(below, above.min()) if above.min() > below else float(np.nextafter(below, 2))
+
+
+def _between(low: float, high: float) -> float:
+    """Return a threshold above low and at most high: half-way, where there is a number between."""
+    middle = (low + high) / 2
+    return float(middle if middle > low else high)
 
 
 def fit_temperature(targets: np.ndarray, logits: np.ndarray) -> float:
     """Return the T for which sigmoid(logits / T) has the least log loss (Guo et al. 2017).
 
     targets: int (N,); logits: float (N,), log(P(fake) / P(real)). T is in [0.05, 20]. Above 1, the
-    detector was overconfident.
+    detector was overconfident. Logits that give a score of 0 or 1 count as the nearest other one.
     """
+    logits = np.clip(logits, -MOST_CERTAIN, MOST_CERTAIN)
 
     def loss(log_temperature: float) -> float:
         scores = expit(logits / np.exp(log_temperature))

@@ -13,7 +13,7 @@ def operating_rows(calibration: pd.DataFrame, tables: dict[str, pd.DataFrame]) -
     """Return what the threshold for each of OPERATING_FPRS, set on `calibration`, does on each set.
 
     `enough_reals` says whether the calibration set can show that rate: with fewer than 1 / rate
-    reals the threshold is just above the highest of their scores.
+    reals none of them is called fake at the threshold.
     """
     targets, scores = arrays(calibration)
     num_reals = int((targets == REAL).sum())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.lib.core.labels import FAKE, REAL
 from stages.lib.evaluation.metrics import LOWER_IS_BETTER, RankedScores
 
 NUM_RESAMPLES = 1000
@@ -39,8 +40,13 @@ class Interval:
         return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
-def interval(value: float, resampled: list[float]) -> Interval:
-    """Return the value with the percentile interval of the resamples that are not NaN."""
+def interval(value: float, resampled: Sequence[float] | np.ndarray) -> Interval:
+    """Return the value with the percentile interval of the resamples that are not NaN.
+
+    Without resamples the ends are NaN: unknown.
+    """
+    if not len(resampled):
+        return Interval(value, float("nan"), float("nan"))
     low, high = np.nanquantile(resampled, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return Interval(value, float(low), float(high))
 
@@ -50,15 +56,29 @@ def metric_intervals(
 ) -> dict[str, Interval]:
     """Return the named METRICS with intervals; groups: int (N,), near-duplicates share one.
 
-    Where all images of a class are in one group, nothing varies and the ends are NaN: unknown.
+    Where all images of a class are in one group, the ends are NaN: unknown.
     """
     values = ranked.metrics(np.ones(len(groups)), names)
-    ranked_groups = groups[ranked.order]
-    if any(len(np.unique(ranked_groups[part])) < 2 for part in (ranked.is_fake, ~ranked.is_fake)):
-        return {name: Interval(values[name], float("nan"), float("nan")) for name in names}
-    resamples = cluster_weights(ranked_groups)
-    resampled = [ranked.metrics(weights, names) for weights in resamples]
+    resampled = resamples_of(ranked, groups, names)
     return {name: interval(values[name], [one[name] for one in resampled]) for name in names}
+
+
+def resamples_of(
+    ranked: RankedScores, groups: np.ndarray, names: Sequence[str]
+) -> list[dict[str, float]]:
+    """Return the named METRICS of each resample; the same groups give the same resamples.
+
+    It is empty where all images of a class are in one group: then nothing varies.
+    """
+    ranked_groups = groups[ranked.order]
+    if not both_vary(ranked.is_fake, ranked_groups):
+        return []
+    return [ranked.metrics(weights, names) for weights in cluster_weights(ranked_groups)]
+
+
+def both_vary(targets: np.ndarray, groups: np.ndarray) -> bool:
+    """Return whether both classes have images of several groups."""
+    return all(len(np.unique(groups[targets == target])) > 1 for target in (REAL, FAKE))
 
 
 def share_interval(hits: np.ndarray, groups: np.ndarray) -> Interval:
@@ -80,7 +100,8 @@ def paired_improvement(
 ) -> Interval:
     """Return by how much the new scores are better than the old ones on the same images.
 
-    Both are judged on the same resamples, so an image that is hard for both cancels out.
+    Both are judged on the same resamples, so an image that is hard for both cancels out. Where all
+    images of a class are in one group, the ends are NaN: unknown.
     """
     ranked_new, ranked_old = RankedScores(targets, new), RankedScores(targets, old)
     sign = -1 if metric in LOWER_IS_BETTER else 1
@@ -91,5 +112,7 @@ def paired_improvement(
         )
         return sign * (ours[metric] - theirs[metric])
 
-    resampled = [improvement(weights) for weights in cluster_weights(groups)]
-    return interval(improvement(np.ones(len(targets))), resampled)
+    value = improvement(np.ones(len(targets)))
+    if not both_vary(targets, groups):
+        return interval(value, [])
+    return interval(value, [improvement(weights) for weights in cluster_weights(groups)])

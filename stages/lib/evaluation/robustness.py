@@ -3,15 +3,15 @@
 import numpy as np
 import pandas as pd
 
-from stages.lib.evaluation.metrics import RankedScores
-from stages.lib.evaluation.resampling import Interval, cluster_weights, interval
-from stages.lib.evaluation.rows import arrays, columns_of, counts, intervals_of
+from stages.lib.evaluation.resampling import Interval, both_vary, cluster_weights, interval
+from stages.lib.evaluation.rows import columns_of, counts, intervals_of, ranked
 
 
 def robustness_table(perturbed: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Return AUC with its interval, flip rate and n for every perturbation and level, in order.
 
-    perturbed: columns img_name, perturbation, level, score, target, group. An image flips where its
+    perturbed: columns img_name, perturbation, level, logit, score, target, group, with the same
+    images in one order for each perturbation and level. An image flips where its
     verdict at the threshold differs from that on the unperturbed image.
     """
     plain = perturbed[perturbed["perturbation"] == "none"].set_index("img_name")["score"]
@@ -50,11 +50,12 @@ def mean_auc_interval(perturbed: pd.DataFrame) -> Interval:
     parts = list(perturbed.groupby(["perturbation", "level"], sort=False))
     kinds = pd.Series([kind for (kind, _), _ in parts])
     share = 1 / kinds.map(kinds.value_counts()).to_numpy() / kinds.nunique()
-    ranked = [RankedScores(*arrays(part)) for _, part in parts]
-    groups = parts[0][1]["group"].to_numpy()
+    first, rankings = parts[0][1], [ranked(part) for _, part in parts]
+    targets, groups = first["target"].to_numpy(dtype=int), first["group"].to_numpy()
 
     def mean_auc(weights: np.ndarray) -> float:
-        return share @ [one.metrics(weights[one.order], ["auc"])["auc"] for one in ranked]
+        return share @ [one.metrics(weights[one.order], ["auc"])["auc"] for one in rankings]
 
     resampled = [mean_auc(weights) for weights in cluster_weights(groups)]
-    return interval(mean_auc(np.ones(len(groups))), resampled)
+    value = mean_auc(np.ones(len(groups)))
+    return interval(value, resampled if both_vary(targets, groups) else [])

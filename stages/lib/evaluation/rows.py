@@ -1,7 +1,7 @@
 """Rows of the tables that stages.evaluate writes: a metric, its 95 % interval and its n.
 
-Every function takes a table with one row per image and the columns target (0 real, 1 fake), score
-(P(fake)) and group (near-duplicates share one).
+Every function takes a table with one row per image and the columns target (0 real, 1 fake), logit,
+score (P(fake)) and group (near-duplicates share one).
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,7 @@ def intervals_of(
     table: pd.DataFrame, names: Sequence[str], threshold: float = 0.5
 ) -> dict[str, Interval]:
     """Return the named METRICS with their intervals."""
-    ranked = RankedScores(*arrays(table), threshold)
-    return metric_intervals(ranked, table["group"].to_numpy(), names)
+    return metric_intervals(ranked(table, threshold), table["group"].to_numpy(), names)
 
 
 def shares_called_fake(table: pd.DataFrame, threshold: float) -> dict[str, Interval]:
@@ -52,6 +51,11 @@ def metric_row(name: str, metric: str, found: Interval, table: pd.DataFrame) -> 
 def columns_of(name: str, found: Interval, prefix: str = "") -> dict[str, float]:
     """Return the interval as columns: its value by name, and low and high."""
     return {name: found.value, f"{prefix}low": found.low, f"{prefix}high": found.high}
+
+
+def ranked(table: pd.DataFrame, threshold: float = 0.5) -> RankedScores:
+    """Return the scores of a table, ranked by their logits."""
+    return RankedScores(*arrays(table), threshold, table["logit"].to_numpy(dtype=float))
 
 
 def arrays(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,8 @@
-"""Detectors side by side on the same images: which differences in AUC are real?"""
+"""Detectors side by side on the same images: which differences in AUC are real?
+
+Two ways to tell must agree: DeLong's test after Holm's correction, and the interval of the paired
+bootstrap. Both know that near-duplicates and the frames of a video are not independent.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,15 +11,17 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from stages.lib.core.progress import progress_bar
 from stages.lib.evaluation.delong import delong_p
 from stages.lib.evaluation.judging import with_pooled
-from stages.lib.evaluation.resampling import Interval, paired_improvement
-from stages.lib.evaluation.rows import arrays, counts, intervals_of
+from stages.lib.evaluation.resampling import Interval, interval, resamples_of
+from stages.lib.evaluation.rows import counts, ranked
 from stages.lib.score_files.detectors import Detector, Sets
 
 COLUMNS = ["set", "first", "second", "auc_first", "auc_second", "difference", "low", "high",
            "p_delong", "p_holm", "is_real", "num_real", "num_fake"]  # fmt: skip
 LEVEL = 0.05  # of the p-values after Holm's correction
+LEAST_SHOWN = 0.0001
 IMAGE = ["set", "row"]
 
 
@@ -52,25 +58,35 @@ def shared_images(tables: Sets) -> Sets:
 
 def compare_on(name: str, tables: Sets) -> Comparison:
     """Compare detectors on a set; tables: the same images for each, as `shared_images` returns."""
-    aucs = {of: intervals_of(table, ["auc"])["auc"] for of, table in tables.items()}
-    ranked = sorted(aucs, key=lambda of: (-aucs[of].value, of))
-    numbers = counts(tables[ranked[0]])
+    first_table = next(iter(tables.values()))
+    targets, groups = first_table["target"].to_numpy(dtype=int), first_table["group"].to_numpy()
+    numbers = counts(first_table)
+    aucs, resamples = {}, {}
+    with progress_bar(f"compare {name}", len(tables)) as bar:
+        for of, table in tables.items():
+            ranking = ranked(table)
+            value = ranking.metrics(np.ones(len(groups)), ["auc"])["auc"]
+            # The same resamples for all, so that an image that is hard for all cancels out.
+            resamples[of] = np.array([one["auc"] for one in resamples_of(ranking, groups, ["auc"])])
+            aucs[of] = interval(value, resamples[of])
+            bar.update()
+    places = sorted(aucs, key=lambda of: (-aucs[of].value, of))
     rows = []
-    for first, second in combinations(ranked, 2):
-        targets, ours = arrays(tables[first])
-        theirs, groups = arrays(tables[second])[1], tables[first]["group"].to_numpy()
-        found = paired_improvement("auc", targets, ours, theirs, groups)
+    for first, second in combinations(places, 2):
+        difference = aucs[first].value - aucs[second].value
+        found = interval(difference, resamples[first] - resamples[second])
+        ours, theirs = (tables[of]["logit"].to_numpy() for of in (first, second))
         rows.append(
             {"set": name, "first": first, "second": second}
             | {"auc_first": aucs[first].value, "auc_second": aucs[second].value}
-            | {"difference": found.value, "low": found.low, "high": found.high}
-            | {"p_delong": delong_p(targets, ours, theirs)}
+            | {"difference": difference, "low": found.low, "high": found.high}
+            | {"p_delong": delong_p(targets, ours, theirs, groups)}
             | numbers
         )
     pairs = pd.DataFrame(rows)
     pairs["p_holm"] = holm(pairs["p_delong"].to_numpy())
-    pairs["is_real"] = pairs["p_holm"] < LEVEL
-    return Comparison(name, **numbers, ranking=[(of, aucs[of]) for of in ranked],
+    pairs["is_real"] = (pairs["p_holm"] < LEVEL) & (pairs["low"] > 0)  # NaN: not known
+    return Comparison(name, **numbers, ranking=[(of, aucs[of]) for of in places],
                       pairs=pairs[COLUMNS])  # fmt: skip
 
 
@@ -89,12 +105,9 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 def words(pair: pd.Series) -> str:
     """Say in one sentence whether the difference of a pair is real."""
-    interval = f"[{pair['low']:+.4f}, {pair['high']:+.4f}]"
-    figures = f"{pair['difference']:+.4f} {interval}, Holm p {pair['p_holm']:.2g}"
+    ends = f"[{pair['low']:+.4f}, {pair['high']:+.4f}]"
+    p_value = f"{pair['p_holm']:.2g}" if pair["p_holm"] >= LEAST_SHOWN else f"below {LEAST_SHOWN}"
+    figures = f"{pair['difference']:+.4f} {ends}, Holm p {p_value}"
     if not pair["is_real"]:
         return f"{pair['first']} and {pair['second']}: no real difference is shown ({figures})."
-    doubt = " The interval, which knows of near-duplicates, does not rule out 0."
-    return (
-        f"{pair['first']} is better than {pair['second']}: the difference is real ({figures})."
-        + (doubt if pair["low"] <= 0 <= pair["high"] else "")
-    )
+    return f"{pair['first']} is better than {pair['second']}: the difference is real ({figures})."

@@ -6,20 +6,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.files import read_json
 from stages.lib.core.labels import CLASS_NAMES, FAKE, read_labels
+from stages.lib.evaluation.judging import CHANCE
 from stages.lib.evaluation.scored_sets import labelled_scores, labelled_sets, perturbed_scores
 from stages.lib.score_files.matching import KnownImages, Matched, match
-from stages.lib.score_files.reading import ScoreFile, read_score_file, shown
-from stages.lib.score_files.scaling import Scale, fit_scale
+from stages.lib.score_files.reading import Row, ScoreFile, read_score_file, shown
+from stages.lib.score_files.scaling import fit_platt
 
 OWN = "own"  # the name of the detector of this pipeline
 CALIBRATION = "calibration"
 MISSING = ("refuse", "wrong", "leave_out")
 MOST_NAMED = 2  # sets that a message names
+PERTURBED_COLUMNS = ("perturbation", "level")
+UNPERTURBED = ("none", 0.0)
 VALUE = "value"  # the column of the numbers of a file, NaN where an image has none
 Sets = dict[str, pd.DataFrame]
 
@@ -38,6 +43,8 @@ class Detector:
 
 def own_detector() -> Detector:
     """Return the detector of this pipeline, with the scores of `predict`."""
+    if not paths.CONFIG.is_file():
+        raise UserError(f"{paths.CONFIG}: no such file; run `dvc repro evaluate`")
     sets, calibration = labelled_sets(), labelled_scores(CALIBRATION)
     everything = {CALIBRATION: calibration} | sets
     facts = {
@@ -78,50 +85,75 @@ def detector_of(
             )
     calibration = judged[CALIBRATION]
     targets = calibration["target"].to_numpy(dtype=int)
-    scale = fit_scale(scores.scale, targets, calibration[VALUE].to_numpy(), file)
+    is_any = scores.scale == "any"
+    scale = fit_platt(targets, calibration[VALUE].to_numpy(), file) if is_any else (1.0, 0.0)
     scored = {name: _scored(table, scale) for name, table in judged.items()}
     facts = {
         "sha256": scores.sha256, "scale": scores.scale, "higher": scores.request.higher,
         "missing": missing, "num_rows": len(scores.rows), "num_extra": len(matched.extra),
         "coverage": coverage,
     }  # fmt: skip
-    if scores.scale == "any":
-        facts |= {"platt": {"slope": scale.slope, "offset": scale.offset}}
+    if is_any:
+        facts |= {"platt": {"slope": scale[0], "offset": scale[1]}}
     return Detector(
         scores.request.name,
         {name: table for name, table in scored.items() if name != CALIBRATION},
         scored[CALIBRATION],
         facts,
         _notes(matched, scored, [name for name in everything if name not in judged]),
-        _perturbed(perturbed, scores, scale, scored["val"]) if perturbed else None,
+        _perturbed(perturbed, scores, known, scale, scored["val"]) if perturbed else None,
     )
 
 
-def _perturbed(path: Path, scores: ScoreFile, scale: Scale, val: pd.DataFrame) -> pd.DataFrame:
-    """Return the scores of perturbed images; raises UserError where some are missing.
+def _perturbed(
+    path: Path, scores: ScoreFile, known: KnownImages, scale: tuple[float, float], val: pd.DataFrame
+) -> pd.DataFrame:
+    """Return the scores of perturbed images, in the order of the unperturbed ones.
 
-    The file has img_name, perturbation and level, and the column of scores that the other one has.
+    The file has the columns of the other one, perturbation and level. Raises UserError where an
+    image is none of val, or where a perturbation lacks an image or has it twice.
     """
     name_column, score_column = scores.columns
-    request = replace(scores.request, path=path, name_column=name_column,
+    request = replace(scores.request, path=path, name_column=name_column, more=PERTURBED_COLUMNS,
                       score_column=score_column, scale=scores.scale)  # fmt: skip
-    rows = read_score_file(request).rows
-    table = pd.read_csv(path, usecols=["perturbation", "level"]).assign(
-        img_name=[row.name for row in rows],
-        score=scale.scores(np.array([row.value for row in rows])),
-    )
-    counts = table.groupby(["perturbation", "level"])["img_name"].nunique()
-    if "none" not in counts.index.get_level_values(0) or counts.nunique() > 1:
+    images = {key: number for number, key in enumerate(zip(val["set"], val["row"], strict=True))}
+    found: dict[tuple[str, float], dict[int, Row]] = {}
+    for row in read_score_file(request).rows:
+        at = f"{shown(path)}:{row.line}"
+        image = images.get(known.find(row, shown(path)) or ("", -1))
+        if image is None:
+            raise UserError(f"{at}: {short(row.name)} is no judged image of val; remove its rows")
+        variant = found.setdefault((row.more[0], _level(row, at)), {})
+        if image in variant:
+            what = short(" ".join(row.more))
+            raise UserError(f"{at}: {short(row.name)} has a score for {what} in line "
+                            f"{variant[image].line} already; remove one")  # fmt: skip
+        variant[image] = row
+    plain = found.get(UNPERTURBED, {})
+    chosen = val.iloc[list(plain)]
+    if not _has_both(chosen) or len(found) < 2 or any(
+        one.keys() != plain.keys() for one in found.values()
+    ):  # fmt: skip
         raise UserError(
-            f"{shown(path)}: needs the same images for each perturbation and level, and once as "
-            "they are (perturbation none); write it with `python -m stages.tools.score`"
+            f"{shown(path)}: needs the same images of both classes for each perturbation and level "
+            "and once as they are (none, level 0); write it with `python -m stages.tools.score`"
         )
-    known = val[["img_name", "target", "group"]]
-    found = table.merge(known, on="img_name", how="left", validate="many_to_one")
-    if found["target"].isna().any():
-        first = found["img_name"][found["target"].isna()].iloc[0]
-        raise UserError(f"{shown(path)}: {short(first)} is no judged image of val; remove its rows")
-    return found
+    tables = [
+        chosen[["img_name", "target", "group"]].assign(
+            perturbation=kind, level=level, **{VALUE: [variant[image].value for image in plain]}
+        )
+        for (kind, level), variant in found.items()
+    ]
+    return _scored(pd.concat(tables, ignore_index=True), scale)
+
+
+def _level(row: Row, at: str) -> float:
+    """Return the level of a row; raises UserError that begins with `at`."""
+    try:
+        return float(row.more[1])
+    except ValueError:
+        raise UserError(f"{at}: level = {short(row.more[1])}: not a number; write the file with "
+                        "`python -m stages.tools.score`") from None  # fmt: skip
 
 
 def _values_of(split: str, matched: Matched) -> pd.DataFrame:
@@ -167,9 +199,10 @@ def _filled(table: pd.DataFrame, scores: ScoreFile) -> pd.DataFrame:
     return table.assign(**{VALUE: table[VALUE].where(table[VALUE].notna(), wrong)})
 
 
-def _scored(table: pd.DataFrame, scale: Scale) -> pd.DataFrame:
-    values = table[VALUE].to_numpy()
-    return table.assign(logit=scale.logits(values), score=scale.scores(values))
+def _scored(table: pd.DataFrame, scale: tuple[float, float]) -> pd.DataFrame:
+    """Return a table with logits and scores; scale: slope and offset of the logits."""
+    logits = scale[0] * table[VALUE] + scale[1]
+    return table.assign(logit=logits, score=expit(logits))
 
 
 def _notes(matched: Matched, scored: Sets, left_out: list[str]) -> list[str]:
@@ -184,11 +217,18 @@ def _notes(matched: Matched, scored: Sets, left_out: list[str]) -> list[str]:
         )
     if left_out:
         notes.append(f"Not judged, for lack of scores of both classes: {', '.join(left_out)}.")
+    calibration = scored[CALIBRATION]
+    auc = roc_auc_score(calibration["target"].astype(int), calibration["logit"])
+    if auc < CHANCE:
+        notes.append(
+            f"The scores of calibration fall from real to fake (AUC {auc:.4f}): are they higher "
+            "for reals (`--higher real`)?"
+        )
     whole = pd.concat(scored.values())
     num_tied = whole[VALUE].nunique() - whole["score"].nunique()
     if num_tied > 0:
         notes.append(
-            f"Scores that differ in the file and are tied as probabilities, too close to 0 or 1: "
-            f"{num_tied}."
+            f"Scores that differ in the file, but lie so close to 0 or 1 that no threshold comes "
+            f"between them: {num_tied}."
         )
     return notes

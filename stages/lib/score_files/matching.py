@@ -22,13 +22,15 @@ class KnownImages:
     def __init__(self, tables: dict[str, pd.DataFrame]) -> None:
         """Index the label tables, by the names of their splits."""
         self.by_name: dict[str, set[Key]] = defaultdict(set)
-        self.by_last_part: dict[str, set[Key]] = defaultdict(set)
+        self.by_last_part: dict[str, set[tuple[str, Key]]] = defaultdict(set)
+        self.sets: set[str] = set()
         self.judged: set[Key] = set()
         for split, table in tables.items():
             keys = list(zip(table["set"], table["row"], strict=True))
-            for name, key in zip(table["img_name"], keys, strict=True):
-                self.by_name[_normal(name)].add(key)
-                self.by_last_part[_normal(name).rpartition("/")[2]].add(key)
+            self.sets |= set(table["set"])
+            for name, key in zip(map(_normal, table["img_name"]), keys, strict=True):
+                self.by_name[name].add(key)
+                self.by_last_part[name.rpartition("/")[2]].add((name, key))
             if split in JUDGED_SPLITS:
                 has_label = table["target"].notna()
                 self.judged |= {key for key, known in zip(keys, has_label, strict=True) if known}
@@ -37,9 +39,20 @@ class KnownImages:
         """Return the image that a row names, None where it names none or one that is not judged.
 
         The exact name goes before the end of a path, and the longest end before shorter ones.
-        Raises UserError where the name is that of several images, one of them judged.
+        Raises UserError where the name is that of several images, one of them judged, and where
+        there is no such set.
         """
         found = self.candidates(row)
+        if (
+            not found
+            and row.set
+            and not self._sets_of(row)
+            and self.candidates(row._replace(set=""))
+        ):
+            raise UserError(
+                f"{file}:{row.line}: set = {short(row.set)}: there is no such set; write one of "
+                f"{short(', '.join(sorted(self.sets)))}, or remove the column"
+            )
         if len(found) > 1 and found & self.judged:
             raise UserError(
                 f"{file}:{row.line}: {short(row.name)} is an image of "
@@ -54,10 +67,19 @@ class KnownImages:
         parts = name.replace("\\", "/").split("/")
         ends = ["/".join(parts[start:]) for start in range(len(parts))]
         named = [self.by_name.get(form, set()) for form in (name, *ends)]
-        for keys in (*named, self.by_last_part.get(parts[-1], set())):
-            if found := {key for key in keys if row.set in ("", key[0])}:
+        # A name may also be the end of an image's own one. Other folders are another image's.
+        longer = {key for whole, key in self.by_last_part.get(parts[-1], set())
+                  if whole.endswith(f"/{ends[0]}")}  # fmt: skip
+        sets = self._sets_of(row)
+        for keys in (*named, longer):
+            if found := {key for key in keys if not row.set or key[0] in sets}:
                 return found
         return set()
+
+    def _sets_of(self, row: Row) -> set[str]:
+        """Return the sets that a row may mean: an evaluation set has a short name too."""
+        meant = row.set.replace("\\", "/")
+        return self.sets & {meant, f"sets/{meant}"}
 
 
 def _normal(name: str) -> str:

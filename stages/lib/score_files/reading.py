@@ -1,14 +1,15 @@
 """Reading a score file of any detector: which columns it has, and one checked number per row."""
 
 import csv
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
 from stages.lib.core.errors import UserError, did_you_mean, short
-from stages.lib.core.files import sha256_of
 
 NAME_COLUMNS = ("img_name", "name", "path", "file", "filename", "image")
 SCORE_COLUMNS = ("logit", "score", "prediction", "probability", "p_fake", "fake")
@@ -17,6 +18,8 @@ SCALES = ("probability", "logit", "any")
 SCALE_OF_COLUMN = {"logit": "logit", "probability": "probability", "p_fake": "probability",
                    "score": "probability"}  # fmt: skip
 POLARITIES = ("fake", "real")  # which class has the higher numbers
+OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
+BEYOND = 746.0  # the logit of a probability of 0 or 1: further out than that of any other number
 
 
 @dataclass(frozen=True)
@@ -29,15 +32,17 @@ class Request:
     score_column: str | None = None
     scale: str | None = None
     higher: str = "fake"
+    more: tuple[str, ...] = ()  # further columns that it must have
 
 
 class Row(NamedTuple):
-    """One row of a score file. The value is higher for fakes, whatever the file has."""
+    """One row of a score file."""
 
     line: int
     name: str
     set: str  # "" where the file does not say it
-    value: float
+    value: float  # finite, higher for fakes; a logit, but for the scale `any`
+    more: tuple[str, ...]  # what is in the further columns
 
 
 @dataclass(frozen=True)
@@ -61,30 +66,40 @@ def read_score_file(request: Request) -> ScoreFile:
     """Read a file; raises UserError that names file, line and value."""
     path = request.path
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            try:
-                header = [cell.strip() for cell in next(reader, [])]
-                columns, scale = _find_columns(header, request)
-                rows = list(_rows(reader, header, columns, scale, request))
-            except csv.Error as error:
-                raise UserError(
-                    f"{shown(path)}:{reader.line_num}: not valid CSV: {short(error)}; write one "
-                    "row per image, with commas"
-                ) from None
+        content = path.read_bytes()  # once, and as a whole: it may be a pipe
+        reader = csv.reader(StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
     except UnicodeDecodeError:
         raise UserError(f"{shown(path)}: not UTF-8; save it as CSV in UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{shown(path)}: {short(reason)}; name a CSV file with scores") from None
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+        if not header:
+            raise UserError(f"{shown(path)}: begins with an empty line; begin it with the names of "
+                            "the columns")  # fmt: skip
+        columns, scale = _find_columns(header, request)
+        rows = list(_rows(reader, header, columns, scale, request))
+    except csv.Error as error:
+        raise UserError(
+            f"{shown(path)}:{reader.line_num}: not valid CSV: {short(error)}; write one row per "
+            "image, with commas"
+        ) from None
     if not rows:
         raise UserError(f"{shown(path)}: has no row; write one row per image under the header")
-    return ScoreFile(request, columns, scale, sha256_of(path), rows)
+    return ScoreFile(request, columns, scale, hashlib.sha256(content).hexdigest(), rows)
 
 
 def _find_columns(header: list[str], request: Request) -> tuple[tuple[str, str], str]:
     """Return the columns of the names and the scores, and the scale."""
     file = shown(request.path)
+    for mark, words in OTHER_SEPARATORS.items():
+        if len(header) == 1 and mark in header[0]:
+            raise UserError(f"{file}: its cells are separated by {words}; write commas")
+    for column in request.more:
+        if header.count(column) != 1:
+            raise UserError(f"{file}: needs one column {column}, has {header.count(column)}; write "
+                            "it with `python -m stages.tools.score`")  # fmt: skip
     if header.count(SET_COLUMN) > 1:
         raise UserError(f"{file}: the column {SET_COLUMN} is there twice; remove one")
     name = _find(header, request.name_column, NAME_COLUMNS, "--name-column", file)
@@ -128,6 +143,7 @@ def _rows(
     """Yield the rows of a file; blank lines are passed over."""
     of_name, of_score = (header.index(column) for column in columns)
     of_set = header.index(SET_COLUMN) if SET_COLUMN in header else None
+    of_more = [header.index(column) for column in request.more]
     for cells in reader:
         if not cells:
             continue
@@ -140,8 +156,20 @@ def _rows(
         if not name:
             raise UserError(f"{at}: the cell {short(columns[0])} is empty; name an image")
         value = _number(cells[of_score], scale, f"{at}: {short(columns[1])}")
-        value = value if request.higher == "fake" else 1 - value if scale == SCALES[0] else -value
-        yield Row(line, name, cells[of_set].strip() if of_set is not None else "", value)
+        value = _logit(value) if scale == "probability" else value
+        yield Row(
+            line, name,
+            set=cells[of_set].strip() if of_set is not None else "",
+            value=value if request.higher == "fake" else -value,
+            more=tuple(cells[place].strip() for place in of_more),
+        )  # fmt: skip
+
+
+def _logit(probability: float) -> float:
+    """Return the finite logit of a probability, 0 to 1."""
+    if probability in (0, 1):
+        return BEYOND if probability else -BEYOND
+    return math.log(probability) - math.log1p(-probability)
 
 
 def _number(cell: str, scale: str, at: str) -> float:

@@ -1,48 +1,32 @@
-"""From the numbers of any detector to logits and scores."""
+"""From the numbers of any detector to logits, by Platt scaling."""
 
 import numpy as np
-from scipy.special import expit, logit
+from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import FAKE
 
-MOST_CERTAIN = 1 - np.finfo(float).eps  # whose logit is finite: a probability of 1 has none
 
-
-class Scale:
-    """What makes logits and scores of values; the values rise from real to fake."""
-
-    def __init__(self, kind: str, slope: float = 1.0, offset: float = 0.0) -> None:
-        """kind: probability, logit or any; the logit of a value is slope * value + offset."""
-        self.kind, self.slope, self.offset = kind, slope, offset
-
-    def logits(self, values: np.ndarray) -> np.ndarray:
-        """Return finite logits, float (N,)."""
-        if self.kind == "probability":
-            return logit(np.clip(values, 1 - MOST_CERTAIN, MOST_CERTAIN))
-        return values if self.kind == "logit" else self.slope * values + self.offset
-
-    def scores(self, values: np.ndarray) -> np.ndarray:
-        """Return P(fake), float (N,) in [0, 1]; a probability stays as it is."""
-        return values if self.kind == "probability" else expit(self.logits(values))
-
-
-def fit_scale(kind: str, targets: np.ndarray, values: np.ndarray, file: str) -> Scale:
-    """Return the scale of a file, with Platt's mapping for the kind "any".
+def fit_platt(targets: np.ndarray, values: np.ndarray, file: str) -> tuple[float, float]:
+    """Return slope and offset of the logits of a file's numbers: slope * value + offset.
 
     targets: int (N,), both classes; values: float (N,), both of the calibration split. Raises
-    UserError where the values do not rise from real to fake, so that no such mapping exists.
+    UserError where the numbers do not rise from real to fake, so that no such mapping exists.
     """
-    if kind != "any":
-        return Scale(kind)
     slope, offset = platt(targets, values)
-    if not (slope > 0 and np.isfinite(offset)):
+    if slope > 0 and np.isfinite([slope, offset]).all():
+        return slope, offset
+    if roc_auc_score(targets, rankdata(values)) > 0.5:  # the values themselves may overflow it
         raise UserError(
-            f"{file}: the scores of calibration do not rise from real to fake, so --scale any has "
-            "nothing to fit; try --higher real (or fake), or give logits or probabilities"
+            f"{file}: no curve of --scale any fits the scores of calibration, which are between "
+            f"{values.min():.4g} and {values.max():.4g}; correct those that lie far from the others"
         )
-    return Scale(kind, slope, offset)
+    raise UserError(
+        f"{file}: the scores of calibration do not rise from real to fake, so --scale any has "
+        "nothing to fit; try --higher real (or fake), or give logits or probabilities"
+    )
 
 
 def platt(targets: np.ndarray, values: np.ndarray) -> tuple[float, float]:
@@ -52,19 +36,19 @@ def platt(targets: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     finite where the values divide the classes: an image counts as a fake by its share, and as a
     real by the rest.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        middle, spread = values.mean(), values.std()
-    if not 0 < spread < np.inf:
+    size = np.abs(values).max() or 1.0  # first, because the squares of large numbers overflow
+    middle, spread = (values / size).mean(), (values / size).std()
+    if spread == 0:
         return float("nan"), float("nan")
     is_fake = targets == FAKE
     num_fake, num_real = is_fake.sum(), (~is_fake).sum()
     share = np.where(is_fake, (num_fake + 1) / (num_fake + 2), 1 / (num_real + 2))
-    standard = ((values - middle) / spread)[:, None]
+    standard = ((values / size - middle) / spread)[:, None]
     model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-12, max_iter=1000)
     model.fit(
         np.concatenate([standard, standard]),
         np.repeat([1, 0], len(values)),
         sample_weight=np.concatenate([share, 1 - share]),
     )
-    slope = float(model.coef_[0, 0] / spread)
-    return slope, float(model.intercept_[0] - slope * middle)
+    steepness = float(model.coef_[0, 0] / spread)
+    return steepness / float(size), float(model.intercept_[0] - steepness * middle)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from stages.lib import paths
-from stages.lib.core.files import read_json, write_json, write_text
+from stages.lib.core.files import write_json, write_text
 from stages.lib.core.tables import write_table
+from stages.lib.evaluation.delong import FEWEST_GROUPS
 from stages.lib.evaluation.judging import (
     DIGITS,
     EvaluateParams,
@@ -55,17 +55,21 @@ def opening(detector: Detector) -> list[str]:
     return [f"{detector.name}: {line}" for line in lines]
 
 
-def write_detector(detector: Detector, params: EvaluateParams, folder: Path) -> None:
-    """Judge a detector, print the summary and write its files into a folder."""
+def write_detector(
+    detector: Detector, params: EvaluateParams, data: dict[str, Any], folder: Path
+) -> list[str]:
+    """Judge a detector and write its files into a folder; return the lines that sum it up.
+
+    data: what metrics/data.json says.
+    """
     report, tables = judge(detector.sets, detector.calibration, params)
     if detector.perturbed is not None:
         add_robustness(report, tables, detector.perturbed)
     (folder / TABLES).mkdir(parents=True)
     write_tables(tables, folder / TABLES)
     write_json(folder / EVALUATION, {"judged": detector.facts} | report)
-    write_text(folder / CARD, card(detector, report, tables, read_json(paths.DATA_REPORT)))
-    for line in summary(report, tables["intervals"]):
-        print(f"{detector.name}: {line}")
+    write_text(folder / CARD, card(detector, report, tables, data))
+    return [f"{detector.name}: {line}" for line in summary(report, tables["intervals"])]
 
 
 def card(detector: Detector, report: dict[str, Any], tables: Tables, data: dict[str, Any]) -> str:
@@ -115,12 +119,13 @@ def limits_of(
     return limits
 
 
-def write_comparison(comparisons: Sequence[Comparison], folder: Path) -> None:
-    """Write the pairs of all sets and what they mean, and print that."""
+def write_comparison(comparisons: Sequence[Comparison], folder: Path) -> str:
+    """Write the pairs of all sets and what they mean; return that."""
     sentences = {one.name: [words(pair) for _, pair in one.pairs.iterrows()] for one in comparisons}
     pairs = pd.concat([one.pairs for one in comparisons])
     rounded = pairs.round({name: DIGITS for name in pairs if not name.startswith("p_")})
     write_table(rounded, folder / f"{COMPARISON}.csv")
-    text = fill("comparison.md.j2", comparisons=comparisons, sentences=sentences, level=LEVEL)
+    text = fill("comparison.md.j2", comparisons=comparisons, sentences=sentences, level=LEVEL,
+                fewest=FEWEST_GROUPS)  # fmt: skip
     write_text(folder / f"{COMPARISON}.md", text)
-    print(text, end="")
+    return text
