@@ -6,13 +6,15 @@ DETECTOR is a Python function, `module:function`, an ONNX file, or a model of ML
 (`models:/NAME@ALIAS`); stages/lib/score_files/callables.py says what each one takes and returns.
 
   data/labels, data/packed, params.yaml: predict.robustness_images
-    ->  OUT, one row per labelled image; --perturbed: the same images and perturbations as
-        stages.predict has them
+    ->  OUT, one row per labelled image, with a column named as the scale of the scores
+    ->  --perturbed, the same images and perturbations as stages.predict has them
 
 `python -m stages.tools.judge` judges what this writes.
 """
 
-from collections.abc import Iterator
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +24,7 @@ import torch
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError, short
-from stages.lib.core.files import write_text
+from stages.lib.core.files import check_room, write_text
 from stages.lib.core.labels import read_labels
 from stages.lib.core.packed_images import PackedImages
 from stages.lib.core.params import load_params
@@ -36,59 +38,121 @@ from stages.lib.prediction.perturbations import (
     perturbed_table,
     variants_of,
 )
-from stages.lib.score_files.callables import CallableDetector, load_callable
+from stages.lib.score_files.callables import SCALES, CallableDetector, load_callable
 from stages.lib.score_files.matching import JUDGED_SPLITS
 from stages.lib.verdict.command import Parser, count
 
+ROW_BYTES = 200  # of one image or variant in a file, about
+
 
 def main() -> None:
-    """Score what the command line names, and write the files or none."""
+    """Score what the command line names: OUT, then the file of --perturbed.
+
+    Each file is written whole or not at all, as soon as its images are scored. So OUT stays where
+    perturbed images cannot be scored.
+    """
+    options = parse(sys.argv[1:])
+    labels = labelled_images()
+    check_target(options.out, len(labels))
+    chosen = None
+    if options.perturbed:
+        chosen = images_to_perturb()
+        check_target(options.perturbed, len(chosen) * (1 + len(VARIANTS)))
+    detector = load_callable(options.detector, options.threads, options.scale)
+    write_scores(options.out, score_images(detector, labels, options.batch_size), detector)
+    if chosen is not None:
+        table = score_perturbed(detector, chosen, options.batch_size)
+        write_scores(options.perturbed, table, detector)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options; raises UserError for a wrong command."""
     parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("detector", help="module:function, FILE.onnx or models:/NAME@ALIAS")
     add("--out", type=Path, required=True, metavar="CSV", help="where the scores go")
     add("--perturbed", type=Path, metavar="CSV", help="score perturbed images too, into this file")
-    add("--batch-size", type=count, default=16, help="pictures at a time")
+    add("--scale", choices=SCALES, help="of what it returns; without it, logit for an ONNX file, "
+        "else probability")  # fmt: skip
+    add("--batch-size", type=count, default=16, help="pictures at a time, at most")
     add("--threads", type=count, default=2, help="of the CPU, for an ONNX file")
-    options = parser.parse_args()
-    for path in (options.out, options.perturbed):
-        if path and not path.resolve().parent.is_dir():
-            raise UserError(f"{path}: its folder does not exist; name another file")
-    detector = load_callable(options.detector, options.threads)
-    tables = {options.out: score_images(detector, options.batch_size)}
-    if options.perturbed:
-        tables[options.perturbed] = score_perturbed(detector)
-    for path, table in tables.items():
-        write_text(path, table.to_csv(index=False, lineterminator="\n"))
-        print(f"{path}: {len(table)} scores of {detector.name}")
+    options = parser.parse_args(arguments)
+    if options.perturbed and options.perturbed.resolve() == options.out.resolve():
+        raise UserError(f"--perturbed {options.perturbed}: is the file of --out; name another file")
+    return options
 
 
-def score_images(detector: CallableDetector, batch_size: int) -> pd.DataFrame:
-    """Return img_name, set and a column named as the scale, for every labelled image once."""
+def labelled_images() -> pd.DataFrame:
+    """Return the rows of all judged label tables that have a label; raises UserError."""
     splits = [read_labels(paths.LABELS / f"{split}.csv") for split in JUDGED_SPLITS]
-    labels = pd.concat(splits, ignore_index=True).dropna(subset=["target"])
-    scores: list[float] = []
-    with progress_bar("score", len(labels)) as bar:
-        pictures = pictures_of(labels)
-        while batch := list(islice(pictures, batch_size)):
-            scores += detector.score(batch).tolist()
-            bar.update(len(batch))
+    return pd.concat(splits, ignore_index=True).dropna(subset=["target"])
+
+
+def images_to_perturb() -> pd.DataFrame:
+    """Return the label rows that stages.predict perturbs; raises UserError where it has none."""
+    num_images = load_params("predict", PredictParams).robustness_images
+    if num_images < 2:
+        raise UserError(
+            f"{paths.PARAMS}: predict.robustness_images = {num_images}: no images for --perturbed, "
+            "half of which are real; set 2 or more, or leave --perturbed out"
+        )
+    return choose_images(read_labels(paths.LABELS / "val.csv"), num_images)
+
+
+def check_target(path: Path, num_rows: int) -> None:
+    """Raise UserError where a file cannot be written, before hours of work."""
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: its folder does not exist; name another file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: exists and is no plain file; name another file")
+    check_room(path.parent, num_rows * ROW_BYTES)
+
+
+def write_scores(path: Path, table: pd.DataFrame, detector: CallableDetector) -> None:
+    """Write a table of scores in one step, and say so."""
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    print(f"{path}: {len(table)} scores of {detector.name}", flush=True)
+
+
+def score_images(detector: CallableDetector, labels: pd.DataFrame, batch_size: int) -> pd.DataFrame:
+    """Return img_name, set and a column named as the scale, one row per label; raises UserError."""
+    scores = score_all(detector, pictures_of(labels), len(labels), batch_size, "score")
+    if doubt := detector.doubt(scores):
+        print(doubt, file=sys.stderr)
     return labels[["img_name", "set"]].assign(**{detector.scale: scores})
 
 
-def score_perturbed(detector: CallableDetector) -> pd.DataFrame:
-    """Return img_name, perturbation, level and the scale; images are chosen as by predict."""
-    num_images = load_params("predict", PredictParams).robustness_images
-    chosen = choose_images(read_labels(paths.LABELS / "val.csv"), num_images)
-    scores = np.empty((len(chosen), 1 + len(VARIANTS)))
-    with progress_bar("score perturbed", len(chosen)) as bar:
-        for index, picture in enumerate(pictures_of(chosen)):
-            pixels = torch.from_numpy(picture).permute(2, 0, 1)
-            variants = variants_of(pixels, index)
-            scores[index] = detector.score([one.permute(1, 2, 0).numpy() for one in variants])
-            bar.update()
-    table = perturbed_table(chosen["img_name"], torch.from_numpy(scores))
+def score_perturbed(
+    detector: CallableDetector, chosen: pd.DataFrame, batch_size: int
+) -> pd.DataFrame:
+    """Return img_name, perturbation, level and the scale, for all variants; raises UserError."""
+    shape = (len(chosen), 1 + len(VARIANTS))
+    variants = perturbed_pictures(chosen)
+    scores = score_all(detector, variants, shape[0] * shape[1], batch_size, "score perturbed")
+    table = perturbed_table(chosen["img_name"], torch.from_numpy(scores.reshape(shape)))
     return table.rename(columns={"logit": detector.scale})
+
+
+def score_all(
+    detector: CallableDetector, pictures: Iterable[np.ndarray], total: int, batch_size: int,
+    title: str,
+) -> np.ndarray:  # fmt: skip
+    """Return the scores of pictures, float64 (total,), at most batch_size at a time."""
+    scores: list[float] = []
+    rest = iter(pictures)
+    with progress_bar(title, total) as bar:
+        while batch := list(islice(rest, batch_size)):
+            scores += detector.score(batch).tolist()
+            bar.update(len(batch))
+    return np.array(scores)
+
+
+def perturbed_pictures(chosen: pd.DataFrame) -> Iterator[np.ndarray]:
+    """Yield the variants of each picture, uint8 (H, W, 3); raises UserError."""
+    for index, picture in enumerate(pictures_of(chosen)):
+        for variant in variants_of(torch.from_numpy(picture).permute(2, 0, 1), index):
+            # A copy: some share memory, and a detector may write into what it gets.
+            yield variant.permute(1, 2, 0).numpy().copy()
 
 
 def pictures_of(labels: pd.DataFrame) -> Iterator[np.ndarray]:
