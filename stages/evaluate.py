@@ -104,8 +104,9 @@ def _print_summary(
     print(*summary(report, intervals), sep="\n")
     if len(robustness):
         found, worst = report["robustness"], robustness.loc[robustness["auc"].idxmin()]
-        print(f"perturbed: mean AUC {found['mean_auc']:.4f} [{found['mean_auc_low']:.4f}, "
-              f"{found['mean_auc_high']:.4f}], {found['plain_auc']:.4f} unperturbed, "
+        ends = [f"{found[name]:.4f}" for name in ("mean_auc_low", "mean_auc_high") if name in found]
+        print(f"perturbed: mean AUC {found['mean_auc']:.4f} [{', '.join(ends) or 'not known'}], "
+              f"{found['plain_auc']:.4f} unperturbed, "
               f"worst {worst.auc:.4f} at {worst.perturbation} {worst.level:g}, "
               f"{worst.num_real} real, {worst.num_fake} fake")  # fmt: skip
 

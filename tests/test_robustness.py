@@ -109,6 +109,8 @@ def test_auc_and_flips_of_an_example_worked_by_hand() -> None:
     assert summary == {
         "plain_auc": 1.0, "mean_auc": 0.375, "worst_auc": 0.0, "mean_flip_rate": 0.625,
     }  # fmt: skip
+    of_one_group = summarise_robustness(perturbed.assign(group=0), found)
+    assert of_one_group == summary  # without an interval, of which nothing is known
     assert severities(found).to_dict("list") == {
         "severity": [0, 1], "jpeg": [1.0, 0.75], "blur": [1.0, 0.0],
     }  # fmt: skip

@@ -31,15 +31,16 @@ def summarise_robustness(perturbed: pd.DataFrame, table: pd.DataFrame) -> dict[s
 
     table: what robustness_table returns for perturbed. Every kind of perturbation counts the same.
     The interval of mean_auc is from resamples of the images, each with all its perturbed versions.
+    It is left out where it is not known, because JSON has no NaN.
     """
     plain, others = table["perturbation"] == "none", table["perturbation"] != "none"
     flip_rates = table[others].groupby("perturbation")["flip_rate"].mean()
     found = mean_auc_interval(perturbed[perturbed["perturbation"] != "none"])
+    ends = {"mean_auc_low": found.low, "mean_auc_high": found.high}
     return {
         "plain_auc": float(table.loc[plain, "auc"].iloc[0]),
         "mean_auc": found.value,
-        "mean_auc_low": found.low,
-        "mean_auc_high": found.high,
+        **(ends if np.isfinite(found.low) else {}),
         "worst_auc": float(table.loc[others, "auc"].min()),
         "mean_flip_rate": float(flip_rates.mean()),
     }
