@@ -1,11 +1,14 @@
 """Detectors judged from their score files: our own evaluation, whatever the file looks like."""
 
+import hashlib
 import json
+import os
 import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -560,6 +563,26 @@ def test_the_command_ends_with_1_and_one_line(place: Path) -> None:
     done = run(*command, cwd=place, check=False, PYTHONPATH=str(ROOT))
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("error: none.csv: ") and done.stderr.count("\n") == 1
+
+
+def test_what_the_pipeline_lacks_is_named_before_anything_is_judged(
+    place: Path, judge: Judge
+) -> None:
+    with pytest.raises(UserError, match="data/model/config.json: no such file; run `dvc repro"):
+        judge("own")
+    Path("metrics/data.json").write_text("{")
+    with pytest.raises(UserError, match="metrics/data.json: cannot be read; run `dvc repro prep"):
+        judge(write(scores()))
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    content = b"name,logit\na,1\n"
+    os.mkfifo(tmp_path / "pipe")
+    writer = Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
+    writer.start()
+    found = read_score_file(Request(tmp_path / "pipe", "theirs"))
+    writer.join()
+    assert found.sha256 == hashlib.sha256(content).hexdigest() and len(found.rows) == 1
 
 
 def test_only_a_folder_of_the_command_is_replaced(place: Path, judge: Judge) -> None:

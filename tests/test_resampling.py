@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from stages.lib.evaluation.metrics import METRICS, RankedScores, plain_metrics
+from stages.lib.evaluation.metrics import METRICS, RankedScores
 from stages.lib.evaluation.resampling import (
     cluster_weights,
     metric_intervals,
     paired_improvement,
     share_interval,
 )
+from tests.test_metrics import plain_metrics
 
 
 def draw(num: int, seed: int, distance: float = 1.5) -> tuple[np.ndarray, np.ndarray]:

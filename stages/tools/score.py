@@ -31,6 +31,7 @@ from stages.lib.core.params import load_params
 from stages.lib.core.pictures import UnusableImage, read_picture
 from stages.lib.core.progress import progress_bar
 from stages.lib.core.running import run_command
+from stages.lib.detector.runtime import keep_freed_memory
 from stages.lib.prediction.params import PredictParams
 from stages.lib.prediction.perturbations import (
     VARIANTS,
@@ -58,6 +59,7 @@ def main() -> None:
     if options.perturbed:
         chosen = images_to_perturb()
         check_target(options.perturbed, len(chosen) * (1 + len(VARIANTS)))
+    keep_freed_memory()  # a network on the CPU waits for new memory else
     detector = load_callable(options.detector, options.threads, options.scale)
     write_scores(options.out, score_images(detector, labels, options.batch_size), detector)
     if chosen is not None:

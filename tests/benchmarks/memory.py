@@ -3,7 +3,7 @@
 Run: python -m tests.benchmarks.memory [--images 320] [--repeats 5]   (from the repository's root)
 
 Giving back is what glibc does with large blocks by default (the baseline). The stages keep them
-(`_keep_freed_memory` in stages/lib/detector/runtime.py). Each contestant trains on images in memory
+(`keep_freed_memory` in stages/lib/detector/runtime.py). Each contestant trains on images in memory
 in a new process, in turn.
 """
 
@@ -43,7 +43,7 @@ def compare(network: str, folder: Path, num_images: int, repeats: int) -> Rates:
 def train(network: str, num_images: int, keeps: bool) -> None:
     """Train after a warm-up, and print images per second."""
     if not keeps:
-        runtime._keep_freed_memory = lambda: None
+        runtime.keep_freed_memory = lambda: None
     runtime.set_up_hardware("cpu", "fp32", os.cpu_count() or 2)
     model = create_model(network, {}, "random").to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)

@@ -58,7 +58,7 @@ def set_up_hardware(device: DeviceName, precision: Precision, num_threads: int) 
     deterministic.fill_uninitialized_memory = False
     name = _find_device(device)
     if name == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     place = init_distributed_device_so(name)
     found = torch.device(place["device"])
     if found.type == "cuda" and found.index is None:  # some functions of torch.cuda need the number
@@ -69,6 +69,19 @@ def set_up_hardware(device: DeviceName, precision: Precision, num_threads: int) 
         rank=place["global_rank"],
         world_size=place["world_size"],
     )
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory that a step has freed, for the next step.
+
+    It gives large blocks back to the system at once, so each step on the CPU waits for new pages
+    of zeros. Without that wait training is 1.7 times as fast (tests/README.md has the figures), and
+    needs an eighth more memory. Other C libraries have no mallopt.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 @contextmanager
@@ -110,19 +123,6 @@ def _become_torchrun(stage: str, num_processes: int) -> None:
     launcher = [sys.executable, "-m", "stages.lib.detector.launch"]
     sys.stdout.flush()
     os.execv(sys.executable, [*launcher, f"stages.{stage}", str(num_processes)])
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep the memory that a step has freed, for the next step.
-
-    It gives large blocks back to the system at once, so each step on the CPU waits for new pages
-    of zeros. Without that wait training is 1.7 times as fast (tests/README.md has the figures), and
-    needs an eighth more memory. Other C libraries have no mallopt.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def _find_device(wanted: DeviceName) -> str:

@@ -137,13 +137,6 @@ METRICS: dict[str, Callable[[Sample], float]] = {
 LOWER_IS_BETTER = {"eer", "log_loss", "brier", "ece"}
 
 
-def plain_metrics(
-    targets: np.ndarray, scores: np.ndarray, names: Sequence[str], threshold: float = 0.5
-) -> dict[str, float]:
-    """Return the named METRICS; every image counts once."""
-    return RankedScores(targets, scores, threshold).metrics(np.ones(len(targets)), names)
-
-
 def confusion(targets: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, int]:
     """Count right and wrong verdicts where a score >= threshold is called fake."""
     called = (scores >= threshold).astype(int)

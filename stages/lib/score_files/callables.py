@@ -244,7 +244,7 @@ def _of_mlflow(uri: str) -> Run:
     connect()
     import mlflow
 
-    with _in_one_line(f"{uri}: not to be had", "; `make ui` shows what is registered"):
+    with _in_one_line(f"{uri}: cannot be loaded", "; `make ui` shows what is registered"):
         model = mlflow.pyfunc.load_model(uri)
 
     def run(pictures: Pictures) -> object:
