@@ -33,7 +33,8 @@ def _downloaded(uri: str) -> Path:
         served = Path(mlflow.artifacts.download_artifacts(uri))
     except Exception as error:  # whatever a store or a server raises
         raise UserError(
-            f"--model {uri}: cannot be loaded: {short(error, 100)}; `make ui` shows what is registered"
+            f"--model {uri}: cannot be loaded: {short(error, 100)}; `make ui` shows what is "
+            "registered"
         ) from error
     weights = sorted(served.glob("artifacts/*/weights.safetensors"))
     if not weights:
