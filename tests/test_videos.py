@@ -1,6 +1,8 @@
 """Videos: frames evenly spread, in every container, packed once, and judged as videos."""
 
 import shutil
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -22,9 +24,13 @@ CODECS = {"mp4": "libx264", "mov": "libx264", "avi": "mpeg4", "webm": "libvpx-vp
 
 
 def write_video(
-    path: Path, num_frames: int = 40, first: int = 0, size: tuple[int, int] = (160, 120)
-) -> bytes:
-    """Write a video of 25 frames a second, each brighter than the last one; size: width, height."""
+    path: Path, num_frames: int = 40, first: int = 0, size: tuple[int, int] = (160, 120),
+    corner: bool = False,
+) -> bytes:  # fmt: skip
+    """Write a video of 25 frames a second, each brighter than the last one.
+
+    size: width and height. corner: whether the right upper corner is dark.
+    """
     width, height = size
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
@@ -34,6 +40,7 @@ def write_video(
         for number in range(num_frames):
             pixels = np.full((height, width, 3), min(255, first + 5 * number), np.uint8)
             pixels[: height // 4] = 250  # a bar that shows which side is up
+            pixels[: height // 4, width // 2 :] = 5 if corner else 250
             for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():
@@ -60,6 +67,36 @@ def test_frames_of_every_container_are_those_of_the_video(tmp_path: Path, suffix
         assert pixels.shape == (120, 160, 3)
         assert np.median(pixels[60:]) == pytest.approx(5 * frame.number, abs=4)
         assert np.median(pixels[:20]) == pytest.approx(250, abs=4)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((1, 0, 0, 1), lambda pixels: pixels),
+        ((0, 1, -1, 0), lambda pixels: np.rot90(pixels, -1)),  # clockwise, as telephones are held
+        ((-1, 0, 0, -1), lambda pixels: np.rot90(pixels, 2)),
+        ((0, -1, 1, 0), lambda pixels: np.rot90(pixels, 1)),
+        ((-1, 0, 0, 1), lambda pixels: pixels[:, ::-1]),
+        ((1, 0, 0, -1), lambda pixels: pixels[::-1]),
+        ((0, 1, 1, 0), lambda pixels: pixels.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda pixels: np.rot90(pixels, 2).transpose(1, 0, 2)),
+    ],
+)
+def test_a_turned_or_mirrored_video_is_shown_as_players_do(
+    tmp_path: Path, matrix: tuple[int, ...], shown: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """The display matrix of an MP4 file, which is in the header of its track."""
+    content, path = write_video(tmp_path / "a.mp4", 2, corner=True), tmp_path / "b.mp4"
+    place = content.index(b"tkhd") + 44
+    a, b, c, d = (number << 16 for number in matrix)
+    header = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content[:place] + header + content[place + len(header) :])
+    plain, found = (
+        read_picture(read_frames(one, 1, None)[0].content).pixels
+        for one in (tmp_path / "a.mp4", path)
+    )
+    assert np.array_equal(found, shown(plain))
+    assert not np.array_equal(plain, plain[:, ::-1]) and not np.array_equal(plain, plain[::-1])
 
 
 def test_a_bad_video_has_a_reason(tmp_path: Path) -> None:

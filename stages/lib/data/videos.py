@@ -79,7 +79,7 @@ def _decoded(
     for number, frame in enumerate(_frames(container, stream)):
         start = frame.time if start is None else start
         if number in numbers:
-            pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            pixels = _upright(frame.to_ndarray(format="rgb24"), frame)
             seconds = (frame.time or 0.0) - (start or 0.0)
             yield Frame(number, seconds, stream.codec_context.name, _png(pixels))
         if number >= last:
@@ -96,6 +96,22 @@ def _frames(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Vi
             return
         with suppress(av.InvalidDataError):
             yield from packet.decode()
+
+
+def _upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """Return uint8 (H, W, 3) turned and mirrored as the file says, by its display matrix.
+
+    A pixel (x, y) is shown at (a x + c y, b x + d y), where the matrix begins with (a, b), (c, d).
+    """
+    if "DISPLAYMATRIX" not in frame.side_data:
+        return pixels
+    matrix = bytes(frame.side_data["DISPLAYMATRIX"])
+    (a, b), (c, d) = np.frombuffer(matrix, dtype=np.int32).reshape(3, 3)[:2, :2]
+    across, down = a, d
+    if abs(a) < abs(b):
+        pixels, across, down = pixels.transpose(1, 0, 2), c, b
+    pixels = pixels[:, ::-1] if across < 0 else pixels
+    return pixels[::-1] if down < 0 else pixels
 
 
 def _png(pixels: np.ndarray) -> bytes:
