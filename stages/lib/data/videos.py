@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -105,8 +106,8 @@ def _upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     """
     if "DISPLAYMATRIX" not in frame.side_data:
         return pixels
-    matrix = bytes(frame.side_data["DISPLAYMATRIX"])
-    (a, b), (c, d) = np.frombuffer(matrix, dtype=np.int32).reshape(3, 3)[:2, :2]
+    matrix: Any = frame.side_data["DISPLAYMATRIX"]  # nine numbers, as bytes
+    (a, b), (c, d) = np.frombuffer(bytes(matrix), dtype=np.int32).reshape(3, 3)[:2, :2]
     across, down = a, d
     if abs(a) < abs(b):
         pixels, across, down = pixels.transpose(1, 0, 2), c, b
