@@ -25,6 +25,7 @@ from stages.lib.report.card import (
     interval_of,
     limits_of_data,
     limits_of_sets,
+    limits_of_training,
     weakest_slice,
 )
 from stages.lib.report.figures import draw_all
@@ -66,7 +67,8 @@ def limits_of(
     config: dict[str, Any], report: dict[str, Any], data: dict[str, Any], tables: Tables
 ) -> list[str]:
     """Return the limits that the files show."""
-    limits = ["The epoch was chosen on val, whose figures therefore flatter the detector a little."]
+    limits = limits_of_training(data)
+    limits.append("The epoch was chosen on val, whose figures flatter the detector a little.")
     limits += limits_of_data(data)
     if config["preprocessing"]["reencode"] is None:
         limits.append("Traces of earlier compression reach the detector (`train.reencode` is off).")

@@ -37,7 +37,7 @@ def main() -> None:
     with fresh_folder(paths.SUBMISSION.parent) as folder:
         write_table(submission, folder / paths.SUBMISSION.name)
     if listed.empty:
-        print("data.root has no test list (phase2/testset1_seen_nolabel.txt): nothing to submit")
+        print("the data set has no test images: nothing to submit")
     else:
         print(f"{paths.SUBMISSION}: {len(submission)} images")
 

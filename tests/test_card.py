@@ -8,7 +8,7 @@ import pytest
 
 from stages.card import limits_of, pretraining, render, rules_of
 from stages.lib.evaluation.cross_sets import CROSS_COLUMNS
-from stages.lib.report.card import RESULTS
+from stages.lib.report.card import RESULTS, figures_of
 
 CONFIG = {
     "model": "resnet18",
@@ -87,8 +87,8 @@ POINT = {"set": "val", "wanted_fpr": 0.01, "threshold": 0.8, "calibration_reals"
          "fpr_low": 0.01, "fpr_high": 0.014, "false_alarms_per_million": 12000,
          "num_real": 9000, "num_fake": 100}  # fmt: skip
 VERDICTS = {"set": "val", "slice": "all", "num_real": 50, "num_fake": 60, "unsure": 1.0,
-            "unsure_low": 0.9, "unsure_high": 1.0, "error": 0.1, "error_low": 0.0,
-            "error_high": 0.2, "sure_error": float("nan")}  # fmt: skip
+            "unsure_low": 0.9, "unsure_high": 1.0, "wrong": 0.1, "wrong_low": 0.0,
+            "wrong_high": 0.2, "sure_wrong": float("nan")}  # fmt: skip
 REPORT = {"weights": "abc", "better_than_chance": 1, "threshold": 0.5, "temperature": 1.0,
           "num_calibration": 9, "val": {"num_real": 50, "num_fake": 60}}  # fmt: skip
 DATA = {"generated_sample": False, "bad_images": {"count": 0}, "held_out": {},
@@ -106,6 +106,27 @@ def card(points: dict | None = None, cross: pd.DataFrame | None = None, **config
         "verdicts": pd.DataFrame([VERDICTS]),
     }
     return render(CONFIG | config, REPORT, DATA, tables)
+
+
+def test_what_was_seen_in_training_is_the_first_limit() -> None:
+    limits = card().split("## Limits")[1]
+    told = "- 2 groups of val are in the training set too; the figures of val flatter the detector."
+    assert limits.strip().startswith(told)
+
+
+def test_videos_have_a_row_where_there_are_any() -> None:
+    assert "| AUC of whole videos | 0.8000 [0.7000, 0.9000] |" in card()
+    frames = INTERVALS.assign(set="web")
+    frames = pd.concat([INTERVALS, frames[frames["metric"] != "video_auc"]])
+    report = REPORT | {"web": REPORT["val"]}
+    tables = {"intervals": frames, "operating_points": pd.DataFrame([POINT]),
+              "cross_auc": pd.DataFrame(columns=CROSS_COLUMNS)}  # fmt: skip
+    rows = dict(figures_of(report, tables)["results"])
+    assert rows["AUC of whole videos"][1] is None and rows["AUC"][1]["value"] == 0.8
+    without = INTERVALS[INTERVALS["metric"] != "video_auc"]
+    assert "AUC of whole videos" not in dict(
+        figures_of(REPORT, tables | {"intervals": without})["results"]
+    )
 
 
 def test_a_useless_model_is_called_useless_first() -> None:

@@ -65,7 +65,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "metrics").mkdir()
     for split in SIZES:
         labels_of(split).to_csv(tmp_path / f"data/labels/{split}.csv", index=False)
-    data = {"splits": {}, "shortcut_auc": 0.6, "generated_sample": False}
+    data = {"splits": {}, "shortcut_auc": 0.6, "generated_sample": False,
+            "duplicates": {"groups_across_splits": {"train/web": 3, "train/val": 0}}}  # fmt: skip
     (tmp_path / "metrics/data.json").write_text(json.dumps(data))
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -136,8 +137,17 @@ def test_our_own_scores_as_a_foreign_file_equal_our_own_evaluation(
     table.to_csv(tmp_path / "foreign.csv", index=False)
     monkeypatch.chdir(pipeline)
     perturbed = "data/scores/robustness.csv"
+    data = json.loads(paths.DATA_REPORT.read_text())
+    data["duplicates"]["groups_across_splits"]["train/drawn"] = 7
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    monkeypatch.setattr(paths, "DATA_REPORT", tmp_path / "data.json")
     out = judge(tmp_path / "foreign.csv", "own", "--perturbed", perturbed,
                 "--out", tmp_path / "judged")  # fmt: skip
+    told = "- **own was trained on 7 of the groups in drawn**, so this set flatters it."
+    assert told in (out / "comparison.md").read_text()
+    limit = "- 7 groups of drawn are in the training set too; the figures of drawn flatter the "
+    assert limit in (out / "own/card.md").read_text()
+    assert limit not in (out / "foreign/card.md").read_text()
     expected = json.loads((pipeline / "metrics/evaluation.json").read_text())
     for name in ("foreign", "own"):
         found = json.loads((out / name / "evaluation.json").read_text())
@@ -307,7 +317,9 @@ def test_missing_scores_are_refused_with_their_number(place: Path) -> None:
     message = one_line(caught)
     assert "no score for 3 of 80 images of val, 1 of 40 images of web, first v5.jpg" in message
     assert message.endswith("add them, or choose --missing wrong or leave_out")
-    with pytest.raises(UserError, match="; 180 rows name no image, first in line 2; add them"):
+    with pytest.raises(UserError, match="; 40 rows name no image, first in line 142; add them"):
+        detector(table.replace({"set": {"sets/web": "test"}}))
+    with pytest.raises(UserError, match="none of its rows .*: it has v0.jpg, and the pipeline c10"):
         detector(table.assign(set="test"))
 
 
@@ -476,8 +488,8 @@ def test_rows_of_other_images_are_counted_and_no_error(place: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "a.csv: begins with an empty line"),
-        ("\nname,p_fake\na,0.5\n", "a.csv: begins with an empty line"),
+        ("", "a.csv: is empty or begins with an empty line"),
+        ("\nname,p_fake\na,0.5\n", "a.csv: is empty or begins with an empty line"),
         ("name,p_fake\n", "has no row"),
         ("name,p_fake\na,0.5\n\nb,nan\n", "a.csv:4: p_fake = nan: not a finite number"),
         ("name,p_fake\na,inf\n", "a.csv:2: p_fake = inf: not a finite number"),
@@ -706,6 +718,7 @@ def test_three_detectors_are_ranked_in_words(
     ]
     out = judge(*files)
     text, pairs = (out / "comparison.md").read_text(), pd.read_csv(out / "comparison.csv")
+    assert "was trained on" not in text  # of these detectors nobody knows
     assert text in capsys.readouterr().out
     of_val = pairs[pairs["set"] == "val"].set_index(["first", "second"])
     assert of_val["is_real"].to_dict() == {

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from PIL import Image
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.faces import Face
@@ -141,11 +141,11 @@ def test_the_sure_verdicts_are_counted_apart() -> None:
         group=range(10), family=None, source=None, score=lambda t: expit(t["logit"])
     )
     (whole, *_) = verdict_rows(table, RULES, [128], [50])
-    assert whole["unsure"] == 0.4 and whole["error"] == 0.4 and whole["sure_error"] == 0
+    assert whole["unsure"] == 0.4 and whole["wrong"] == 0.4 and whole["sure_wrong"] == 0
     assert whole["no_face"] == 4 and whole["unstable"] == 0
-    assert 0 < whole["sure_error_high"] < 0.5  # six right ones do not rule out errors
+    assert 0 < whole["sure_wrong_high"] < 0.5  # six right ones do not rule out errors
     nobody = table.assign(face=0.0)
-    assert "sure_error" not in verdict_rows(nobody, RULES, [128], [50])[0]
+    assert "sure_wrong" not in verdict_rows(nobody, RULES, [128], [50])[0]
 
 
 def test_a_detector_knows_what_its_training_pictures_were_like() -> None:
@@ -414,6 +414,11 @@ def with_fields(form: str) -> bytes:
     buffer = BytesIO()
     Image.new("RGB", (20, 20)).save(buffer, form, exif=exif, **more)
     return buffer.getvalue()
+
+
+def test_thresholds_are_told_on_the_scale_of_the_probability() -> None:
+    assert THRESHOLDS.calibrated(0.8) == pytest.approx(expit(logit(0.8) / 2))
+    assert THRESHOLDS.calibrated(float(np.nextafter(1, 2))) == 1 and THRESHOLDS.calibrated(0.0) == 0
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "HEIF"])

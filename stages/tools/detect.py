@@ -269,8 +269,9 @@ class TextPrinter:
         self.console = Console(highlight=False, soft_wrap=True)
         limits = detector.thresholds
         self.console.print(
-            f"{detector.model} {detector.weights[:12]}: fake from {limits.fake_from:.4f} "
-            f"({limits.in_words('fake')}), real below {limits.real_below:.4f} "
+            f"{detector.model} {detector.weights[:12]}: fake from "
+            f"{limits.calibrated(limits.fake_from):.1%} ({limits.in_words('fake')}), real below "
+            f"{limits.calibrated(limits.real_below):.1%} "
             f"({limits.in_words('real')})",
             markup=False,
         )
@@ -306,8 +307,10 @@ class CsvPrinter:
             limits = found.detector.thresholds
             row = {
                 "file": file, "verdict": found.verdict,
-                "probability": f"{found.probability:.6f}", "fake_from": limits.fake_from,
-                "real_below": limits.real_below, "false_alarms": limits.false_alarms,
+                "probability": f"{found.probability:.6f}",
+                "fake_from": f"{limits.calibrated(limits.fake_from):.6f}",
+                "real_below": f"{limits.calibrated(limits.real_below):.6f}",
+                "false_alarms": limits.false_alarms,
                 "num_faces": sum(face.box is not None for face in found.faces), "why": why(found),
                 "provenance": str(found.provenance),
             }  # fmt: skip

@@ -63,7 +63,7 @@ def main() -> None:
         for one in detectors:
             lines += write_detector(one, params, data, folder / one.name)
         if comparisons:
-            lines.append(write_comparison(comparisons, folder))
+            lines.append(write_comparison(comparisons, data, folder))
     print(*lines, options.out, sep="\n")  # at the end: whoever reads may stop to
 
 

@@ -15,7 +15,7 @@ from stages.lib.evaluation.rows import Row, arrays, columns_of, counts
 from stages.lib.evaluation.slices import slices
 from stages.lib.verdict.rules import REASONS, UNSURE, Rules, Thresholds
 
-SHARES = ("unsure", "error", "sure_error")  # of a set
+SHARES = ("unsure", "wrong", "sure_wrong")  # of a set
 VERDICT_COLUMNS = ["set", "slice", "num_real", "num_fake",
                    *(f"{share}{end}" for share in SHARES for end in ("", "_low", "_high")),
                    *REASONS]  # fmt: skip
@@ -59,8 +59,8 @@ def verdict_rows(
 ) -> list[Row]:
     """Return rows for a set and its slices: the shares of unsure and of wrong verdicts, and why.
 
-    error is the share of wrong verdicts where every score is called at the middle threshold,
-    sure_error the share of wrong ones among those that are not unsure. Each has its 95 % interval.
+    wrong is the share of wrong verdicts where every score is called at the middle threshold,
+    sure_wrong the share of wrong ones among those that are not unsure. Each has its 95 % interval.
     """
     verdicts, reasons = rules.apply(table)
     judged = pd.concat([table.assign(verdict=verdicts), reasons], axis=1)
@@ -77,8 +77,8 @@ def _row(name: str, part: pd.DataFrame, middle: float) -> Row:
     sure_wrong = (part["verdict"].to_numpy() != classes)[sure]
     row: Row = {"slice": name} | counts(part)
     row |= columns_of("unsure", share_interval(is_unsure, groups), "unsure_")
-    row |= columns_of("error", share_interval(wrong, groups), "error_")
+    row |= columns_of("wrong", share_interval(wrong, groups), "wrong_")
     if sure.any():
         found = share_interval(sure_wrong, groups[sure])
-        row |= columns_of("sure_error", found, "sure_error_")
+        row |= columns_of("sure_wrong", found, "sure_wrong_")
     return row | {reason: int(part[reason].sum()) for reason in REASONS}

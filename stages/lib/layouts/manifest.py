@@ -41,7 +41,9 @@ class ManifestParams(StageParams):
 def manifest_sets(root: Path, params: ManifestParams) -> dict[str, ImageSet]:
     """Return the sets that a manifest lists; raises UserError for what it does not explain."""
     file = root / (params.file or "")
-    if not file.is_file() or file.suffix.lower() not in SUFFIXES:
+    if not file.is_file():
+        raise UserError(f"data.manifest.file = '{params.file}': {file}: no such file")
+    if file.suffix.lower() not in SUFFIXES:
         raise UserError(
             f"data.manifest.file = '{params.file}': {file} is not a {', '.join(SUFFIXES)} file"
         )

@@ -6,8 +6,9 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-RESULTS = {"auc": "AUC", "tpr_at_fpr_1e-2": "TPR at FPR 1e-2", "tpr_at_fpr_1e-3": "TPR at FPR 1e-3",
-           "eer": "EER", "balanced_accuracy": "balanced accuracy", "log_loss": "log loss",
+RESULTS = {"auc": "AUC", "video_auc": "AUC of whole videos", "tpr_at_fpr_1e-2": "TPR at FPR 1e-2",
+           "tpr_at_fpr_1e-3": "TPR at FPR 1e-3", "eer": "EER",
+           "balanced_accuracy": "balanced accuracy", "log_loss": "log loss",
            "brier": "Brier score", "ece": "ECE",
            "ece_scaled": "ECE after temperature scaling"}  # fmt: skip
 Tables = dict[str, pd.DataFrame]
@@ -37,8 +38,15 @@ def figures_of(report: dict[str, Any], tables: Tables) -> dict[str, Any]:
             for name in sets
         ],
         "results": [
-            (title, [by_metric.loc[(metric, name)] for name in sets])
+            (
+                title,
+                [
+                    by_metric.loc[(metric, name)] if (metric, name) in by_metric.index else None
+                    for name in sets
+                ],
+            )
             for metric, title in RESULTS.items()
+            if metric in by_metric.index.get_level_values("metric")
         ],
         "slices": slices_of(tables["intervals"]),
         "operating_points": tables["operating_points"].to_dict("records"),
@@ -82,6 +90,26 @@ def weakest_slice(intervals: pd.DataFrame) -> list[str]:
         return []
     worst = parts.loc[parts["value"].idxmin()]
     return [f"Weakest slice: {worst['slice']} of {worst['set']}, AUC {interval_of(worst)}."]
+
+
+def seen_in_training(data: dict[str, Any]) -> dict[str, int]:
+    """Return, by set, how many of its groups are in the training set too, where any are.
+
+    data: what metrics/data.json says.
+    """
+    shared = data["duplicates"]["groups_across_splits"]
+    pairs = {pair.partition("/"): count for pair, count in shared.items() if count}
+    return {name: count for (first, _, name), count in pairs.items() if first == "train"}
+
+
+def limits_of_training(data: dict[str, Any]) -> list[str]:
+    """Return a limit for each set of which the detector of the pipeline has seen groups."""
+    return [
+        f"{count} groups of {name} are in the training set too; the figures of {name} flatter the "
+        "detector."
+        for name, count in seen_in_training(data).items()
+        if name != "calibration"
+    ]
 
 
 def limits_of_sets(report: dict[str, Any]) -> list[str]:

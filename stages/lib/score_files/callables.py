@@ -168,6 +168,8 @@ def _of_python(name: str) -> Run:
 
 def _of_onnx(file: Path, threads: int, scale: str | None) -> Run:
     outputs = _outputs_of_onnx(file, threads)
+    print(f"{file}: gets whole pictures, resized to a square; for another input, such as the face "
+          "alone, write a function around it", file=sys.stderr)  # fmt: skip
     _try_onnx(file, outputs, scale)
 
     def run(pictures: Pictures) -> np.ndarray:

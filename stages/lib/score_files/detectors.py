@@ -174,6 +174,13 @@ def _has_both(table: pd.DataFrame) -> bool:
 
 def _refuse(tables: Sets, matched: Matched, file: str) -> None:
     """Raise UserError where a score is missing."""
+    if not matched.values and matched.extra:
+        ours = next(iter(tables.values()))["img_name"].iloc[0]
+        raise UserError(
+            f"{file}: none of its rows names an image of the pipeline: it has "
+            f"{_end(matched.extra[0].name)}, and the pipeline {_end(ours)}; write names or paths "
+            "as in data/labels"
+        )
     lacking = {name: table[table[VALUE].isna()] for name, table in tables.items()}
     lacking = {name: table for name, table in lacking.items() if len(table)}
     if not lacking:
@@ -187,9 +194,15 @@ def _refuse(tables: Sets, matched: Matched, file: str) -> None:
     unknown = f"; {len(extra)} rows name no image, first in line {extra[0].line}" if extra else ""
     first = next(iter(lacking.values()))["img_name"].iloc[0]
     raise UserError(
-        f"{file}: no score for {', '.join(named)}{more}, first {short(first, 24)}{unknown}; "
+        f"{file}: no score for {', '.join(named)}{more}, first {_end(first)}{unknown}; "
         "add them, or choose --missing wrong or leave_out"
     )
+
+
+def _end(name: str) -> str:
+    """Return the end of a name, which tells images apart."""
+    text = short(name, 1000)
+    return text if len(text) <= 40 else f"... {text[-36:]}"
 
 
 def _filled(table: pd.DataFrame, scores: ScoreFile) -> pd.DataFrame:

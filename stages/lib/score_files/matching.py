@@ -54,10 +54,11 @@ class KnownImages:
                 f"{short(', '.join(sorted(self.sets)))}, or remove the column"
             )
         if len(found) > 1 and found & self.judged:
+            sets = sorted(of for of, _ in found)
+            remedy = ", or its set in a column `set`" if len(set(sets)) > 1 else ""
             raise UserError(
                 f"{file}:{row.line}: {short(row.name)} is an image of "
-                f"{short(' and of '.join(sorted(of for of, _ in found)))}; give its whole name, or "
-                "its set in a column `set`"
+                f"{short(' and of '.join(sets))}; give its whole name{remedy}"
             )
         return next(iter(found & self.judged), None)
 

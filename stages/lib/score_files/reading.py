@@ -76,8 +76,8 @@ def read_score_file(request: Request) -> ScoreFile:
     try:
         header = [cell.strip() for cell in next(reader, [])]
         if not header:
-            raise UserError(f"{shown(path)}: begins with an empty line; begin it with the names of "
-                            "the columns")  # fmt: skip
+            raise UserError(f"{shown(path)}: is empty or begins with an empty line; begin it with "
+                            "the names of the columns")  # fmt: skip
         columns, scale = _find_columns(header, request)
         rows = list(_rows(reader, header, columns, scale, request))
     except csv.Error as error:
@@ -183,6 +183,6 @@ def _number(cell: str, scale: str, at: str) -> float:
     if not math.isfinite(value):
         raise UserError(f"{at} = {short(cell)}: not a finite number; correct or remove the row")
     if scale == "probability" and not 0 <= value <= 1:
-        raise UserError(f"{at} = {short(cell)}: not a probability, 0 to 1; "
-                        "give --scale logit or any")  # fmt: skip
+        raise UserError(f"{at} = {short(cell)}: not a probability, 0 to 1; give --scale logit or "
+                        "any, which percentages are too")  # fmt: skip
     return value

@@ -23,6 +23,8 @@ from stages.lib.report.card import (
     fill,
     limits_of_data,
     limits_of_sets,
+    limits_of_training,
+    seen_in_training,
     weakest_slice,
 )
 from stages.lib.score_files.comparison import LEVEL, Comparison, words
@@ -105,7 +107,8 @@ def limits_of(
     """Return the limits that the scores and the files of the pipeline show."""
     limits = [*detector.notes]
     if detector.name == OWN:
-        limits.append("The epoch was chosen on val, whose figures therefore flatter the detector.")
+        limits += limits_of_training(data)
+        limits.append("The epoch was chosen on val, whose figures flatter the detector a little.")
     else:
         limits.append("Whether the detector was trained or chosen on these images is not known.")
     if detector.perturbed is None:
@@ -119,13 +122,16 @@ def limits_of(
     return limits
 
 
-def write_comparison(comparisons: Sequence[Comparison], folder: Path) -> str:
-    """Write the pairs of all sets and what they mean; return that."""
+def write_comparison(comparisons: Sequence[Comparison], data: dict[str, Any], folder: Path) -> str:
+    """Write the pairs of all sets and what they mean; return that.
+
+    data: what metrics/data.json says.
+    """
     sentences = {one.name: [words(pair) for _, pair in one.pairs.iterrows()] for one in comparisons}
     pairs = pd.concat([one.pairs for one in comparisons])
     rounded = pairs.round({name: DIGITS for name in pairs if not name.startswith("p_")})
     write_table(rounded, folder / f"{COMPARISON}.csv")
     text = fill("comparison.md.j2", comparisons=comparisons, sentences=sentences, level=LEVEL,
-                fewest=FEWEST_GROUPS)  # fmt: skip
+                fewest=FEWEST_GROUPS, own=OWN, seen=seen_in_training(data))  # fmt: skip
     write_text(folder / f"{COMPARISON}.md", text)
     return text

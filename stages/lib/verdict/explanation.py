@@ -73,10 +73,11 @@ def verdict_in_words(record: Record) -> str:
 def _verdict(record: Record) -> str:
     limits = record.detector.thresholds
     return (
-        f"<p><b>{escape(verdict_in_words(record))}</b></p>\n<p>Fake from a score of "
-        f"{limits.fake_from:.4f}, real below {limits.real_below:.4f}; both were chosen on "
-        f"{limits.num_real} real and {limits.num_fake} fake pictures that the detector had not "
-        "seen in training. The probability is the score after temperature scaling.</p>"
+        f"<p><b>{escape(verdict_in_words(record))}</b></p>\n<p>Fake from a "
+        f"probability of {limits.calibrated(limits.fake_from):.1%}, real below "
+        f"{limits.calibrated(limits.real_below):.1%}; both were chosen on {limits.num_real} real "
+        f"and {limits.num_fake} fake pictures that the detector had not seen in training. The "
+        "probability is the score after temperature scaling.</p>"
     )
 
 

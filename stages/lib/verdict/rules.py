@@ -44,6 +44,10 @@ class Thresholds(Facts):
     num_real: int  # calibration images that the thresholds come from
     num_fake: int
 
+    def calibrated(self, score: float) -> float:
+        """Return the calibrated probability of a score or threshold, 0 to 1."""
+        return float(expit(logit(min(score, 1.0)) / self.temperature))
+
     def in_words(self, verdict: str) -> str:
         """Return how often a picture gets the verdict real or fake wrongly."""
         wanted, high, count, kind = {
