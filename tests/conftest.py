@@ -130,6 +130,14 @@ def change_preprocessing(folder: Path, **changes: Any) -> None:
     file.write_text(config.model_dump_json())
 
 
+def easy_pixels(random: np.random.Generator, target: int, size: int = 48) -> np.ndarray:
+    """Return noise, uint8 (size, size, 3), with a bright square where the target is a fake."""
+    pixels = random.integers(0, 120, (size, size, 3), dtype=np.uint8)
+    if target:
+        pixels[8:30, 8:30] += 100
+    return pixels
+
+
 def draw_dataset(root: Path, counts: dict[str, int], size: int = 48) -> Path:
     """Draw an easy data set in the competition's layout: fakes have a bright square in noise."""
     folders = {"train": "phase1/trainset", "val": "phase1/valset", "test": "phase2/testset1_seen"}
@@ -139,11 +147,10 @@ def draw_dataset(root: Path, counts: dict[str, int], size: int = 48) -> Path:
         rows = []
         for index in range(count):
             random = np.random.default_rng([number, index])
-            pixels = random.integers(0, 120, (size, size, 3), dtype=np.uint8)
             target = index % 2
-            if target:
-                pixels[8:30, 8:30] += 100
-            Image.fromarray(pixels).save(folder / f"{index:032x}.jpg", quality=90)
+            Image.fromarray(easy_pixels(random, target, size)).save(
+                folder / f"{index:032x}.jpg", quality=90
+            )
             rows.append(f"{index:032x}.jpg" + ("" if name == "test" else f",{target}"))
         header = "img_name" if name == "test" else "img_name,target"
         kind = "nolabel" if name == "test" else "label"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from stages.lib.core.labels import FAKE, REAL
-from tests.conftest import TINY, clone_project, draw_dataset, readme_commands, run
+from tests.conftest import TINY, clone_project, draw_dataset, easy_pixels, readme_commands, run
 
 NUMBER = 24  # of clips or images of each class
 FRAMES = 6
@@ -30,12 +30,9 @@ def pixels_of(target: int, seed: int, frame: int = 0) -> np.ndarray:
 
 
 def draw_image(path: Path, target: int, seed: int) -> None:
-    """Draw noise with a bright square where it is a fake: easier than clips, which are more."""
-    pixels = np.random.default_rng([target, seed]).integers(0, 120, (48, 48, 3), dtype=np.uint8)
-    if target == FAKE:
-        pixels[8:30, 8:30] += 100
+    """Draw a picture that is easier than the clips, which are more."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    Image.fromarray(easy_pixels(np.random.default_rng([target, seed]), target)).save(path)
 
 
 def draw_clip(path: Path, target: int, seed: int) -> None:

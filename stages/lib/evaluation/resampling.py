@@ -103,16 +103,12 @@ def paired_improvement(
     Both are judged on the same resamples, so an image that is hard for both cancels out. Where all
     images of a class are in one group, the ends are NaN: unknown.
     """
-    ranked_new, ranked_old = RankedScores(targets, new), RankedScores(targets, old)
+    new_ranked, old_ranked = RankedScores(targets, new), RankedScores(targets, old)
     sign = -1 if metric in LOWER_IS_BETTER else 1
-
-    def improvement(weights: np.ndarray) -> float:
-        ours, theirs = (
-            one.metrics(weights[one.order], [metric]) for one in (ranked_new, ranked_old)
-        )
-        return sign * (ours[metric] - theirs[metric])
-
-    value = improvement(np.ones(len(targets)))
-    if not both_vary(targets, groups):
-        return interval(value, [])
-    return interval(value, [improvement(weights) for weights in cluster_weights(groups)])
+    once = np.ones(len(targets))
+    value = new_ranked.metrics(once, [metric])[metric] - old_ranked.metrics(once, [metric])[metric]
+    pairs = zip(*(resamples_of(one, groups, [metric]) for one in (new_ranked, old_ranked)),
+                strict=True)  # fmt: skip
+    return interval(
+        sign * value, [sign * (ours[metric] - theirs[metric]) for ours, theirs in pairs]
+    )

@@ -57,6 +57,5 @@ def mean_auc_interval(perturbed: pd.DataFrame) -> Interval:
     def mean_auc(weights: np.ndarray) -> float:
         return share @ [one.metrics(weights[one.order], ["auc"])["auc"] for one in rankings]
 
-    resampled = [mean_auc(weights) for weights in cluster_weights(groups)]
-    value = mean_auc(np.ones(len(groups)))
-    return interval(value, resampled if both_vary(targets, groups) else [])
+    resamples = cluster_weights(groups) if both_vary(targets, groups) else ()
+    return interval(mean_auc(np.ones(len(groups))), [mean_auc(weights) for weights in resamples])

@@ -21,6 +21,7 @@ ROW_TYPES = {
     "video": "str",  # frames of one video share it, empty: a single picture, or a whole video
 }
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".webm", ".mkv", ".m4v"}
+MEDIA_SUFFIXES = SUFFIXES | VIDEO_SUFFIXES
 
 
 Row = dict[str, str | int | None]  # a row of such a table; what it does not have is empty
@@ -71,7 +72,7 @@ def media_files(root: Path) -> Iterator[str]:
         inside = Path(folder).relative_to(root)
         for name in sorted(files):
             suffix = os.path.splitext(name)[1].lower()
-            if not name.startswith(".") and suffix in SUFFIXES | VIDEO_SUFFIXES:
+            if not name.startswith(".") and suffix in MEDIA_SUFFIXES:
                 path = (inside / name).as_posix()
                 if not path.isprintable() and any("\ud800" <= mark <= "\udfff" for mark in path):
                     raise UserError(

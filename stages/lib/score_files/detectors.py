@@ -23,6 +23,7 @@ OWN = "own"  # the name of the detector of this pipeline
 CALIBRATION = "calibration"
 MISSING = ("refuse", "wrong", "leave_out")
 MOST_NAMED = 2  # sets that a message names
+MOST_LETTERS = 40  # of an image that a message names
 PERTURBED_COLUMNS = ("perturbation", "level")
 UNPERTURBED = ("none", 0.0)
 VALUE = "value"  # the column of the numbers of a file, NaN where an image has none
@@ -178,8 +179,8 @@ def _refuse(tables: Sets, matched: Matched, file: str) -> None:
         ours = next(iter(tables.values()))["img_name"].iloc[0]
         raise UserError(
             f"{file}: none of its rows names an image of the pipeline: it has "
-            f"{_end(matched.extra[0].name)}, and the pipeline {_end(ours)}; write names or paths "
-            "as in data/labels"
+            f"{shown(matched.extra[0].name, MOST_LETTERS)}, and the pipeline "
+            f"{shown(ours, MOST_LETTERS)}; write names or paths as in data/labels"
         )
     lacking = {name: table[table[VALUE].isna()] for name, table in tables.items()}
     lacking = {name: table for name, table in lacking.items() if len(table)}
@@ -194,15 +195,10 @@ def _refuse(tables: Sets, matched: Matched, file: str) -> None:
     unknown = f"; {len(extra)} rows name no image, first in line {extra[0].line}" if extra else ""
     first = next(iter(lacking.values()))["img_name"].iloc[0]
     raise UserError(
-        f"{file}: no score for {', '.join(named)}{more}, first {_end(first)}{unknown}; "
+        f"{file}: no score for {', '.join(named)}{more}, first {shown(first, MOST_LETTERS)}"
+        f"{unknown}; "
         "add them, or choose --missing wrong or leave_out"
     )
-
-
-def _end(name: str) -> str:
-    """Return the end of a name, which tells images apart."""
-    text = short(name, 1000)
-    return text if len(text) <= 40 else f"... {text[-36:]}"
 
 
 def _filled(table: pd.DataFrame, scores: ScoreFile) -> pd.DataFrame:

