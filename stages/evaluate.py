@@ -16,16 +16,18 @@ from typing import Any
 import pandas as pd
 
 from stages.lib import paths
-from stages.lib.core.files import fresh_folder, read_json, write_json, write_text
+from stages.lib.core.files import fresh_folder, read_json, write_text
 from stages.lib.core.params import load_params
 from stages.lib.core.running import run_stage
 from stages.lib.core.tables import read_table, write_table
 from stages.lib.evaluation.curves import make_curves, severities
 from stages.lib.evaluation.judging import (
+    SIGNIFICANT_DIGITS,
     EvaluateParams,
     add_robustness,
     judge,
     summary,
+    write_report,
     write_tables,
 )
 from stages.lib.evaluation.scored_sets import labelled_scores, labelled_sets, perturbed_scores
@@ -57,11 +59,11 @@ def main() -> None:
         curves["robustness"] = severities(tables["robustness"])
     with fresh_folder(paths.PLOTS) as folder:
         for name, curve in curves.items():
-            write_table(curve, folder / f"{name}.csv")
+            write_table(curve.round(SIGNIFICANT_DIGITS), folder / f"{name}.csv")
     with fresh_folder(paths.TABLES) as folder:
         write_tables(tables, folder)
     write_text(paths.VERDICT_RULES, rules.model_dump_json(indent=2) + "\n")
-    write_json(paths.EVALUATION, report)
+    write_report(report, paths.EVALUATION)
     _print_summary(report, tables["intervals"], tables["robustness"])
 
 

@@ -55,7 +55,7 @@ class ExplainParams(StageParams):
 def main() -> None:
     """Write the sheets, the page and the table of the images, or nothing."""
     params = load_params("explain", ExplainParams)
-    hardware = set_up_hardware(params.device, "fp32", params.num_threads)
+    hardware = set_up_hardware(params.device, params.num_threads)
     detector, config = load_detector(paths.MODEL)
     torch.manual_seed(0)
     untrained = create_model(config.model, config.model_args, "random")

@@ -31,7 +31,7 @@ from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import Key, LabelledImages, make_loader, sequential_batches
 from stages.lib.detector.model import Detector, fake_logit, load_detector
 from stages.lib.detector.preprocessing import seen_part, to_input
-from stages.lib.detector.runtime import Hardware, meet, processes_of
+from stages.lib.detector.runtime import Hardware, check_compile, meet, processes_of
 from stages.lib.detector.scoring import gather_logits
 from stages.lib.prediction.params import PredictParams
 from stages.lib.prediction.perturbations import (
@@ -50,7 +50,7 @@ def main() -> None:
     """Write the score files of all splits and of the perturbed images, or none."""
     params = load_params("predict", PredictParams)
     with processes_of(
-        "predict", params.num_processes, params.device, params.precision, params.num_threads
+        "predict", params.num_processes, params.device, params.num_threads
     ) as hardware:
         predict(params, hardware)
 
@@ -61,6 +61,7 @@ def predict(params: PredictParams, hardware: Hardware) -> None:
     detector = detector.to(hardware.device).to(memory_format=torch.channels_last)
     meet(hardware, str(paths.MODEL), paths.WEIGHTS)
     if params.compile:
+        check_compile("predict", params.compile, hardware)
         detector.compile(mode=params.compile)
     is_first = hardware.rank == 0
     labels = {split: read_labels(paths.LABELS / f"{split}.csv") for split in SPLITS}

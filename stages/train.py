@@ -41,7 +41,7 @@ from stages.lib.detector.model import (
     zero_head,
 )
 from stages.lib.detector.preprocessing import CHANNELS_WITH_RESIDUALS
-from stages.lib.detector.runtime import Hardware, meet, processes_of
+from stages.lib.detector.runtime import Hardware, check_compile, meet, processes_of
 from stages.lib.tracking.run import WEIGHTS_TAG, Tracker, training_run
 from stages.lib.training.checkpoint import Checkpoints, State, training_digest
 from stages.lib.training.decode_cache import decode_ahead
@@ -68,8 +68,10 @@ def main() -> None:
     _check(params, len(labels["train"]))
     data = sha256_of(*INPUTS)
     with processes_of(
-        "train", params.num_processes, params.device, params.precision, params.num_threads
-    ) as hardware:
+        "train", params.num_processes, params.device, params.num_threads,
+        bf16=params.arithmetic == "native",
+    ) as hardware:  # fmt: skip
+        check_compile("train", params.compile, hardware)
         digest = training_digest(params, data, hardware)
         checkpoints = Checkpoints(digest, params.checkpoint_minutes, hardware)
         run_id = checkpoints.found["run_id"] if checkpoints.found else ""
@@ -186,7 +188,7 @@ def train(
             weights = save_detector(folder, best.state, known)
             write_table(pd.DataFrame(progress.history), folder / paths.HISTORY.name)
         tracker.log_metrics({"best_epoch": best.epoch})
-        tracker.log_tags({WEIGHTS_TAG: weights})
+        tracker.log_tags({WEIGHTS_TAG: weights, "trained_in": config.trained_in})
 
 
 def make_detector(params: TrainParams, hardware: Hardware) -> tuple[Detector, DetectorConfig]:
@@ -210,6 +212,7 @@ def make_detector(params: TrainParams, hardware: Hardware) -> tuple[Detector, De
         preprocessing=preprocessing,
         num_parameters=count_parameters(model),
         initial_weights=provenance(params.model, params.weights),
+        trained_in=hardware.arithmetic,
         best_epoch=0,
     )
     detector = Detector(model, preprocessing)

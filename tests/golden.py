@@ -92,12 +92,12 @@ def untrained_judge(folder: Path, preprocessing: Preprocessing) -> Judge:
         state[name] = torch.as_tensor(drawn).to(tensor.dtype)
     config = DetectorConfig(
         model="test_resnet", model_args=channels, preprocessing=preprocessing, num_parameters=1,
-        initial_weights="random", best_epoch=1,
+        initial_weights="random", trained_in="portable fp32", best_epoch=1,
     )  # fmt: skip
     rules = drawn_rules(save_detector(folder, state, config))
     write_text(folder / RULES_FILE, rules.model_dump_json())
     crop = not preprocessing.scaled_decoding  # of which pictures that are cut out make no use
-    return Judge(folder, set_up_hardware("cpu", "fp32", 2), crop, max_pixels=10**6)
+    return Judge(folder, set_up_hardware("cpu", 2), crop, max_pixels=10**6)
 
 
 def drawn_rules(weights_sha256: str) -> Rules:

@@ -15,6 +15,7 @@ CONFIG = {
     "preprocessing": {"image_size": 64, "reencode": None},
     "num_parameters": 200_000_000,
     "initial_weights": "random",
+    "trained_in": "portable fp32",
     "best_epoch": 1,
 }
 

@@ -35,6 +35,7 @@ PREPROCESSING = Preprocessing(
 )
 CONFIG = DetectorConfig(
     model="test_resnet", model_args={}, preprocessing=PREPROCESSING, initial_weights="random",
+    trained_in="portable fp32",
     num_parameters=1,
     best_epoch=1,
 )  # fmt: skip

@@ -216,7 +216,7 @@ def test_memory_that_a_step_frees_is_kept_for_the_next_one() -> None:
 import resource
 import torch
 from stages.lib.detector.runtime import set_up_hardware
-set_up_hardware("cpu", "fp32", 1)
+set_up_hardware("cpu", 1)
 for step in range(8):
     if step == 3:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

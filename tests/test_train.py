@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import load_params
+from stages.lib.detector import runtime
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.model import (
     Detector,
@@ -180,7 +181,7 @@ def test_two_processes_keep_the_weights_that_they_judged(workspace: Path) -> Non
          "schedule": "step", "label_smoothing": 0.1},
         {"class_balance": "sampler", "optimizer": "adam", "schedule": "constant",
          "channels_last": False, "early_stopping": 1, "epochs": 12, "lr": 1e-9},
-        {"precision": "bf16", "interpolation": "bilinear", "mean": [0.5, 0.5, 0.5],
+        {"arithmetic": "native", "interpolation": "bilinear", "mean": [0.5, 0.5, 0.5],
          "std": [0.2, 0.2, 0.2], "batch_size": 8, "epochs": 1, "residuals": "srm"},
     ],
     ids=["ema-weights-sgd-step", "sampler-adam-constant-stopping", "bf16-own-input"],
@@ -382,15 +383,18 @@ def test_what_is_found_is_what_is_trained_with(
 
 @pytest.mark.parametrize(
     ("fast", "tolerance"),
-    [({"channels_last": True}, 1e-3), ({"precision": "bf16"}, 0.05),
+    [({"channels_last": True}, 1e-3), ({"arithmetic": "native"}, 0.05),
      pytest.param({"compile": "default"}, 1e-3, marks=pytest.mark.slow)],
     ids=["channels-last", "bf16", "compiled"],
 )  # fmt: skip
 def test_the_fast_path_agrees_with_the_plain_one(
-    workspace: Path, fast: dict[str, Any], tolerance: float
+    workspace: Path, fast: dict[str, Any], tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Largest difference of an epoch's losses and AUC, over four epochs."""
-    plain = {"channels_last": False, "precision": "fp32", "compile": None, "epochs": 4}
+    monkeypatch.setattr(runtime, "has_native_bf16", lambda device: True)
+    if "compile" in fast:
+        monkeypatch.delenv("ATEN_CPU_CAPABILITY")  # native
+    plain = {"channels_last": False, "arithmetic": "portable", "compile": None, "epochs": 4}
     train(workspace, **plain)
     expected = history(workspace)
     train(workspace, **plain | fast)
@@ -417,6 +421,8 @@ def test_an_easy_signal_is_learnt(workspace: Path) -> None:
         ({"lr": -1.0}, ["train.lr = -1.0", "greater than 0"]),
         ({"epochs": "3"}, ["train.epochs = '3'", "integer"]),
         ({"learning_rate": 1.0}, ["train.learning_rate is not a parameter", ""]),
+        ({"compile": "default"}, ["train.compile = default", "train.arithmetic: native"]),
+        ({"arithmetic": "bf16"}, ["train.arithmetic = 'bf16'", "'portable' or 'native'"]),
         ({"device": "cuda"}, ["device = 'cuda'", "auto or cpu"]),
         ({"lr": 1e30, "epochs": 1, "warmup_epochs": 0}, ["diverged in epoch 1", "train.lr"]),
     ],

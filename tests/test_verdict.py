@@ -26,7 +26,7 @@ from scipy.special import expit, logit
 from stages.lib.core.errors import UserError
 from stages.lib.core.faces import Face
 from stages.lib.core.training_pictures import TrainingPictures
-from stages.lib.detector.runtime import Hardware, set_up_hardware
+from stages.lib.detector.runtime import set_up_hardware
 from stages.lib.evaluation.verdicts import VerdictParams, choose_thresholds, verdict_rows
 from stages.lib.training.augmentation import Degradation
 from stages.lib.training.summary import summarise_pictures
@@ -186,7 +186,7 @@ def test_rules_that_do_not_fit_are_refused(tmp_path: Path, content: str | None, 
 
 @pytest.fixture(scope="module")
 def judge(pipeline: Path) -> Judge:
-    hardware = Hardware(set_up_hardware("cpu", "fp32", 2).device, bf16=False)
+    hardware = set_up_hardware("cpu", 2)
     return Judge(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
 
 

@@ -27,7 +27,7 @@ from tests.conftest import wait_for
 
 @pytest.fixture(scope="module")
 def judge(pipeline: Path) -> Judge:
-    hardware = set_up_hardware("cpu", "fp32", 2)
+    hardware = set_up_hardware("cpu", 2)
     return Judge(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
 
 

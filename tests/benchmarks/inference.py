@@ -29,7 +29,7 @@ def compare(folder: Path, num_images: int, repeats: int) -> Rates:
     params = load_params("predict", PredictParams)
     workers = {"num_workers": os.cpu_count() or 2, "num_threads": torch.get_num_threads()}
     params = PredictParams.model_validate(params.model_dump() | workers)
-    hardware = set_up_hardware(params.device, params.precision, params.num_threads)
+    hardware = set_up_hardware(params.device, params.num_threads)
     model = create_model("resnet18", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=IMAGE_SIZE)
     images = LabelledImages(labels, folder / "packed", preprocessing)

@@ -44,7 +44,7 @@ def train(network: str, num_images: int, keeps: bool) -> None:
     """Train after a warm-up, and print images per second."""
     if not keeps:
         runtime.keep_freed_memory = lambda: None
-    runtime.set_up_hardware("cpu", "fp32", os.cpu_count() or 2)
+    runtime.set_up_hardware("cpu", os.cpu_count() or 2)
     model = create_model(network, {}, "random").to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     side = NETWORKS[network]

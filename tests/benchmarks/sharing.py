@@ -78,7 +78,7 @@ def train(num_images: int) -> None:
     """Train on batches in memory, after a warm-up, and print images per second."""
     params = load_params("train", TrainParams)
     params = params.model_copy(update={"num_threads": os.cpu_count(), "accumulate": 1})
-    hardware = set_up_hardware(params.device, "fp32", params.num_threads)
+    hardware = set_up_hardware(params.device, params.num_threads)
     model = create_model("resnet18", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=64)
     labels = pd.DataFrame({"img_name": ["a", "b"], "target": [0, 1], "row": [0, 1], "set": "train"})

@@ -36,7 +36,7 @@ CHANGES = pairs(0.5, 0.5) | {
     "train.model": "test_resnet", "train.image_size": 32, "train.face_crop": 1.1,
     "train.epochs": EPOCHS, "train.batch_size": BATCH_SIZE, "train.mixup": 0.2,
     "train.ema_decay": 0.9, "train.num_workers": 2, "train.reencode": [60, 95],
-    "train.device": "cpu", "train.precision": "fp32",
+    "train.device": "cpu", "train.arithmetic": "portable",
     **{f"train.augmentation.{name}.probability": 0.3 for name in ("jpeg", "webp", "blur", "noise")},
 }  # fmt: skip
 

@@ -43,7 +43,7 @@ def loop_of(folder: Path, labels: pd.DataFrame) -> TrainingLoop:
     workers = {"num_workers": os.cpu_count() or 2, "num_threads": torch.get_num_threads()}
     changed = {"image_size": IMAGE_SIZE, "batch_size": BATCH_SIZE, "model": "resnet18", **workers}
     params = TrainParams.model_validate(params.model_dump() | changed)
-    hardware = set_up_hardware(params.device, params.precision, params.num_threads)
+    hardware = set_up_hardware(params.device, params.num_threads, bf16=True)
     model = create_model("resnet18", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=IMAGE_SIZE)
     images = TrainingImages(
@@ -61,7 +61,7 @@ def packed_loop(
 ) -> tuple[TrainingLoop, LabelledImages, DetectorConfig]:
     """Pack the sets train and val into folder; return stages.train's loop, the images of val."""
     labels = {name: pack_set(folder, one) for name, one in sets.items()}
-    hardware = set_up_hardware(params.device, params.precision, params.num_threads)
+    hardware = set_up_hardware(params.device, params.num_threads, bf16=True)
     detector, config = make_detector(params, hardware)
     images = TrainingImages(
         labels["train"], folder / "packed", config.preprocessing, params.augmentation,

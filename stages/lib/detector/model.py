@@ -31,6 +31,7 @@ class DetectorConfig(Facts):
     preprocessing: Preprocessing
     num_parameters: int
     initial_weights: str  # what `provenance` returns
+    trained_in: str  # "portable fp32", "native fp32" or "native bf16", see core/arithmetic.py
     best_epoch: int  # counted from 1
     averaged_epochs: int = 1  # the weights are the mean of so many epochs, up to best_epoch
     trained_on: TrainingPictures | None = None  # known after the training

@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from timm.utils.distributed import init_distributed_device_so
 
+from stages.lib.core.arithmetic import arithmetic_in_use
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import sha256_of
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-Precision = Literal["auto", "fp32", "bf16"]
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 CompileMode = Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs"]  # PyTorch's
 
@@ -40,14 +40,21 @@ class Hardware:
         name = self.device.type
         if name == "cuda":
             name = f"cuda ({torch.cuda.get_device_name(self.device)})"
-        precision = "bf16" if self.bf16 else "fp32"
-        return f"{name}, {precision}, {self.world_size} process(es)"
+        return f"{name}, {self.arithmetic}, {self.world_size} process(es)"
+
+    @property
+    def arithmetic(self) -> str:
+        """In what the network is computed: portable fp32, native fp32 or native bf16."""
+        kernels = arithmetic_in_use() if self.device.type == "cpu" else "native"
+        return f"{kernels} {'bf16' if self.bf16 else 'fp32'}"
 
 
-def set_up_hardware(device: DeviceName, precision: Precision, num_threads: int) -> Hardware:
+def set_up_hardware(device: DeviceName, num_threads: int, bf16: bool = False) -> Hardware:
     """Join the process group where torchrun started one, and make results repeatable.
 
-    Raises UserError where the wanted device is missing.
+    bf16: train in it where the device computes it itself. Scores are always computed in fp32: in
+    bf16 they depend on the size of the batch, so no two ways to a verdict would agree. Raises
+    UserError where the wanted device is missing.
     """
     # cuBLAS reads this when it is first used; without it, results differ from run to run.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -65,10 +72,19 @@ def set_up_hardware(device: DeviceName, precision: Precision, num_threads: int) 
         found = torch.device("cuda", torch.cuda.current_device())
     return Hardware(
         found,
-        bf16=precision == "bf16" or (precision == "auto" and has_native_bf16(name)),
+        bf16=bf16 and has_native_bf16(name),
         rank=place["global_rank"],
         world_size=place["world_size"],
     )
+
+
+def check_compile(stage: str, mode: CompileMode | None, hardware: Hardware) -> None:
+    """Raise UserError where code compiled for this CPU would not round as other CPUs do."""
+    if mode and hardware.device.type == "cpu" and arithmetic_in_use() == "portable":
+        raise UserError(
+            f"{stage}.compile = {mode} makes code for this CPU alone, and train.arithmetic = "
+            "portable promises the same numbers on all; set train.arithmetic: native"
+        )
 
 
 def keep_freed_memory() -> None:
@@ -86,7 +102,7 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def processes_of(
-    stage: str, num_processes: int, device: DeviceName, precision: Precision, num_threads: int
+    stage: str, num_processes: int, device: DeviceName, num_threads: int, bf16: bool = False
 ) -> Iterator[Hardware]:
     """Yield the hardware of this process; torchrun starts the num_processes of a stage if needed.
 
@@ -96,7 +112,7 @@ def processes_of(
     if num_processes > 1 and "RANK" not in os.environ:
         _become_torchrun(stage, num_processes)
     try:
-        yield set_up_hardware(device, precision, num_threads)
+        yield set_up_hardware(device, num_threads, bf16)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

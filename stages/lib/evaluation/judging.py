@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import AfterValidator, Field
 
+from stages.lib.core.files import write_json
 from stages.lib.core.params import StageParams
 from stages.lib.core.tables import write_table
 from stages.lib.evaluation.cross_sets import CROSS_COLUMNS, cross_rows, summarise_cross
@@ -24,7 +25,9 @@ from stages.lib.evaluation.verdicts import VerdictParams
 INTERVAL_COLUMNS = ["set", "slice", "metric", "value", "low", "high", "num_real", "num_fake"]
 SHOWN = ("auc", "tpr_at_fpr_1e-2", "tpr_at_fpr_1e-3", "ece", "balanced_accuracy")
 CHANCE = 0.5  # AUC
-DIGITS = 6  # of the tables
+DIGITS = 6  # of the tables, after the point
+# Of reports and curves: libraries on two machines agree on at least so many.
+SIGNIFICANT_DIGITS = 9
 Tables = dict[str, pd.DataFrame]
 
 
@@ -112,6 +115,17 @@ def write_tables(tables: Tables, folder: Path) -> None:
     for name, table in tables.items():
         rounded = table.round({column: DIGITS for column in table if column != "threshold"})
         write_table(rounded, folder / f"{name}.csv")
+
+
+def write_report(report: dict[str, Any], path: Path) -> None:
+    """Write a report as JSON, each number with SIGNIFICANT_DIGITS."""
+    write_json(path, _rounded(report))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
 
 
 def summary(report: dict[str, Any], intervals: pd.DataFrame) -> Iterator[str]:

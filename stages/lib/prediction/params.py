@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from stages.lib.core.params import Processes, StageParams, Threads, Workers, one_of
-from stages.lib.detector.runtime import CompileMode, DeviceName, Precision
+from stages.lib.detector.runtime import CompileMode, DeviceName
 from stages.lib.prediction.views import SCORED_VIEWS
 
 
@@ -16,7 +16,6 @@ class PredictParams(StageParams):
     stability: bool
     robustness_images: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1)]
-    precision: Precision
     compile: CompileMode | None
     device: DeviceName
     num_processes: Processes

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from stages.lib.core.files import write_json, write_text
+from stages.lib.core.files import write_text
 from stages.lib.core.tables import write_table
 from stages.lib.evaluation.delong import FEWEST_GROUPS
 from stages.lib.evaluation.judging import (
@@ -15,6 +15,7 @@ from stages.lib.evaluation.judging import (
     add_robustness,
     judge,
     summary,
+    write_report,
     write_tables,
 )
 from stages.lib.report.card import (
@@ -69,7 +70,7 @@ def write_detector(
         add_robustness(report, tables, detector.perturbed)
     (folder / TABLES).mkdir(parents=True)
     write_tables(tables, folder / TABLES)
-    write_json(folder / EVALUATION, {"judged": detector.facts} | report)
+    write_report({"judged": detector.facts} | report, folder / EVALUATION)
     write_text(folder / CARD, card(detector, report, tables, data))
     return [f"{detector.name}: {line}" for line in summary(report, tables["intervals"])]
 

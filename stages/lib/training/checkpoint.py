@@ -45,7 +45,8 @@ def training_digest(params: TrainParams, data_digest: str, hardware: Hardware) -
         "data": data_digest,
         "code": sha256_of(*files),
         "versions": [torch.__version__, torchvision.__version__, timm.__version__],
-        "hardware": [hardware.device.type, hardware.bf16, hardware.world_size],
+        "hardware": [hardware.device.type, hardware.arithmetic, hardware.world_size],
+        "kernels": torch.backends.cpu.get_cpu_capability(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

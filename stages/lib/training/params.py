@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from stages.lib.core.arithmetic import Arithmetic
 from stages.lib.core.params import Processes, Seed, StageParams, Threads, Workers
-from stages.lib.detector.runtime import CompileMode, DeviceName, Precision
+from stages.lib.detector.runtime import CompileMode, DeviceName
 from stages.lib.training.augmentation import Augmentation
 from stages.lib.training.pseudo_fakes import PseudoFakes
 
@@ -61,7 +62,7 @@ class TrainParams(StageParams):
     clip_grad: Annotated[float, Field(gt=0)] | None
     ema_decay: Share
     checkpoint_minutes: NonNegative
-    precision: Precision
+    arithmetic: Arithmetic
     channels_last: bool
     compile: CompileMode | None
     device: DeviceName

@@ -117,6 +117,11 @@ class Judge:
             return None
         return self.config.preprocessing.face_crop or self.rules.trained_on.face_margin
 
+    @property
+    def arithmetic(self) -> str:
+        """In what the scores are computed; nothing pins the kernels of ONNX Runtime."""
+        return self.hardware.arithmetic if self.network.runtime == "torch" else "native"
+
     def judge(self, contents: Sequence[bytes]) -> list[PictureVerdict | UnusableImage]:
         """Return the verdict of each image file, or why it cannot be judged; in their order."""
         ready = list(self.pool.map(self._ready, contents))

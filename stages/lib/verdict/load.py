@@ -18,7 +18,7 @@ def load_judge(
     Scores are computed in fp32, so that a verdict can be repeated elsewhere. Raises UserError where
     the model or its rules are missing, damaged or do not belong together.
     """
-    hardware = set_up_hardware(device, "fp32", num_threads)
+    hardware = set_up_hardware(device, num_threads)
     torch.backends.cudnn.allow_tf32 = False  # keeps 10 bits of each number
     folder = _downloaded(model) if model.startswith("models:/") else Path(model)
     return Judge(folder, hardware, crop, round(max_megapixels * 1e6))

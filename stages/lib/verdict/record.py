@@ -31,6 +31,7 @@ class DetectorFacts(Facts):
     thresholds: Thresholds
     face_share: float | None  # side of the square around a face, in its sizes; None: not cut
     device: str
+    arithmetic: str  # such as portable fp32, see Judge.arithmetic
     runtime: str  # torch or onnxruntime
     versions: dict[str, str]
 
@@ -52,6 +53,7 @@ def facts_of(judge: Judge) -> DetectorFacts:
         thresholds=judge.rules.thresholds,
         face_share=judge.face_share,
         device=str(judge.hardware.device),
+        arithmetic=judge.arithmetic,
         quantised=judge.network.quantised,
         runtime=judge.network.runtime,
         versions=decoders() | {name: version(name) for name in (*PACKAGES, judge.network.runtime)},
@@ -80,7 +82,8 @@ def same_detector(one: DetectorFacts, other: DetectorFacts) -> bool:
 def other_circumstances(recorded: DetectorFacts, now: DetectorFacts) -> str:
     """Return in words on what else a repeated verdict was computed, or nothing."""
     old, new = (
-        {"device": one.device, "runtime": one.runtime} | one.versions for one in (recorded, now)
+        {"device": one.device, "arithmetic": one.arithmetic, "runtime": one.runtime} | one.versions
+        for one in (recorded, now)
     )
     names = [name for name in old | new if old.get(name) != new.get(name)]
     return ", ".join(f"{name} {new.get(name)}, not {old.get(name)}" for name in names)
