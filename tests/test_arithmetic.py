@@ -48,11 +48,15 @@ def test_this_cpu_computes_the_bytes_that_were_written_down() -> None:
 
 @on_x86
 @pytest.mark.parametrize("setting", ["portable", "native"])
-def test_a_stage_pins_the_kernels_before_pytorch_is_imported(tmp_path: Path, setting: str) -> None:
+def test_a_stage_pins_the_kernels_before_pytorch_is_imported(
+    tmp_path: Path, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*PINNED_ALWAYS, *PINNED_IF_PORTABLE):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     shutil.copy(ROOT / "params.yaml", tmp_path)
     set_params(tmp_path, {"train.arithmetic": setting})
-    unset = dict.fromkeys((*PINNED_ALWAYS, *PINNED_IF_PORTABLE), "")
-    done = run(sys.executable, "-c", WHAT_A_STAGE_USES, cwd=tmp_path, PYTHONPATH=str(ROOT), **unset)
+    done = run(sys.executable, "-c", WHAT_A_STAGE_USES, cwd=tmp_path)
     used, kernels, numpy_uses_avx512 = done.stdout.split()
     assert used == setting
     assert numpy_uses_avx512 == "False"

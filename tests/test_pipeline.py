@@ -154,6 +154,7 @@ def test_the_run_knows_where_it_comes_from(pipeline: Path, mlflow_run: Run) -> N
     assert tags["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     assert tags["git_commit"] == run("git", "rev-parse", "HEAD", cwd=pipeline).stdout.strip()
     assert tags["initial_weights"] == "random"
+    assert tags["trained_in"] == "portable fp32"
     assert len(tags["data_sha256"]) == 64
     assert tags["device"]
     assert mlflow_run.info.status == "FINISHED"

@@ -22,6 +22,7 @@ import torch
 from stages.lib.core.params import load_params
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.model import Detector, create_model, resolve_preprocessing
+from stages.lib.detector.preprocessing import Preprocessing
 from stages.lib.detector.runtime import set_up_hardware
 from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.params import TrainParams
@@ -81,17 +82,27 @@ def train(num_images: int) -> None:
     hardware = set_up_hardware(params.device, params.num_threads)
     model = create_model("resnet18", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=64)
-    labels = pd.DataFrame({"img_name": ["a", "b"], "target": [0, 1], "row": [0, 1], "set": "train"})
-    labels = pd.concat([labels] * num_images, ignore_index=True)
-    images = LabelledImages(labels, Path("nowhere"), preprocessing)
+    images = in_memory(preprocessing, num_images)
     loop = TrainingLoop(params, Detector(model, preprocessing), images, hardware)
     pixels = torch.randint(0, 256, (params.batch_size, 3, 64, 64), dtype=torch.uint8)
-    targets = torch.arange(params.batch_size) % 2
+    print(images_per_second(loop, pixels, num_images))
+
+
+def in_memory(preprocessing: Preprocessing, num_images: int) -> LabelledImages:
+    """Return images that are nowhere on disk, for a loop that is fed from memory."""
+    labels = pd.DataFrame({"img_name": ["a", "b"], "target": [0, 1], "row": [0, 1], "set": "train"})
+    labels = pd.concat([labels] * num_images, ignore_index=True)
+    return LabelledImages(labels, Path("nowhere"), preprocessing)
+
+
+def images_per_second(loop: TrainingLoop, pixels: torch.Tensor, num_images: int) -> float:
+    """Train on the same batch, uint8 (N, 3, S, S), again and again, after a warm-up."""
+    targets = torch.arange(len(pixels)) % 2
     loop.train_on([(pixels, targets, targets)] * 3, epoch=0)
-    batches = [(pixels, targets, targets)] * (num_images // params.batch_size)
+    batches = [(pixels, targets, targets)] * (num_images // len(pixels))
     start = time.perf_counter()
     loop.train_on(batches, epoch=0)
-    print(len(batches) * params.batch_size / (time.perf_counter() - start))
+    return len(batches) * len(pixels) / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":
