@@ -121,8 +121,8 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
         ("img_name,target\na.jpg,2\n", "labels.txt:2: target '2', expected 0"),
         ("img_name,target\na.jpg,\n", "labels.txt:2: target ''"),
         ("img_name,target\na.jpg,fake\n", "labels.txt:2: target 'fake'"),
-        ("img_name,target\na.jpg\n", "labels.txt:2: 1 cells, the header has 2"),
-        ("img_name,target\na.jpg,1,x\n", "labels.txt:2: 3 cells, the header has 2"),
+        ("img_name,target\na.jpg\n", "labels.txt:2: 1 cells, and the header has 2"),
+        ("img_name,target\na.jpg,1,x\n", "labels.txt:2: 3 cells, and the header has 2"),
         ("img_name,target\na.jpg,1\na.jpg,1\n", "labels.txt:3: 'a.jpg' is listed before, line 2, "
          "with the same target"),
         ("img_name,target\na.jpg,1\na.jpg,0\n", "line 2, with another target"),

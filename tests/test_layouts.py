@@ -183,7 +183,7 @@ def test_labels_in_a_parquet_file_may_be_numbers(tmp_path: Path, values: list) -
         ("path,label\na.jpg,0\na.jpg,1\n", r"list.csv:3: 'a.jpg' is listed before, list.csv:2"),
         ("path,label\na.jpg,0\nb.jpg,\n", "list.csv:3: no label, and the train set needs one"),
         ("path,label\na.jpg,0\n,1\n", "list.csv:3: no path"),
-        ("path,label\na.jpg\n", "list.csv:2: 1 cells, the header has 2"),
+        ("path,label\na.jpg\n", "list.csv:2: 1 cells, and the header has 2"),
         ("path,label\n", "lists no image"),
         ("", "list.csv: is empty or begins with an empty line"),
         ("path;label\na.jpg;0\n", "list.csv: its cells are separated by semicolons; write commas"),

@@ -33,7 +33,7 @@ def read_rows(
                 cells = cells[: len(header)]
             if len(cells) != len(header):
                 raise UserError(
-                    f"{name}:{line}: {len(cells)} cells, the header has {len(header)}: "
+                    f"{name}:{line}: {len(cells)} cells, and the header has {len(header)}: "
                     f"{short(cells)}; give each row one cell per column"
                 )
             yield line, cells
