@@ -126,8 +126,8 @@ def _is_cached_by_dvc(file: Path) -> bool:
 def dvc_cache() -> Path | None:
     """Return the folder of DVC's cache, None outside of a repository of DVC.
 
-    The command knows where it is: .dvc/config.local, a temporary workspace or a shared cache may say
-    so. It takes a second, so it is asked once, and where a link leaves the data set alone.
+    DVC's command knows what all its configuration files say. It takes a second, so it is asked
+    once, and only where a link leaves the data set.
     """
     command = [sys.executable, "-m", "dvc", "cache", "dir"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
