@@ -108,6 +108,8 @@ def test_a_tree_that_fits_no_layout_is_told_what_was_looked_for(
     assert len(str(caught.value).removeprefix(str(tmp_path))) < 300
     with pytest.raises(UserError, match="data.root = 'nowhere' is not a folder"):
         find(Path("nowhere"))
+    with pytest.raises(UserError, match="give the folder .*, and its whole path in place of ~"):
+        find(Path("~/faces"))
 
 
 def test_sets_for_training_and_for_evaluation(tmp_path: Path) -> None:

@@ -33,8 +33,9 @@ def find_sets(
     every mistake in lists.
     """
     if not root.is_dir():
+        hint = ", and its whole path in place of ~" if root.parts[:1] == ("~",) else ""
         raise UserError(
-            f"{parameter} = '{root}' is not a folder; give the folder with the data set"
+            f"{parameter} = '{root}' is not a folder; give the folder with the data set{hint}"
         )
     name = _look(root, manifest, parameter) if layout == "auto" else layout
     left_out = LeftOut()
