@@ -71,7 +71,7 @@ def limits_of(
     limits.append("The epoch was chosen on val, whose figures flatter the detector a little.")
     limits += limits_of_data(data)
     if config["preprocessing"]["reencode"] is None:
-        limits.append("Traces of earlier compression reach the detector (`train.reencode` is off).")
+        limits.append("Traces of earlier compression reach the detector (train.reencode is off).")
     limits += weakest_slice(tables["intervals"])
     robustness = tables["robustness"]
     if len(robustness):
@@ -88,7 +88,7 @@ def limits_of(
 
 def rules_of(config: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return each rule of the competition, whether it is kept, and how that is known."""
-    few = "yes" if config["num_parameters"] <= MOST_PARAMETERS else "**no**"
+    few = "yes" if config["num_parameters"] <= MOST_PARAMETERS else "no"
     return [
         ("at most 200 M parameters", few, f"{config['num_parameters']:,}"),
         ("pretrained on ImageNet-1K only", *pretraining(config["initial_weights"])),
@@ -104,7 +104,7 @@ def pretraining(initial_weights: str) -> tuple[str, str]:
     if kind != "hub":
         return "not known", f"weights from a file, {initial_weights}"
     if re.search(OTHER_DATA, f"_{tag}"):
-        return "**no**", f"timm's weights '{tag}' have seen other images"
+        return "no", f"timm's weights '{tag}' have seen other images"
     if re.search(r"in1k(_\d+)?$", tag):
         return "yes", f"timm's weights '{tag}'"
     return "not known", f"timm's weights '{tag}'"

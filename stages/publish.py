@@ -10,7 +10,9 @@ by DVC, is not in Git, and is `persist` in dvc.yaml, which keeps DVC from restor
 cache: so this stage runs wherever the results are new to a workspace.
 """
 
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 from stages.lib import paths
@@ -82,7 +84,10 @@ def publish(
 
     def publish_model(client: Any, run_id: str) -> None:
         limit = load_params("pack", PackParams).max_megapixels
-        model_id = log_served_model(client, run_id, paths.MODEL, paths.VERDICT_RULES, limit)
+        with TemporaryDirectory() as place:  # MLflow refuses links, which DVC may have made here
+            model = shutil.copytree(paths.MODEL, Path(place) / paths.MODEL.name)
+            rules = Path(shutil.copy(paths.VERDICT_RULES, place))
+            model_id = log_served_model(client, run_id, model, rules, limit)
         register(client, model_id, name, val, metric, value)
 
     tracker.attempt(publish_model)

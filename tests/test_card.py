@@ -1,14 +1,17 @@
 """The model card says what the files say, and nothing else."""
 
 import json
+from html import escape
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from stages.card import limits_of, pretraining, render, rules_of
+from stages.card import as_html, limits_of, pretraining, render, rules_of
 from stages.lib.evaluation.cross_sets import CROSS_COLUMNS
-from stages.lib.report.card import RESULTS, figures_of
+from stages.lib.evaluation.resampling import Interval
+from stages.lib.report.card import RESULTS, figures_of, fill, plain_markdown
+from stages.lib.score_files.comparison import Comparison
 
 CONFIG = {
     "model": "resnet18",
@@ -59,10 +62,10 @@ def test_the_html_card_is_whole_in_one_file(pipeline: Path) -> None:
         ("hub:a1_in1k", "yes"),
         ("hub:sw_in1k", "yes"),
         ("hub:miil_in1k_448", "yes"),
-        ("hub:fb_in22k_ft_in1k", "**no**"),
-        ("hub:in21k_ft_in1k", "**no**"),
-        ("hub:openai", "**no**"),
-        ("hub:ns_jft_in1k", "**no**"),
+        ("hub:fb_in22k_ft_in1k", "no"),
+        ("hub:in21k_ft_in1k", "no"),
+        ("hub:openai", "no"),
+        ("hub:ns_jft_in1k", "no"),
         ("hub:mae", "not known"),
         ("sha256:0123abcd", "not known"),
     ],
@@ -71,11 +74,12 @@ def test_pretraining_is_judged_by_the_weights_tag(initial_weights: str, verdict:
     assert pretraining(initial_weights)[0] == verdict
 
 
-@pytest.mark.parametrize(("count", "verdict"), [(200_000_000, "yes"), (200_000_001, "**no**")])
+@pytest.mark.parametrize(("count", "verdict"), [(200_000_000, "yes"), (200_000_001, "no")])
 def test_parameters_are_counted_against_the_rule(count: int, verdict: str) -> None:
     rules = rules_of(CONFIG | {"num_parameters": count})
     assert rules[0] == ("at most 200 M parameters", verdict, f"{count:,}")
-    assert f"| at most 200 M parameters | {verdict} | {count:,} |" in card(num_parameters=count)
+    shown = {"no": "**no**"}.get(verdict, verdict)
+    assert f"| at most 200 M parameters | {shown} | {count:,} |" in card(num_parameters=count)
 
 
 INTERVALS = pd.DataFrame(
@@ -166,7 +170,7 @@ def test_limits_name_the_shortcut_and_the_weakest_spots() -> None:
     text = "\n".join(limits_of(CONFIG, report, data, tables))
     assert "In val, num_bytes alone tells real from fake with AUC 0.920" in text
     assert "width" not in text
-    assert "`train.reencode` is off" in text
+    assert "train.reencode is off" in text
     assert "family=swap of val, AUC 0.7000 [0.6000, 0.8000]" in text
     assert "Weakest against blur at level 3" in text
     assert "worst Cross-AUC 0.4000, 0.9000 pooled" in text
@@ -185,3 +189,45 @@ def test_sets_are_crossed_in_a_square() -> None:
     text = card(cross=pd.DataFrame(rows, columns=CROSS_COLUMNS))
     assert "| AUC: reals of | fakes of val | fakes of NA |\n| --- | --- | --- |\n| val |" in text
     assert text.count("| 0.5000 [0.4000, 0.6000] | 0.5000 [0.4000, 0.6000] |\n") == 2
+
+
+NAMES = ["<img src=x onerror=alert(1)>", "a|b", "*a* _b_ `c` ~~d~~ $e$", "[x](javascript:f)",
+         "![x](http://x)", "<!-- ", "a\\|b", "R&D &lt;", "two\nlines",
+         "snake_case [0.1, 0.2]"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_the_data_are_shown_as_they_are_written(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever makes a data set names its families and sources; the card is Markdown and HTML."""
+    intervals = INTERVALS.replace({"slice": {"family=swap": f"family={name}"}})
+    split = {"real": 1, "fake": 2, "unlabelled": 0, "num_groups": 3, "families": {name: 2},
+             "shortcuts": {}}  # fmt: skip
+    data = DATA | {"splits": {"val": split}, "held_out": {name: 2}}
+    tables = {
+        "intervals": intervals, "operating_points": pd.DataFrame([POINT]),
+        "cross_auc": pd.DataFrame(columns=CROSS_COLUMNS), "robustness": pd.DataFrame(),
+        "verdicts": pd.DataFrame([VERDICTS]),
+    }  # fmt: skip
+    monkeypatch.setattr("stages.card.draw_all", lambda _: {})
+    monkeypatch.setattr("stages.card.read_tables", lambda _: {})
+    text = render(CONFIG | {"initial_weights": f"sha256:{name}"}, REPORT, data, tables)
+    page = as_html(text)
+    shown = escape(" ".join(name.split()))
+    assert f"<td>{shown} 2</td>" in page  # the families of a split
+    assert f"<td>family={shown}</td>" in page and f"slice: family={shown} of val" in page
+    assert f"held_out has them and the reals of val: {shown}." in page
+    assert f"<td>weights from a file, sha256:{shown}</td>" in page
+    assert "<img" not in page and "<a " not in page
+    assert "<" not in plain_markdown(name)
+
+
+def test_the_names_of_detectors_are_plain_in_the_comparison() -> None:
+    name = "<b>a|b"
+    one = Comparison("val", 5, 6, [(name, Interval(0.5, 0.4, 0.6))], pd.DataFrame())
+    text = fill("comparison.md.j2", comparisons=[one], sentences={"val": [f"{name} is better"]},
+                level=0.05, fewest=10, own=name, seen={"val": 2})  # fmt: skip
+    assert "| 1 | &lt;b&gt;a\\|b | 0.5000 [0.4000, 0.6000] |\n" in text
+    assert "- &lt;b&gt;a\\|b is better\n" in text
+    assert "- **&lt;b&gt;a\\|b was trained on 2 of the groups in val**" in text

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from stages.lib.core.labels import FAKE, REAL
+from stages.lib.core.params import read_yaml
 from tests.conftest import TINY, clone_project, draw_dataset, easy_pixels, readme_commands, run
 
 NUMBER = 24  # of clips or images of each class
@@ -133,6 +134,18 @@ def commands() -> list[str]:
     """Return the commands of data/README.md, and the first one with the competition's layout."""
     found = readme_commands("dvc exp run publish -S data.root=/data/faces")
     return [*found, found[0].replace("/data/faces", "/data/ffdi")]
+
+
+def test_a_path_with_any_letters_is_quoted_as_the_front_page_shows(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """The first stage alone runs, after DVC has written the path into params.yaml."""
+    _, quoted = readme_commands("dvc exp run publish -S data.root=/data/ffdi")
+    command = quoted.replace("publish", "check_names").replace("$HOME/", "$PLACE/it~ {is} = #1: ")
+    clone = clone_project(tmp_path_factory.mktemp("quoted"), TINY)
+    run("bash", "-c", command, cwd=clone, PLACE="/data")
+    expected = "/data/it~ {is} = #1: Gesichter für (alle) [2], 人脸"
+    assert read_yaml(clone / "params.yaml")["data"]["root"] == expected
 
 
 @pytest.mark.slow

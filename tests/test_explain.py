@@ -88,6 +88,8 @@ def test_a_sheet_has_picture_map_and_every_view_for_each_image() -> None:
     with Image.open(BytesIO(png)) as sheet:
         assert sheet.width > 500 and sheet.height > 300
     assert png == draw_sheet("title", rows)
+    label["family"] = "$\\frac$"  # no formula
+    draw_sheet("title", [Row(title_of(label), picture, seen, np.zeros((32, 32)))])
 
 
 def test_the_stage_writes_its_sheets_page_and_table(pipeline: Path) -> None:

@@ -12,6 +12,7 @@ from stages.lib.layouts.competition import competition_sets, read_list
 from stages.lib.layouts.image_set import file_of
 from tests.conftest import EXAMPLES
 
+LONG = "b.jpg,0\n" * 20_000  # more than Python's csv takes for one cell
 LIST = "img_name,target\na.jpg,1\n"
 
 
@@ -77,8 +78,9 @@ def test_an_incomplete_data_set_is_named(tmp_path: Path, names: list[str], words
         "\ufeffimg_name,target\r\na.jpg,1\r\nb.jpg,0\r\n",
         "img_name, target\n a.jpg , 1\n\nb.jpg,0",
         'img_name,target\n"a.jpg",1\nb.jpg,0\n\n',
+        "img_name,target,,\r\na.jpg,1,,\r\nb.jpg,0,,\r\n,,,\r\n,,,\r\n",
     ],
-    ids=["plain", "bom-crlf", "spaces-blank-lines", "quotes"],
+    ids=["plain", "bom-crlf", "spaces-blank-lines", "quotes", "excel"],
 )
 def test_a_list_is_read_in_its_order(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, text) == [("a.jpg", 1, None, None), ("b.jpg", 0, None, None)]
@@ -110,7 +112,8 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "labels.txt:1: header ''"),
+        ("", "labels.txt: is empty or begins with an empty line"),
+        ("img_name;target\na.jpg;1\n", "labels.txt: its cells are separated by semicolons; write"),
         ("img_name,target\n", "lists no image"),
         ("name,label\na.jpg,1\n", "header 'name,label', expected 'img_name,target[,"),
         ("img_name,target,family,family\na.jpg,1,x,y\n", "header 'img_name,target,family,family'"),
@@ -118,18 +121,21 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
         ("img_name,target\na.jpg,2\n", "labels.txt:2: target '2', expected 0"),
         ("img_name,target\na.jpg,\n", "labels.txt:2: target ''"),
         ("img_name,target\na.jpg,fake\n", "labels.txt:2: target 'fake'"),
-        ("img_name,target\na.jpg\n", "labels.txt:2: 1 fields, the header has 2"),
-        ("img_name,target\na.jpg,1,x\n", "labels.txt:2: 3 fields, the header has 2"),
+        ("img_name,target\na.jpg\n", "labels.txt:2: 1 cells, and the header has 2"),
+        ("img_name,target\na.jpg,1,x\n", "labels.txt:2: 3 cells, and the header has 2"),
         ("img_name,target\na.jpg,1\na.jpg,1\n", "labels.txt:3: 'a.jpg' is listed before, line 2, "
          "with the same target"),
         ("img_name,target\na.jpg,1\na.jpg,0\n", "line 2, with another target"),
         (b"\xff\xd8\xff\xe0\x00\x10JFIF", "not a CSV text file"),
-        ('img_name,target\n"a.jpg,1\nb.jpg,0\n', "labels.txt:3: not valid CSV: unexpected end"),
+        ('img_name,target\n"a.jpg,1\nb.jpg,0\n', "labels.txt:2: not valid CSV: a quote opens in"),
+        ('img_name,target\na.jpg,1\nb.jpg,"0\n', "labels.txt:3: not valid CSV: a quote opens in"),
+        ('img_name,target,family\na.jpg,1,"swap\nb.jpg,0,"\n', "labels.txt:2: not valid CSV: a qu"),
+        (f'img_name,target\na.jpg,"1\n{LONG}', "labels.txt:2: not valid CSV: a quote opens in"),
         ('img_name,target\n"a".jpg,1\n', "labels.txt:2: not valid CSV: ',' expected after"),
         (f"img_name,target\n{'a' * 999}/,1\n", "labels.txt:2: img_name 'aaa"),
         (f"img_name,target\n{'a' * 200_000},1\n", "labels.txt:2: not valid CSV: field larger"),
         (f"img_name,target\na.jpg,{'9' * 999}\n", "labels.txt:2: target '999"),
-        (f"img_name,target\na.jpg{',1' * 999}\n", "labels.txt:2: 1000 fields"),
+        (f"img_name,target\na.jpg{',1' * 999}\n", "labels.txt:2: 1000 cells"),
         (f"{'x' * 999},target\na.jpg,1\n", "labels.txt:1: header 'xxx"),
     ],
 )  # fmt: skip
@@ -164,7 +170,9 @@ def test_any_list_is_read_as_the_csv_module_reads_it_or_is_one_short_line(
         assert message.isprintable() and len(message) < 300
         return
     lines = content.decode("utf-8-sig").splitlines(keepends=True)
-    header, *expected = (row for row in csv.reader(lines, strict=True) if row)
+    header, *expected = csv.reader(lines, strict=True)
+    header = [name for at, name in enumerate(header) if any(map(str.strip, header[at:]))]
+    expected = [row for row in expected if any(map(str.strip, row))]
     places = {name.strip(): place for place, name in enumerate(header)}
     names = [row[places["img_name"]].strip() for row in expected]
     assert [row[0] for row in rows] == names

@@ -37,7 +37,8 @@ def test_words_in_names_of_folders() -> None:
         assert class_of(name) == 0, name
     for name in ("fake", "Fake", "1_fake", "manipulated_sequences", "ai_generated", "DEEPFAKES"):
         assert class_of(name) == 1, name
-    for name in ("real_vs_fake", "realistic", "images", "train", "anna", "01"):
+    for name in ("real_vs_fake", "realistic", "images", "train", "anna", "01", "video_1",
+                 "train_1", "\u975ereal", "unfake"):  # fmt: skip
         assert class_of(name) is None, name
     assert [set_of(name) for name in ("Train", "validation", "test_set", "training_fake")] == [
         "train", "val", "test", "train"]  # fmt: skip
@@ -54,7 +55,11 @@ def test_folders_tell_set_class_family_and_source(
         "data/train/.thumbnails/x.jpg",
     )  # fmt: skip
     sets = find(root)
-    assert capsys.readouterr().out == f"{root}: layout folders: 3 train, 2 val, 2 test\n"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{root}: left out 1 files that are neither pictures nor videos: 1 .txt",
+        f"{root}: passed over 1 hidden files and folders, thumbnails and the like",
+        f"{root}: layout folders: 3 train, 2 val, 2 test",
+    ]
     columns = ("target", "family", "source")
     assert rows(sets["train"], *columns) == {
         "data/train/fake/swap/deep/c.jpg": (1, "swap", ""), "data/train/real/a.jpg": (0, "", ""),
@@ -103,6 +108,8 @@ def test_a_tree_that_fits_no_layout_is_told_what_was_looked_for(
     assert len(str(caught.value).removeprefix(str(tmp_path))) < 300
     with pytest.raises(UserError, match="data.root = 'nowhere' is not a folder"):
         find(Path("nowhere"))
+    with pytest.raises(UserError, match="give the folder .*, and its whole path in place of ~"):
+        find(Path("~/faces"))
 
 
 def test_sets_for_training_and_for_evaluation(tmp_path: Path) -> None:
@@ -149,12 +156,12 @@ def test_a_manifest_is_read_in_every_form(tmp_path: Path, form: str) -> None:
 
 def test_a_manifest_has_columns_and_words_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(
-        f'file,class,made by\n{tmp_path}/x.jpg,AI-generated,"GAN, new"\n"odd\n.jpg",photo,NA\n'
+        f'file,class,made by\n{tmp_path}/x.jpg,AI-generated,"GAN, new"\nodd".jpg,photo,NA\n'
     )
     found = find(tmp_path, file="list.csv", path="file", label="class", family="made by",
                  labels={"photo": 0, "AI-generated": 1})  # fmt: skip
     assert rows(found["train"], "target", "family") == {
-        "x.jpg": (1, "GAN, new"), "odd\n.jpg": (0, "NA"),
+        "x.jpg": (1, "GAN, new"), 'odd".jpg': (0, "NA"),
     }  # fmt: skip
 
 
@@ -175,19 +182,65 @@ def test_labels_in_a_parquet_file_may_be_numbers(tmp_path: Path, values: list) -
         ),
         ("path,labels\na.jpg,0\n", r"no column 'label' \(data.manifest.label\); did you mean lab"),
         ("path,label,split\na.jpg,0,train\nb.jpg,0,later\n", "list.csv:3: split 'later', expected"),
-        ("path,label\na.jpg,0\na.jpg,1\n", "list.csv:3: 'a.jpg' is listed before, in row 1"),
+        ("path,label\na.jpg,0\na.jpg,1\n", r"list.csv:3: 'a.jpg' is listed before, list.csv:2"),
         ("path,label\na.jpg,0\nb.jpg,\n", "list.csv:3: no label, and the train set needs one"),
         ("path,label\na.jpg,0\n,1\n", "list.csv:3: no path"),
-        ("path,label\na.jpg\n", "cannot be read as .csv: CSV parse error: .*Expected 2 columns"),
+        ("path,label\na.jpg\n", "list.csv:2: 1 cells, and the header has 2"),
         ("path,label\n", "lists no image"),
-        ("", "cannot be read as .csv: Empty CSV file"),
+        ("", "list.csv: is empty or begins with an empty line"),
+        ("path;label\na.jpg;0\n", "list.csv: its cells are separated by semicolons; write commas"),
+        ("path,label\n,\na.jpg,0\n,,\nb.jpg,dog\n", "labels without a meaning: 'dog'"),
+        ("path,label\n,\n\nb.jpg,\n", "list.csv:4: no label"),
+        ('path,label,more\na.jpg,0,\nb.jpg,1,"swap\nc.jpg,1,\n', "list.csv:3: .* a quote opens"),
+        ('path,label,family\na.jpg,0,"x\nb.jpg,1,"\nc.jpg,1,\n', "list.csv:2: .* a quote opens"),
+        ('path,label\n"a\n.jpg",0\n', "list.csv:2: .* a quote opens"),
+        ("path,label\na\xff.jpg,0\n", "list.csv: not UTF-8; save it as CSV in UTF-8"),
     ],
 )
 def test_mistakes_in_a_manifest_are_one_line(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "list.csv").write_text(text)
+    (tmp_path / "list.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=words) as caught:
         find(tmp_path, "manifest", file="list.csv")
     assert len(str(caught.value).removeprefix(str(tmp_path))) < 300
+
+
+@pytest.mark.parametrize(
+    ("one", "zero"),
+    [("1", "0"), ("1.0", "0.0"), ("01", "00"), ("1e0", "-0"), ("+1", "0.00"), ("True", "FALSE")],
+)
+def test_a_number_means_what_was_said_of_it_in_every_spelling(
+    tmp_path: Path, one: str, zero: str
+) -> None:
+    (tmp_path / "list.csv").write_text(f"path,label\na.jpg,{one}\nb.jpg,{zero}\n")
+    for labels, expected in (({}, (1, 0)), ({0: 1, 1: 0}, (0, 1)), ({False: 1, True: 0}, (0, 1)),
+                             ({"0.0": 1, "1.": 0}, (0, 1)), ({1: 0}, (0, 0))):  # fmt: skip
+        found = rows(find(tmp_path, file="list.csv", labels=labels)["train"], "target")
+        assert (found["a.jpg"][0], found["b.jpg"][0]) == expected
+
+
+def test_a_label_that_is_no_number_of_the_two_is_refused(tmp_path: Path) -> None:
+    words = ["1_0", "2", "1,0", "0x1", "nan", "1e999999999"]
+    pd.DataFrame({"path": words, "label": words}).to_csv(tmp_path / "list.csv", index=False)
+    with pytest.raises(UserError, match="'0x1', '1,0', '1_0', '1e999999999', '2', 'nan'; say in"):
+        find(tmp_path, file="list.csv", labels={0: 1, 1: 0})
+    with pytest.raises(UserError, match="labels: '01' is there twice, in two spellings"):
+        find(tmp_path, file="list.csv", labels={1: 0, "01": 1})
+
+
+@pytest.mark.parametrize("column", ["path", "label", "family"])
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_a_line_break_in_a_typed_manifest_is_refused(
+    tmp_path: Path, form: str, column: str
+) -> None:
+    table = pd.DataFrame({"path": ["a.jpg", "b.jpg"], "label": "real", "family": ""})
+    table.loc[1, column] += "\n"
+    file = tmp_path / f"list.{form}"
+    table.to_parquet(file) if form == "parquet" else table.to_json(
+        file, orient="records", lines=True
+    )
+    at = "parquet: row 2" if form == "parquet" else "jsonl:2"
+    with pytest.raises(UserError, match=f"list.{at}: .* take it out of the column {column}"):
+        find(tmp_path, file=file.name)
 
 
 def test_a_manifest_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -251,6 +304,77 @@ def test_faceforensics_has_the_splits_and_pairs_of_its_authors(
                   "manipulated_sequences/New/c40/videos/033_097.mp4")  # fmt: skip
     with pytest.raises(UserError, match="has the compressions c40, raw; leave one, such as c23"):
         find(other)
+
+
+def test_frames_of_faceforensics_are_found_in_images_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, fake = "original_sequences/youtube/c23", "manipulated_sequences/Deepfakes/c23"
+    root = touch(
+        tmp_path, f"{real}/images/033/0000.png", f"{real}/097/0000.png", f"{real}/0000.png",
+        f"{fake}/images/033_097/0000.png", f"{fake}/masks/033_097/0000.png",
+        f"{fake}/masks/1.png", "manipulated_sequences/@eaDir/x",
+    )  # fmt: skip
+    assert rows(find(root)["train"], "target", "given_group", "video") == {
+        f"{real}/images/033/0000.png": (0, "033_097", f"{real}/images/033"),
+        f"{real}/097/0000.png": (0, "033_097", f"{real}/097"),
+        f"{fake}/images/033_097/0000.png": (1, "033_097", f"{fake}/images/033_097"),
+    }
+    assert "left out 3 pictures and videos in folders in which this" in capsys.readouterr().out
+    touch(root, f"{real}/frames/033/0000.png")
+    with pytest.raises(UserError, match=r"the frames of 033 twice, in .*/frames/033 and .*/images"):
+        find(root)
+
+
+def test_faceforensics_as_kaggle_has_it(tmp_path: Path) -> None:
+    root = touch(tmp_path, "original/033.mp4", "original/097.mp4", "Deepfakes/033_097.mp4",
+                 "Face2Face/097_033.mp4", "DeepFakeDetection/01_02__talk.mp4",
+                 "csv/FF++_Metadata.csv")  # fmt: skip
+    assert rows(find(root)["train"], "target", "family", "source", "given_group") == {
+        "original/033.mp4": (0, "", "original", "033_097"),
+        "original/097.mp4": (0, "", "original", "033_097"),
+        "Deepfakes/033_097.mp4": (1, "Deepfakes", "", "033_097"),
+        "Face2Face/097_033.mp4": (1, "Face2Face", "", "033_097"),
+        "DeepFakeDetection/01_02__talk.mp4": (1, "DeepFakeDetection", "", "01"),
+    }
+    other = touch(tmp_path / "other", "original/a.jpg", "Deepfakes/b.jpg")
+    assert rows(find(other)["train"], "target") == {
+        "Deepfakes/b.jpg": (1,), "original/a.jpg": (0,)}  # fmt: skip
+
+
+def test_pairs_by_name_are_groups_in_folders_and_manifests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = touch(tmp_path, "train/real/033.mp4", "val/real/097/000.png", "train/real/001.mp4",
+                 "train/fake/033_097/001.png", "train/fake/x_1.mp4")  # fmt: skip
+    sets = find(root)
+    groups = {name: group for one in sets.values()
+              for name, (group,) in rows(one, "given_group").items()}  # fmt: skip
+    assert groups == {
+        "train/real/033.mp4": "033_097", "val/real/097/000.png": "033_097",
+        "train/fake/033_097/001.png": "033_097", "train/real/001.mp4": "", "train/fake/x_1.mp4": "",
+    }  # fmt: skip
+    assert "3 files have names as in FaceForensics++" in capsys.readouterr().out
+    (root / "list.csv").write_text(
+        "path,label,group,video\na/033.mp4,real,,\nb/033_097.mp4,fake,mine,\nc/1.png,fake,,097_033\n"
+    )
+    assert rows(find(root, file="list.csv")["train"], "given_group") == {
+        "a/033.mp4": ("033_097",), "b/033_097.mp4": ("mine",), "c/1.png": ("033_097",)}  # fmt: skip
+    capsys.readouterr()
+    find(touch(tmp_path / "numbers", "real/001.jpg", "fake/002_003.jpg"))
+    assert "FaceForensics" not in capsys.readouterr().out
+
+
+def test_frames_of_celeb_df_may_lie_in_folders_of_clips(tmp_path: Path) -> None:
+    root = touch(tmp_path, "Celeb-real/id0_0000/0.png", "YouTube-real/00170/0.png",
+                 "Celeb-synthesis/id0_id1_0000/0.png")  # fmt: skip
+    (root / "List_of_testing_videos.txt").write_text("1 YouTube-real/00170\n")
+    sets = find(root)
+    assert rows(sets["train"], "given_group", "video") == {
+        "Celeb-real/id0_0000/0.png": ("Celeb/id0", "Celeb-real/id0_0000"),
+        "Celeb-synthesis/id0_id1_0000/0.png": ("Celeb/id0", "Celeb-synthesis/id0_id1_0000"),
+    }
+    assert list(rows(sets["test"])) == ["YouTube-real/00170/0.png"]
 
 
 def test_celeb_df_has_its_list_in_which_1_means_real(tmp_path: Path) -> None:
@@ -331,6 +455,16 @@ def test_the_lists_of_deepfakebench(tmp_path: Path) -> None:
     assert rows(find(tmp_path)["test"], "target", "given_group") == {
         "r.png": (0, "Celeb-DF-v2/id3"), "f.png": (1, "Celeb-DF-v2/id3"),
     }  # fmt: skip
+    for label, target in (("whichisreal_Fake", 1), ("whichisreal_Real", 0), ("FF-DF", 1),
+                          ("DFDCP_FakeA", 1), ("sd2.0_Fake", 1), ("DF_1.0_real", 0)):  # fmt: skip
+        named = {"DF40": {label: {"train": {"a": {"frames": ["a.png"]}}}}}
+        (tmp_path / "FaceForensics++.json").write_text(json.dumps(named))
+        assert rows(find(tmp_path)["train"], "target") == {"a.png": (target,)}, label
+    for label in ("whichisreal", "unreal", "real_fake", "RealA"):
+        named = {"DF40": {label: {"train": {"a": {"frames": ["a.png"]}}}}}
+        (tmp_path / "FaceForensics++.json").write_text(json.dumps(named))
+        with pytest.raises(UserError, match=f"the label '{label}' does not say whether"):
+            find(tmp_path)
     with pytest.raises(UserError, match="needs one list of DeepfakeBench, has none"):
         find(tmp_path / "..", "deepfakebench")
 
@@ -356,6 +490,72 @@ def test_names_of_persons_and_wrappers_decide_nothing(tmp_path: Path) -> None:
     assert [target for (target,) in rows(find(shards)["train"], "target").values()] == [1, 0, 0]
     with pytest.raises(UserError, match="2 of 2 files of no clear set or class"):
         find(touch(tmp_path / "odd", "real/fake/a.jpg", "fake/real/a.jpg"))
+
+
+def test_a_number_in_the_name_of_a_folder_is_no_class_beside_words(tmp_path: Path) -> None:
+    for number, name in enumerate(("", "video_", "train_")):
+        root = touch(tmp_path / str(number), f"real/{name}0/a.jpg", f"real/{name}1/b.jpg",
+                     f"fake/{name}0/c.jpg", f"fake/{name}1/d.jpg")  # fmt: skip
+        found = rows(find(root)["train"], "target")
+        assert {Path(path).name: target for path, (target,) in found.items()} == {
+            "a.jpg": 0, "b.jpg": 0, "c.jpg": 1, "d.jpg": 1}  # fmt: skip
+    with pytest.raises(UserError, match="tell one class alone, and the folders 0 and 1 both"):
+        find(touch(tmp_path / "odd", "deepfakes/0/a.jpg", "deepfakes/1/b.jpg"))
+
+
+def test_a_set_word_beside_others_is_not_taken_for_training(tmp_path: Path) -> None:
+    clear = touch(tmp_path / "a", "train_val/real/1.jpg", "train_val/fake/2.jpg")
+    assert len(find(clear)["train"].rows) == 2
+    with pytest.raises(UserError, match="1 of 3 files of no clear set .*: val_2/real/3.jpg"):
+        find(touch(tmp_path / "b", "train/real/1.jpg", "train/fake/2.jpg", "val_2/real/3.jpg"))
+
+
+DROPPINGS = ["@eaDir/1.jpg/SYNOPHOTO_THUMB_XL.jpg", "._1.jpg", ".thumbnails/1.jpg",
+             "__MACOSX/real/._1.jpg", "#recycle/1.jpg", ".Trash-1000/1.jpg", "lost+found/1.jpg",
+             "$RECYCLE.BIN/1.jpg", ".AppleDouble/1.jpg", "THUMBS.DB"]  # fmt: skip
+
+
+def test_droppings_are_no_pictures_and_others_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = [
+        f"@eaDir/.root/real/{name}" for name in DROPPINGS
+    ]  # the folder itself may have any name
+    root = touch(tmp_path, *inside, "@eaDir/.root/real/1.jpg", "@eaDir/.root/fake/2.jpg",
+                 "@eaDir/.root/real/3.mpg", "@eaDir/.root/4", "@eaDir/.root/5")  # fmt: skip
+    root = root / "@eaDir/.root"
+    assert list(rows(find(root)["train"])) == ["fake/2.jpg", "real/1.jpg"]
+    out = capsys.readouterr().out
+    assert ("left out 3 files that are neither pictures nor videos: "
+            "2 without a suffix, 1 .mpg") in out  # fmt: skip
+    assert "passed over 10 hidden files and folders" in out
+
+
+def test_droppings_are_no_layout(tmp_path: Path) -> None:
+    root = touch(tmp_path, "train/real/1.jpg", "train/fake/2.jpg", "testset/.DS_Store",
+                 "#recycle/original_sequences/x", "#recycle/manipulated_sequences/x",
+                 "#recycle/metadata.json")  # fmt: skip
+    (root / "#recycle/metadata.json").write_text('{"a.mp4": {"label": "REAL"}}')
+    assert len(find(root)["train"].rows) == 2
+
+
+def test_a_line_break_in_the_name_of_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'real/a\\nb.jpg' has a line break in it; rename it"):
+        find(touch(tmp_path, "real/a\nb.jpg", "fake/c.jpg"))
+
+
+@pytest.mark.parametrize("content", ['{"label": ["real"], "n": 2}', '{"1.jpg": {"label": "x"}}'])
+def test_a_metadata_json_of_something_else_is_no_dfdc(tmp_path: Path, content: str) -> None:
+    root = touch(tmp_path, "train/real/1.jpg", "train/fake/2.jpg")
+    (root / "metadata.json").write_text(content)
+    assert len(find(root)["train"].rows) == 2
+
+
+def test_a_layout_without_images_names_the_parameter(tmp_path: Path) -> None:
+    root = touch(tmp_path, "original_sequences/youtube/c23/a/b/1.png",
+                 "manipulated_sequences/Deepfakes/c23/a/b/1.png")  # fmt: skip
+    with pytest.raises(UserError, match="no images in the layout faceforensics; .* data.layout"):
+        find(root)
 
 
 def test_many_folders_of_a_class_are_persons_or_videos(tmp_path: Path) -> None:

@@ -324,6 +324,42 @@ def test_a_link_that_leaves_its_folder_is_a_bad_image_unless_that_is_allowed(
         assert pd.isna(errors[1])
 
 
+@pytest.mark.parametrize("place", ["files/md5/ab", "ab"])
+def test_links_of_dvc_into_its_cache_are_no_way_out_and_others_are(
+    workspace: Path, tmp_path_factory: pytest.TempPathFactory, place: str
+) -> None:
+    """The cache is on another disk, as `dvc cache dir --local` says."""
+    write_train(workspace, {f"{i}.jpg": encoded(i) for i in range(7)})
+    cache, elsewhere = (tmp_path_factory.mktemp(name) for name in ("cache", "elsewhere"))
+    (workspace / ".dvc").mkdir()
+    (workspace / ".dvc/config").write_text(
+        f"[core]\n    no_scm = true\n[cache]\n    dir = {cache}\n"
+    )
+    (elsewhere / "secret.jpg").write_bytes(encoded(9))
+    digest, folder = "0123456789" * 3, workspace / TRAIN
+    targets = {
+        "0.jpg": cache / place / digest, "1.jpg": cache / place / "notes.jpg",
+        "2.jpg": elsewhere / "secret.jpg", "3.jpg": elsewhere / place / digest,
+        "4.jpg": cache / place / f"{digest[:-1]}f",
+    }  # fmt: skip
+    for target in targets.values():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target != elsewhere / "secret.jpg":
+            target.write_bytes(encoded(3))
+    targets["4.jpg"].unlink()
+    targets["4.jpg"].symlink_to(elsewhere / "secret.jpg")  # a way out of the cache
+    targets["5.jpg"] = Path("4.jpg")
+    for name, target in targets.items():
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+    packing.dvc_cache.cache_clear()
+    pack.main()
+    packing.dvc_cache.cache_clear()
+    errors = read_facts(workspace / "data/packed/train")["error"]
+    assert errors.isna().tolist() == [True, False, False, False, False, False, True]
+    assert set(errors.dropna()) == {"outside of the data set's folder (see pack.outside)"}
+
+
 def test_images_are_packed_once_after_a_run_that_was_stopped(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

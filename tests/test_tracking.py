@@ -38,6 +38,14 @@ def finish() -> None:
         stage()
 
 
+def link_as_dvc_does(folder: Path, cache: Path) -> None:
+    """Put links in the place of the files of a folder, as DVC does with a cache on another disk."""
+    folder.rename(cache)
+    folder.mkdir()
+    for file in cache.iterdir():
+        (folder / file.name).symlink_to(file)
+
+
 def test_a_store_that_cannot_be_made_stops_nothing(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,6 +67,7 @@ def test_training_goes_on_without_mlflow_and_is_mirrored_later(
     assert (workspace / "data/model/weights.safetensors").is_file()
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    link_as_dvc_does(workspace / "data/model", workspace / "cache")
     finish()
     (mirrored,) = runs_of(client_of(workspace))
     history = pd.read_csv(workspace / "data/model/history.csv")

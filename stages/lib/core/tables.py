@@ -27,6 +27,11 @@ def read_table(path: Path, types: dict[str, str] | None = None) -> pd.DataFrame:
     for column in types or ():
         if column not in table:
             raise UserError(f"{path}: no column {column}; {remedy}")
+    for column in table.select_dtypes(["str", "object"]):
+        broken = table[column].str.contains("[\r\n]", regex=True, na=False)
+        if broken.any():  # a stray quote makes one cell of all rows up to the next one
+            line = int(broken.to_numpy().argmax()) + 2
+            raise UserError(f"{path}:{line}: damaged: {column} has a line break in it; {remedy}")
     return table
 
 

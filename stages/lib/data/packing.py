@@ -1,6 +1,8 @@
 """Packing an image set: the bytes of its files in a few large files, and one row of facts each."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -21,6 +23,9 @@ from stages.lib.layouts.clips import spread
 from stages.lib.layouts.image_set import ImageSet, file_of, is_video
 
 IMAGES_PER_BATCH = 256
+CACHED_FILE = re.compile(
+    "(files/md5/)?[0-9a-f]{2}/[0-9a-f]{30}"
+)  # of DVC, since version 3 and before
 
 
 def pack_images(image_set: ImageSet, folder: Path, params: PackParams) -> None:
@@ -90,14 +95,43 @@ def _read_in_batches(
 
 
 def _leaves(folder: Path, path: Path) -> bool:
-    """Return whether a file is outside of the folder, by its name or by a link."""
-    real = path.resolve() if path.is_symlink() else _real(path.parent.absolute()) / path.name
-    return not real.is_relative_to(_real(folder.absolute()))
+    """Return whether a file is outside of the folder, by its name or by a link.
+
+    A link in the folder that DVC has put in the place of a file, into its cache, is no way out.
+    """
+    parent, inside = _real(path.parent.absolute()), _real(folder.absolute())
+    if not path.is_symlink():
+        return not parent.is_relative_to(inside)
+    real = path.resolve()
+    return not (real.is_relative_to(inside)
+                or (parent.is_relative_to(inside) and _is_cached_by_dvc(real)))  # fmt: skip
 
 
 @cache
 def _real(folder: Path) -> Path:
     return folder.resolve()
+
+
+def _is_cached_by_dvc(file: Path) -> bool:
+    """Return whether a file is one that the cache of this repository has under its digest."""
+    cache_folder = dvc_cache()
+    return (
+        cache_folder is not None
+        and file.is_relative_to(cache_folder)
+        and CACHED_FILE.fullmatch(file.relative_to(cache_folder).as_posix()) is not None
+    )
+
+
+@cache
+def dvc_cache() -> Path | None:
+    """Return the folder of DVC's cache, None outside of a repository of DVC.
+
+    DVC's command knows what all its configuration files say. It takes a second, so it is asked
+    once, and only where a link leaves the data set.
+    """
+    command = [sys.executable, "-m", "dvc", "cache", "dir"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return Path(done.stdout.strip()).resolve() if done.returncode == 0 else None
 
 
 def read_file(folder: Path, row: dict[str, Any], params: PackParams) -> list[Packed]:

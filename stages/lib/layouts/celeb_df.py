@@ -3,17 +3,17 @@
     Celeb-real/id0_0000.mp4    YouTube-real/00000.mp4    Celeb-synthesis/id0_id1_0000.mp4
     List_of_testing_videos.txt    `1 YouTube-real/00170.mp4`; 1 means real there
 
-`Celeb-real/frames/id0_0000/*.png` may stand beside or in place of the videos. All videos of a
-person, and the fakes that show this person's head with another face, are one group. What the list
-does not name is for training.
+`Celeb-real/frames/id0_0000/*.png`, or the same without `frames`, may stand beside or in place of
+the videos. All videos of a person, and the fakes that show this person's head with another face,
+are one group. What the list does not name is for training.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
 from stages.lib.layouts.clips import find_clips
-from stages.lib.layouts.image_set import ImageSet, Row, sets_of
+from stages.lib.layouts.image_set import ImageSet, LeftOut, Row, sets_of
 
 FOLDERS = {"Celeb-real": REAL, "YouTube-real": REAL, "Celeb-synthesis": FAKE}
 LIST = "List_of_testing_videos.txt"
@@ -24,14 +24,14 @@ def is_celeb_df(root: Path) -> bool:
     return all((root / name).is_dir() for name in ("Celeb-real", "Celeb-synthesis"))
 
 
-def celeb_df_sets(root: Path) -> dict[str, ImageSet]:
+def celeb_df_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
     """Return the sets train and test; raises UserError for a damaged list."""
     testing = _testing(root / LIST)
     rows: dict[str, list[Row]] = {"train": [], "test": []}
     found_clips = set()
     for folder, target in FOLDERS.items():
         column = "family" if target == FAKE else "source"
-        for clip, found in find_clips(root, folder).items():
+        for clip, found in find_clips(root, folder, left_out).items():
             person = clip.split("_")[0] if clip.startswith("id") else clip
             more = {"target": target, column: folder, "given_group": f"{folder[:5]}/{person}"}
             found_clips.add(f"{folder}/{clip}")
@@ -56,5 +56,5 @@ def _testing(file: Path) -> set[str]:
         label, _, path = line.strip().partition(" ")
         if label not in ("0", "1") or "/" not in path:
             raise UserError(f"{file}:{number}: '{short(line)}', expected `1 Folder/video.mp4`")
-        found.add(path.strip().rpartition(".")[0])
+        found.add(PurePosixPath(path.strip()).with_suffix("").as_posix())
     return found

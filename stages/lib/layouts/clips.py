@@ -2,23 +2,30 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 
+import pandas as pd
+
 from stages.lib.core.errors import UserError, short
-from stages.lib.layouts.image_set import Row, is_video, media_files
+from stages.lib.core.labels import FAKE, REAL
+from stages.lib.layouts.image_set import LeftOut, Row, is_video, media_files
+
+FRAME_FOLDERS = ("frames", "images")
+NO_CLIPS = ("videos", "masks", "landmarks")
 
 
-def find_clips(root: Path, folder: str) -> dict[str, list[Row]]:
+def find_clips(root: Path, folder: str, left_out: LeftOut) -> dict[str, list[Row]]:
     """Return the rows of each clip in a folder, by the clip's name: one video, or its frames.
 
-    A clip is `[videos/]NAME.mp4`, or the images in `frames/NAME/`; frames count where both are
-    there. folder: relative to root, from which the names of the rows start.
+    A clip is `[videos/]NAME.mp4`, or the images in `[frames/ or images/]NAME/`; frames count where
+    both are there. folder: relative to root, from which the names of the rows start. left_out
+    counts other files. Raises UserError where a clip is there twice.
     """
     videos: dict[str, list[Row]] = {}
     frames: dict[str, list[Row]] = defaultdict(list)
-    for path in media_files(root / folder) if (root / folder).is_dir() else ():
+    for path in media_files(root / folder, left_out) if (root / folder).is_dir() else ():
         *inside, file = path.split("/")
         name = (PurePosixPath(folder) / path).as_posix()
         if is_video(file) and inside in ([], ["videos"]):
@@ -26,10 +33,23 @@ def find_clips(root: Path, folder: str) -> dict[str, list[Row]]:
             if stem in videos:
                 raise UserError(f"{root / folder}: has two videos named {short(stem)}; remove one")
             videos[stem] = [{"img_name": name}]
-        elif not is_video(file) and inside[:1] == ["frames"] and len(inside) == 2:
-            video = (PurePosixPath(folder) / "frames" / inside[1]).as_posix()
-            frames[inside[1]].append({"img_name": name, "video": video})
+        elif not is_video(file) and _is_clip(inside):
+            video = (PurePosixPath(folder) / "/".join(inside)).as_posix()
+            frames[inside[-1]].append({"img_name": name, "video": video})
+        else:
+            left_out.num_elsewhere += 1
+    for clip, rows in frames.items():
+        if len(places := {str(row["video"]) for row in rows}) > 1:
+            raise UserError(f"{root}: has the frames of {short(clip)} twice, in "
+                            f"{short(' and '.join(sorted(places)), 200)}; remove one")  # fmt: skip
     return videos | frames
+
+
+def _is_clip(inside: Sequence[str]) -> bool:
+    """Return whether the folders between that of the clips and a picture are those of a clip."""
+    if len(inside) == 2 and inside[0] in FRAME_FOLDERS:
+        return True
+    return len(inside) == 1 and inside[0] not in (*FRAME_FOLDERS, *NO_CLIPS)
 
 
 def pairs_in(clips: Iterable[str]) -> dict[str, str]:
@@ -40,6 +60,31 @@ def pairs_in(clips: Iterable[str]) -> dict[str, str]:
             numbers = sorted(clip.split("_"))
             pairs |= dict.fromkeys([clip, *numbers], "_".join(numbers))
     return pairs
+
+
+def pair_groups(rows: pd.DataFrame) -> pd.Series:
+    """Return the pair of each row whose file is named as in FaceForensics++, else nothing.
+
+    A fake 033_097 and the reals 033 and 097 are of the pair 033_097.
+    """
+    clips = pd.Series(map(_clip_name, rows["img_name"], rows["video"]), rows.index, dtype="str")
+    reals = set(clips[rows["target"] == REAL].dropna())
+    fakes = clips[rows["target"] == FAKE].dropna().unique()
+    pairs = pairs_in(clip for clip in fakes if "_" in clip and reals & set(clip.split("_")))
+    return clips.map(pairs).astype("str")
+
+
+def _clip_name(name: str, video: object) -> str | None:
+    """Return the name of a clip as FaceForensics++ has it: three digits, or two times three.
+
+    The name of a frame is a number too, so that of its folder or video comes first.
+    """
+    places = [PurePosixPath(name).parent.name]
+    if isinstance(video, str):
+        places += [PurePosixPath(video).name, PurePosixPath(video).stem]
+    else:
+        places += [PurePosixPath(name).stem]
+    return next((one for one in places if re.fullmatch(r"\d{3}(_\d{3})?", one)), None)
 
 
 @cache

@@ -9,16 +9,16 @@ training set must be there. A list may have more columns: `family` (the method o
 (the collection that an image is from), `group` (images of one person, video or source share it).
 """
 
-import csv
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
 
 import pandas as pd
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
-from stages.lib.layouts.image_set import SET_NAMES, ImageSet, table_of
+from stages.lib.core.lists import read_rows
+from stages.lib.core.passed_over import is_dropping
+from stages.lib.layouts.image_set import SET_NAMES, ImageSet, Row, table_of
 
 OPTIONAL_COLUMNS = ("family", "source", "group")
 
@@ -40,10 +40,14 @@ def is_competition(root: Path) -> bool:
                       for table in (_LISTS, _FOLDERS))  # fmt: skip
     places = [root / place for place in (".", *sorted(_PLACES))]
     return any((at / name).is_file() for at in places for name in lists) or any(
-        (at / name).is_dir() and any(path.is_file() for path in (at / name).iterdir())
+        (at / name).is_dir() and any(map(_is_image_file, (at / name).iterdir()))
         for at in places
         for name in folders
     )
+
+
+def _is_image_file(path: Path) -> bool:
+    return path.is_file() and not is_dropping(PurePath(path.name))
 
 
 def competition_sets(root: Path) -> dict[str, ImageSet]:
@@ -65,7 +69,8 @@ def competition_sets(root: Path) -> dict[str, ImageSet]:
             wanted = folders if list_file else lists
             raise UserError(
                 f"{root}: the {name} set has no {'image folder' if list_file else 'list'}; "
-                f"expected one of {', '.join(str(path.relative_to(root)) for path in wanted)}"
+                f"expected one of {', '.join(str(path.relative_to(root)) for path in wanted)}; set "
+                "data.layout if this is another data set"
             )
     return sets
 
@@ -79,19 +84,17 @@ def _only_one(found: list[Path], name: str, what: str) -> Path | None:
 def read_list(path: Path, name: str) -> pd.DataFrame:
     """Read and check the list of a set; return the columns of ROW_TYPES. name: of the set.
 
-    Raises UserError naming file and line for broken quotes, a wrong header, a target that is
+    Raises UserError as read_rows does, and with the line for a wrong header, a target that is
     neither 0 nor 1, a name that is not a plain file name, or a name that is there twice.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            header = [column.strip() for column in next(reader, [])]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = read_rows(file, str(path))
+            _, header = next(table, (1, []))
             _check_header(header, path, name)
-            rows = list(_checked_rows(reader, header, path))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not a CSV text file in UTF-8: {short(error)}") from None
-        except csv.Error as error:
-            raise UserError(f"{path}:{reader.line_num}: not valid CSV: {short(error)}") from None
+            rows = list(_checked_rows(table, header, path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a CSV text file in UTF-8: {short(error)}") from None
     if not rows:
         raise UserError(f"{path}: lists no image")
     return table_of(rows)
@@ -113,19 +116,13 @@ def _check_header(header: list[str], path: Path, name: str) -> None:
 
 
 def _checked_rows(
-    reader: Any, header: list[str], path: Path
-) -> Iterator[dict[str, str | int | None]]:
-    """Yield the columns of ROW_TYPES for each row of a csv.reader."""
+    table: Iterator[tuple[int, list[str]]], header: list[str], path: Path
+) -> Iterator[Row]:
+    """Yield the columns of ROW_TYPES for each row of a list."""
     first_seen: dict[str, tuple[int, str | None]] = {}
-    for row in reader:
-        if not row:
-            continue
-        where = f"{path}:{reader.line_num}"
-        if len(row) != len(header):
-            raise UserError(
-                f"{where}: {len(row)} fields, the header has {len(header)}: {short(row)}"
-            )
-        cells = dict(zip(header, (cell.strip() for cell in row), strict=True))
+    for number, row in table:
+        where = f"{path}:{number}"
+        cells = dict(zip(header, row, strict=True))
         name, target = cells["img_name"], cells.get("target")
         if name in ("", ".", "..") or any(mark in name for mark in ("/", "\\", "\0", ":")):
             raise UserError(f"{where}: img_name '{short(name)}' is not a plain file name")
@@ -137,7 +134,7 @@ def _checked_rows(
             raise UserError(
                 f"{where}: '{short(name)}' is listed before, line {line}, with {how} target"
             )
-        first_seen[name] = (reader.line_num, target)
+        first_seen[name] = (number, target)
         yield {
             "img_name": name,
             "target": None if target is None else int(target),

@@ -4,8 +4,8 @@
                                 {"label": "FF-DF", "frames": ["FaceForensics++/.../000.png"]}}}}}}
 
 A list lies in the folder that the paths of the frames start from. The compression is there for
-FaceForensics++ alone; c23 counts, or else the first. A label with `real` in it is that of reals;
-any other one is the family of fakes.
+FaceForensics++ alone; c23 counts, or else the first. A label with the word `real` is that of reals;
+any other one is the family of fakes, also `whichisreal_Fake`.
 """
 
 import json
@@ -18,7 +18,7 @@ from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
 from stages.lib.layouts.clips import pairs_in
 from stages.lib.layouts.image_set import SET_NAMES, ImageSet, Row, sets_of
-from stages.lib.layouts.words import SET_WORDS
+from stages.lib.layouts.words import SET_WORDS, class_of_label
 
 PREFERRED = "c23"
 LARGEST = 500_000_000  # bytes of a list
@@ -46,7 +46,7 @@ def deepfakebench_sets(root: Path) -> dict[str, ImageSet]:
     rows: dict[str, list[Row]] = {name: [] for name in SET_NAMES}
     for data_set, labels in found.items():
         for label, splits in labels.items():
-            target = REAL if "real" in label.lower() else FAKE
+            target = _target(label, lists[0])
             for split, part in splits.items():
                 for clip, frames in _clips(part):
                     group = pairs.get(clip) or _person(clip)
@@ -58,6 +58,18 @@ def deepfakebench_sets(root: Path) -> dict[str, ImageSet]:
                     ]
     _take_out(rows, root)
     return sets_of(root, rows)
+
+
+def _target(label: str, file: Path) -> int:
+    """Return the class of a label; raises UserError where it may be either."""
+    try:
+        found = class_of_label(label)
+    except ValueError:
+        raise UserError(
+            f"{file}: the label '{short(label)}' does not say whether it is that of reals or fakes;"
+            " write it with _Real or _Fake at its end"
+        ) from None
+    return FAKE if found is None else found
 
 
 def _take_out(rows: dict[str, list[Row]], root: Path) -> None:

@@ -8,31 +8,43 @@ have `is_fake` in place of `label`.
 """  # noqa: E501
 
 import json
+import re
 from pathlib import Path
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
 from stages.lib.layouts.clips import find_clips
-from stages.lib.layouts.image_set import SET_NAMES, ImageSet, Row, sets_of
+from stages.lib.layouts.image_set import (
+    SET_NAMES,
+    VIDEO_SUFFIXES,
+    ImageSet,
+    LeftOut,
+    Row,
+    folders_in,
+    sets_of,
+)
 from stages.lib.layouts.words import SET_WORDS, set_of
 
 FILE = "metadata.json"
+# How the file begins: with the name of a video and what is said of it.
+_SUFFIXES = "|".join(re.escape(suffix) for suffix in sorted(VIDEO_SUFFIXES))
+BEGINNING = re.compile(rf'\s*{{\s*"[^"]+({_SUFFIXES})"\s*:\s*{{'.encode(), re.IGNORECASE)
 LABELS = {"REAL": REAL, "FAKE": FAKE, "0": REAL, "1": FAKE}
 
 
 def is_dfdc(root: Path) -> bool:
     """Return whether a folder, or one inside it, has a metadata.json with labels of videos."""
-    return any(b'"is_fake"' in start or b'"label"' in start
+    return any(BEGINNING.match(start) and (b'"is_fake"' in start or b'"label"' in start)
                for file in _files(root) if (start := _start(file)))  # fmt: skip
 
 
-def dfdc_sets(root: Path) -> dict[str, ImageSet]:
+def dfdc_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
     """Return the sets under root; raises UserError for a damaged file."""
     rows: dict[str, list[Row]] = {name: [] for name in SET_NAMES}
     num_gone, num_unnamed = 0, 0
     for file in _files(root):
         folder = file.parent.relative_to(root).as_posix()
-        clips, named = find_clips(root, folder), _read(file)
+        clips, named = find_clips(root, folder, left_out), _read(file)
         for name, facts in named.items():
             target, set_name = _meaning(file, name, facts)
             found = clips.pop(Path(name).stem, [])
@@ -41,6 +53,7 @@ def dfdc_sets(root: Path) -> dict[str, ImageSet]:
                     "given_group": str(facts.get("original") or name)}  # fmt: skip
             rows[set_name] += [row | more for row in found]
         num_unnamed += len(clips)
+        left_out.suffixes.subtract({file.suffix: 1})  # which has just been read
     if num_gone or num_unnamed:
         print(f"{root}: left out {num_gone} videos that a {FILE} names and its folder lacks, and "
               f"{num_unnamed} that none names", flush=True)  # fmt: skip
@@ -65,7 +78,8 @@ def _start(file: Path) -> bytes:
 
 
 def _files(root: Path) -> list[Path]:
-    return [file for file in (root / FILE, *sorted(root.glob(f"*/{FILE}"))) if file.is_file()]
+    places = [root, *folders_in(root)]
+    return [place / FILE for place in places if (place / FILE).is_file()]
 
 
 def _read(file: Path) -> dict[str, dict[str, str | int]]:
@@ -75,4 +89,7 @@ def _read(file: Path) -> dict[str, dict[str, str | int]]:
             return found
     except ValueError as error:
         raise UserError(f"{file}: not JSON: {short(error)}; unpack it again") from None
-    raise UserError(f"{file}: not one object for each video; unpack the data set again")
+    raise UserError(
+        f"{file}: not one object for each video; unpack the data set again, or set data.layout "
+        "if it is another one"
+    )

@@ -4,56 +4,75 @@
     manipulated_sequences/Deepfakes/c23/videos/033_097.mp4    and the other methods
     train.json, val.json, test.json                           here or in splits/
 
-`frames/033/*.png` may stand beside or in place of `videos`. The lists are those of the authors:
-pairs of numbers. Both videos of a pair and all fakes made from them are one group. Without lists
-all clips are of the training set, and the names of fakes tell the pairs. Of several compressions
-c23 counts.
+or as Kaggle has its videos of one compression: `original/033.mp4`, `Deepfakes/033_097.mp4` ...
+`frames/033/*.png` or `images/033/*.png` may stand beside or in place of `videos`. The lists are
+those of the authors: pairs of numbers. Both videos of a pair and all fakes made from them are one
+group. Without lists all clips are of the training set, and the names of fakes tell the pairs. Of
+several compressions c23 counts.
 """
 
 import json
+import re
 from pathlib import Path
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
 from stages.lib.layouts.clips import find_clips, pairs_in
-from stages.lib.layouts.image_set import SET_NAMES, ImageSet, Row, sets_of
+from stages.lib.layouts.image_set import SET_NAMES, ImageSet, LeftOut, Row, folders_in, sets_of
 
 ORIGINAL, MANIPULATED = "original_sequences", "manipulated_sequences"
+KAGGLE_ORIGINAL = "original"
+KAGGLE_METHODS = ("Deepfakes", "Face2Face", "FaceShifter", "FaceSwap", "NeuralTextures",
+                  "DeepFakeDetection")  # fmt: skip
 PREFERRED = "c23"
 COMPRESSIONS = ("raw", "c0", "c23", "c40")
 
 
 def is_faceforensics(root: Path) -> bool:
-    """Return whether a folder has the two folders of this data set."""
+    """Return whether a folder has the two folders of this data set, or those of Kaggle."""
+    return _is_as_unpacked(root) or any(
+        re.fullmatch(r"\d{3}_\d{3}", path.stem)
+        for method in KAGGLE_METHODS
+        if (root / KAGGLE_ORIGINAL).is_dir() and (root / method).is_dir()
+        for path in (root / method).iterdir()
+    )
+
+
+def _is_as_unpacked(root: Path) -> bool:
     return (root / ORIGINAL).is_dir() and (root / MANIPULATED).is_dir()
 
 
-def faceforensics_sets(root: Path) -> dict[str, ImageSet]:
+def faceforensics_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
     """Return the sets under root; raises UserError for a list that is none of the authors'."""
     pairs = _pairs(root)
-    methods = [path for kind in (ORIGINAL, MANIPULATED)
-               for path in sorted((root / kind).iterdir()) if path.is_dir()]  # fmt: skip
-    compression = _compression(root, methods)
+    if _is_as_unpacked(root):
+        methods = [path for kind in (ORIGINAL, MANIPULATED) for path in folders_in(root / kind)]
+        below = f"/{_compression(root, methods)}"
+    else:
+        names = (KAGGLE_ORIGINAL, *KAGGLE_METHODS)
+        methods, below = [root / name for name in names if (root / name).is_dir()], ""
     clips = [
         (method, clip, found) for method in methods for clip, found in
-        find_clips(root, f"{method.parent.name}/{method.name}/{compression}").items()
+        find_clips(root, f"{method.relative_to(root).as_posix()}{below}", left_out).items()
     ]  # fmt: skip
     by_name = pairs_in(clip for _, clip, _ in clips)
     rows: dict[str, list[Row]] = {name: [] for name in SET_NAMES}
-    left_out = 0
+    num_unlisted = 0
     for method, clip, found in clips:
         number = clip.split("_")[0]
         if pairs and number not in pairs:
-            left_out += len(found)
+            num_unlisted += len(found)
             continue
         own = number if "__" in clip else clip  # of the DeepFakeDetection part: the actor
         set_name, group = pairs.get(number, ("train", by_name.get(clip, own)))
-        is_fake = method.parent.name == MANIPULATED
+        is_fake = method.parent.name == MANIPULATED or method.name in KAGGLE_METHODS
         more = {"target": FAKE if is_fake else REAL, "given_group": group,
                 "family" if is_fake else "source": method.name}  # fmt: skip
         rows[set_name] += [row | more for row in found]
-    if left_out:
-        print(f"{root}: left out {left_out} files that no list of the authors names", flush=True)
+    if num_unlisted:
+        print(
+            f"{root}: left out {num_unlisted} files that no list of the authors names", flush=True
+        )
     return sets_of(root, rows)
 
 

@@ -10,13 +10,20 @@ folders for sets, all images are of the training set.
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from stages.lib.core.errors import UserError, short
-from stages.lib.core.labels import FAKE, REAL
-from stages.lib.layouts.image_set import SET_NAMES, ImageSet, Row, media_files, sets_of
-from stages.lib.layouts.words import class_of, is_digit, set_of
+from stages.lib.core.labels import FAKE
+from stages.lib.layouts.image_set import (
+    SET_NAMES,
+    ImageSet,
+    LeftOut,
+    Row,
+    media_files,
+    sets_of,
+)
+from stages.lib.layouts.words import class_of, has_set_word, is_digit, set_of
 
 MOST_FAMILIES = 30
 FRAME = re.compile(r"(frame|img|image)?[ _-]?\d+", re.IGNORECASE)
@@ -26,17 +33,19 @@ EXPECTED = (
 )
 
 
-def folder_sets(root: Path) -> dict[str, ImageSet]:
+def folder_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
     """Return the sets under root; raises UserError where the names of folders do not tell."""
-    paths = list(media_files(root))
-    wrappers = _wrappers(paths)
+    paths = list(media_files(root, left_out))
+    used = {path.rpartition("/")[0] for path in paths}
+    classes = _classes(used, root)
+    has_sets = any(set_of(name) for folder in used for name in folder.split("/"))
     rows: dict[str, list[Row]] = {name: [] for name in SET_NAMES}
     unclear: list[str] = []
     below: dict[tuple[str, int], list[tuple[Row, list[str]]]] = defaultdict(list)
     for path in paths:
         folders = path.split("/")[:-1]
-        class_at = _class_at(folders, wrappers)
-        set_name = _set_name(folders, class_at)
+        class_at = classes.get("/".join(folders))
+        set_name = _set_name(folders, class_at, has_sets)
         target = None if class_at is None else class_of(folders[class_at])
         row: Row = {"img_name": path, "target": target}
         if set_name is None or (target is None and set_name != "test"):
@@ -59,37 +68,59 @@ def folder_sets(root: Path) -> dict[str, ImageSet]:
     return sets_of(root, rows)
 
 
-def _wrappers(paths: Sequence[str]) -> set[str]:
-    """Return folders with folders of both classes in them: their own names say nothing."""
+def _classes(folders: Collection[str], root: Path) -> dict[str, int | None]:
+    """Return which part of the path of a folder says the class; None: two say different ones.
+
+    folders: those with files; the result lacks those of which no part says a class. Words go before
+    digits: the `1` in `real/1` is a number where `fake` is there too. Raises UserError where words
+    tell one class alone, and digits both.
+    """
+    words, digits = (_told(folders, kind) for kind in (False, True))
+    by_words, by_digits = ({class_of(folder.split("/")[at]) for folder, at in found.items()
+                            if at is not None} for found in (words, digits))  # fmt: skip
+    if len(by_words) == 1 and len(by_digits) == 2:
+        raise UserError(
+            f"{root}: words in the names of its folders tell one class alone, and the folders 0 "
+            "and 1 both; give the folder with 0 and 1 in it, or name those real and fake"
+        )
+    return digits | words
+
+
+def _told(folders: Collection[str], in_digits: bool) -> dict[str, int | None]:
+    """Return what _classes does, of digits alone or of words alone.
+
+    A folder with folders of both classes in it says nothing by its own name.
+    """
+    found: dict[str, list[tuple[int, str, int]]] = {}
     inside: dict[str, set[int]] = defaultdict(set)
-    for folder in {path.rpartition("/")[0] for path in paths}:
+    for folder in folders:
         names = folder.split("/")
-        for at, name in enumerate(names):
-            target = class_of(name)
-            if target is not None:
-                for end in range(1, at + 1):
-                    inside["/".join(names[:end])].add(target)
-    return {folder for folder, found in inside.items() if found == {REAL, FAKE}}
+        classes = [(at, class_of(name)) for at, name in enumerate(names)
+                   if is_digit(name) == in_digits]  # fmt: skip
+        found[folder] = [(at, "/".join(names[: at + 1]), target) for at, target in classes
+                         if target is not None]  # fmt: skip
+        for number, (_, outer, _) in enumerate(found[folder]):
+            inside[outer] |= {target for _, _, target in found[folder][number + 1 :]}
+    result: dict[str, int | None] = {}
+    for folder, places in found.items():
+        clear = [(at, target) for at, outer, target in places if len(inside[outer]) < 2]
+        if clear:
+            same = len({target for _, target in clear}) == 1
+            result[folder] = clear[0][0] if same else None
+    return result
 
 
-def _class_at(folders: Sequence[str], wrappers: set[str]) -> int | None:
-    """Return which of the folders says the class; None: none does, or two say different ones."""
-    found = [
-        at for at, name in enumerate(folders)
-        if class_of(name) is not None and "/".join(folders[: at + 1]) not in wrappers
-    ]  # fmt: skip
-    found = [at for at in found if not is_digit(folders[at])] or found
-    same = len({class_of(folders[at]) for at in found}) == 1
-    return found[0] if same else None
+def _set_name(folders: Sequence[str], class_at: int | None, has_sets: bool) -> str | None:
+    """Return the set that folders say, train where none does; None: it is not clear.
 
-
-def _set_name(folders: Sequence[str], class_at: int | None) -> str | None:
-    """Return the set that folders say, train where none does; None: two say different ones.
-
-    Only folders down to the one below that of the class count.
+    Only folders down to the one below that of the class count. It is not clear where two say
+    different sets, or where a name such as `val_2` has the word of a set among others, and other
+    files are in folders of clear sets.
     """
     end = len(folders) if class_at is None else class_at + 2
     found = {name for folder in folders[:end] if (name := set_of(folder))}
+    if not found and has_sets and any(map(has_set_word, folders[:class_at])):
+        return None
     return found.pop() if len(found) == 1 else None if found else "train"
 
 

@@ -1,5 +1,8 @@
 """What the cards of detectors have in common: their parts, and limits that the figures show."""
 
+import re
+from dataclasses import is_dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +14,43 @@ RESULTS = {"auc": "AUC", "video_auc": "AUC of whole videos", "tpr_at_fpr_1e-2": 
            "balanced_accuracy": "balanced accuracy", "log_loss": "log loss",
            "brier": "Brier score", "ece": "ECE",
            "ece_scaled": "ECE after temperature scaling"}  # fmt: skip
+# What Markdown does not show as it is. Brackets do no harm, unless they make a link; nor does the
+# underscore in a word.
+MARKS = re.compile(r"[\\`*|~$]|(?<=\])\(|(?<![^\W_])_|_(?![^\W_])")
 Tables = dict[str, pd.DataFrame]
 
 
 def fill(template: str, **content: Any) -> str:
-    """Return a page in Markdown; template: the name of a file beside this one."""
+    """Return a page in Markdown; template: the name of a file beside this one.
+
+    All text in the content is plain: a name of the data that looks like Markdown or HTML is shown
+    as it is written. What is Markdown stands in the templates.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    return environment.get_template(template).render(content)
+    return environment.get_template(template).render(_plain(content))
+
+
+def _plain(content: Any) -> Any:
+    """Return the content of a page with every text in it, also keys, by plain_markdown."""
+    if isinstance(content, str):
+        return plain_markdown(content)
+    if isinstance(content, pd.Series):
+        content = content.to_dict()
+    if is_dataclass(content):
+        content = vars(content)
+    if isinstance(content, dict):
+        return {_plain(name): _plain(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    return content
+
+
+def plain_markdown(text: str) -> str:
+    """Return Markdown that shows the text as it is, in one line, also in a cell of a table."""
+    return escape(MARKS.sub(r"\\\g<0>", " ".join(text.split())), quote=False)
 
 
 def figures_of(report: dict[str, Any], tables: Tables) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from stages.lib.report.forensics import FORENSIC_VIEWS, middle_of, white_level
 from stages.lib.report.html import as_png
 
-TITLE = {"fontsize": 7, "y": 1.0}
+TITLE = {"fontsize": 7, "y": 1.0, "parse_math": False}  # a name of a family may have dollars
 HOW_TO_READ = """
 <p>Each row is one picture. <b>heatmap</b>: red speaks for fake, blue for real, by how much
 covering the place moves the log-odds; covering a part of a real face may itself look like a

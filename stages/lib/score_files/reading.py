@@ -1,6 +1,5 @@
 """Reading a score file of any detector: which columns it has, and one checked number per row."""
 
-import csv
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stages.lib.core.errors import UserError, did_you_mean, short
+from stages.lib.core.lists import read_rows
 
 NAME_COLUMNS = ("img_name", "name", "path", "file", "filename", "image")
 SCORE_COLUMNS = ("logit", "score", "prediction", "probability", "p_fake", "fake")
@@ -18,7 +18,6 @@ SCALES = ("probability", "logit", "any")
 SCALE_OF_COLUMN = {"logit": "logit", "probability": "probability", "p_fake": "probability",
                    "score": "probability"}  # fmt: skip
 POLARITIES = ("fake", "real")  # which class has the higher numbers
-OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
 BEYOND = 746.0  # the logit of a probability of 0 or 1: further out than that of any other number
 
 
@@ -67,24 +66,16 @@ def read_score_file(request: Request) -> ScoreFile:
     path = request.path
     try:
         content = path.read_bytes()  # once, and as a whole: it may be a pipe
-        reader = csv.reader(StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        lines = StringIO(content.decode("utf-8-sig"), newline="")
     except UnicodeDecodeError:
         raise UserError(f"{shown(path)}: not UTF-8; save it as CSV in UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{shown(path)}: {short(reason)}; name a CSV file with scores") from None
-    try:
-        header = [cell.strip() for cell in next(reader, [])]
-        if not header:
-            raise UserError(f"{shown(path)}: is empty or begins with an empty line; begin it with "
-                            "the names of the columns")  # fmt: skip
-        columns, scale = _find_columns(header, request)
-        rows = list(_rows(reader, header, columns, scale, request))
-    except csv.Error as error:
-        raise UserError(
-            f"{shown(path)}:{reader.line_num}: not valid CSV: {short(error)}; write one row per "
-            "image, with commas"
-        ) from None
+    table = read_rows(lines, shown(path))
+    _, header = next(table, (1, []))
+    columns, scale = _find_columns(header, request)
+    rows = list(_rows(table, header, columns, scale, request))
     if not rows:
         raise UserError(f"{shown(path)}: has no row; write one row per image under the header")
     return ScoreFile(request, columns, scale, hashlib.sha256(content).hexdigest(), rows)
@@ -93,9 +84,6 @@ def read_score_file(request: Request) -> ScoreFile:
 def _find_columns(header: list[str], request: Request) -> tuple[tuple[str, str], str]:
     """Return the columns of the names and the scores, and the scale."""
     file = shown(request.path)
-    for mark, words in OTHER_SEPARATORS.items():
-        if len(header) == 1 and mark in header[0]:
-            raise UserError(f"{file}: its cells are separated by {words}; write commas")
     for column in request.more:
         if header.count(column) != 1:
             raise UserError(f"{file}: needs one column {column}, has {header.count(column)}; write "
@@ -137,31 +125,25 @@ def _find(
 
 
 def _rows(
-    reader: Iterator[list[str]], header: list[str], columns: tuple[str, str], scale: str,
+    table: Iterator[tuple[int, list[str]]], header: list[str], columns: tuple[str, str], scale: str,
     request: Request,
 ) -> Iterator[Row]:  # fmt: skip
-    """Yield the rows of a file; blank lines are passed over."""
+    """Yield the rows of a file."""
     of_name, of_score = (header.index(column) for column in columns)
     of_set = header.index(SET_COLUMN) if SET_COLUMN in header else None
     of_more = [header.index(column) for column in request.more]
-    for cells in reader:
-        if not cells:
-            continue
-        line: int = reader.line_num  # pyrefly: ignore[missing-attribute]
+    for line, cells in table:
         at = f"{shown(request.path)}:{line}"
-        if len(cells) != len(header):
-            raise UserError(f"{at}: {len(cells)} cells, and the header has {len(header)}; "
-                            "give each row one cell per column")  # fmt: skip
-        name = cells[of_name].strip()
+        name = cells[of_name]
         if not name:
             raise UserError(f"{at}: the cell {short(columns[0])} is empty; name an image")
         value = _number(cells[of_score], scale, f"{at}: {short(columns[1])}")
         value = _logit(value) if scale == "probability" else value
         yield Row(
             line, name,
-            set=cells[of_set].strip() if of_set is not None else "",
+            set=cells[of_set] if of_set is not None else "",
             value=value if request.higher == "fake" else -value,
-            more=tuple(cells[place].strip() for place in of_more),
+            more=tuple(cells[place] for place in of_more),
         )  # fmt: skip
 
 
@@ -174,7 +156,7 @@ def _logit(probability: float) -> float:
 
 def _number(cell: str, scale: str, at: str) -> float:
     """Return the number in a cell; raises UserError that begins with `at`."""
-    if not cell.strip():
+    if not cell:
         raise UserError(f"{at} is empty; remove the row where there is no score (see --missing)")
     try:
         value = math.nan if "_" in cell else float(cell)  # Python would read 1_0 as 10
