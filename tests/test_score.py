@@ -178,16 +178,53 @@ def test_the_end_of_the_program_is_told_but_a_stop_goes_through() -> None:
         CallableDetector("det:score", stopped, "logit").score([picture(0)])
 
 
-def test_the_command_ends_with_1_where_a_module_ends_the_program(place: Path) -> None:
+def test_a_module_that_ends_the_program_is_one_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (place / "det.py").write_text("import argparse\nargparse.ArgumentParser().parse_args()\n")
+    words = r"det:lst: cannot be imported: it ended the program by sys.exit\(2\).* put it under `if"
+    refused(words, lambda: call(monkeypatch, "det:lst", "--out", "a.csv"))
+
+
+def test_the_command_ends_with_1_where_a_detector_ends_the_process(place: Path) -> None:
+    (place / "det.py").write_text("import os\ndef score(pictures): os._exit(0)\n")
     done = subprocess.run(
-        [sys.executable, "-m", "stages.tools.score", "det:lst", "--out", "a.csv"],
+        [sys.executable, "-m", "stages.tools.score", "det:score", "--out", "a.csv"],
         capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""},
     )  # fmt: skip
     assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: det:lst: cannot be imported: it ended the program by sys.exit(2")
-    assert 'put it under `if __name__ == "__main__":`' in last
+    assert done.stderr.startswith("error: the detector's code ended the program")
+    assert written(place) - {"__pycache__"} == {"det.py"}
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "words"),
+    [
+        ("pass", 0, ""),
+        ("raise UserError('a: b; c')", 1, "error: a: b; c\n"),
+        ("sys.exit(7)", 7, ""),
+        ("os._exit(9)", 9, ""),
+        ("ctypes.CDLL(None).exit(0)", 1, "error: the detector's code ended the program"),
+        ("os.execv(sys.executable, ['python', '-c', ''])", 1, "error: the detector's code ended"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "error: ended by signal 9\n"),
+        ("os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)", 143, ""),
+        ("os.killpg(0, signal.SIGINT); time.sleep(60)", 130, "stopped by Ctrl-C\n"),
+    ],
+)
+def test_a_command_in_its_own_process_ends_as_its_code_says(
+    body: str, code: int, words: str
+) -> None:
+    program = (
+        "import ctypes, os, signal, sys, time\n"
+        "from stages.lib.core.errors import UserError\n"
+        "from stages.lib.score_files.own_process import run_in_own_process\n"
+        f"def main(): {body}\n"
+        "run_in_own_process(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          cwd=ROOT, start_new_session=True)  # fmt: skip
+    assert done.returncode == code and done.stderr.startswith(words)
+    assert words or not done.stderr
 
 
 def test_a_file_in_place_of_a_module_is_told() -> None:

@@ -3,12 +3,15 @@
 import shutil
 import struct
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import av
 import numpy as np
 import pandas as pd
 import pytest
+from av.stream import Disposition
+from PIL import Image
 
 from stages import pack
 from stages.lib.core.labels import FAKE, REAL
@@ -97,6 +100,93 @@ def test_a_turned_or_mirrored_video_is_shown_as_players_do(
     )
     assert np.array_equal(found, shown(plain))
     assert not np.array_equal(plain, plain[:, ::-1]) and not np.array_equal(plain, plain[::-1])
+
+
+FILM, COVER = ("libx264", (160, 120), 12), ("mjpeg", (640, 480), 1)
+Track = tuple[str, tuple[int, int], int]  # codec, size and number of frames
+
+
+def write_tracks(path: Path, tracks: list[Track], default: int | None = None) -> Path:
+    """Write a file with several videos, of which one may be the default one."""
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream(codec, rate=25) for codec, _, _ in tracks]
+        for number, (stream, (codec, size, _)) in enumerate(zip(streams, tracks, strict=True)):
+            assert isinstance(stream, av.VideoStream)
+            stream.width, stream.height = size
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            if default is not None:
+                stream.disposition = Disposition(number == default)
+        for stream, (_, (width, height), count) in zip(streams, tracks, strict=True):
+            assert isinstance(stream, av.VideoStream)
+            grey = np.full((height, width, 3), 99, np.uint8)
+            for _ in range(count):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+            container.mux(stream.encode())
+    return path
+
+
+def write_sound(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        assert isinstance(stream, av.AudioStream)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.float32), "fltp", "mono")
+        frame.rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def box(kind: bytes, *parts: bytes) -> bytes:
+    """Return a box of an MP4 file."""
+    content = b"".join(parts)
+    return struct.pack(">I", len(content) + 8) + kind + content
+
+
+def with_cover(path: Path) -> Path:
+    """Put a cover picture into an MP4 file, as music and download programs do."""
+    picture = BytesIO()
+    Image.new("RGB", (100, 80), "lime").save(picture, "JPEG")
+    data = box(b"data", struct.pack(">II", 13, 0), picture.getvalue())
+    handler = box(b"hdlr", bytes(8), b"mdirappl", bytes(9))
+    cover = box(b"udta", box(b"meta", bytes(4), handler, box(b"ilst", box(b"covr", data))))
+    content = path.read_bytes()
+    place = content.rindex(b"moov") - 4  # the last box, so no offset changes
+    path.write_bytes(content[:place] + box(b"moov", cover, content[place + 8 :]))
+    return path
+
+
+def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
+    write_video(tmp_path / "film.mp4", 12)
+    found = read_frames(with_cover(tmp_path / "film.mp4"), 4, None)
+    assert len(found) == 4 and {read_picture(one.content).size for one in found} == {(160, 120)}
+    with pytest.raises(UnusableImage, match="no video in this file"):
+        read_frames(with_cover(write_sound(tmp_path / "sound.mp4")), 4, None)
+    with pytest.raises(UnusableImage, match="no video in this file"):
+        read_frames(write_sound(tmp_path / "sound.mov"), 4, None)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_of_several_videos_the_one_that_moves_is_read(tmp_path: Path, suffix: str) -> None:
+    """A cover may be a track like any other one."""
+    for tracks in ([COVER, FILM], [FILM, COVER]):
+        found = read_frames(write_tracks(tmp_path / f"a.{suffix}", tracks), 4, None)
+        assert len(found) == 4 and {one.codec for one in found} == {"h264"}
+    (only,) = read_frames(write_tracks(tmp_path / f"b.{suffix}", [COVER]), 4, None)
+    assert read_picture(only.content).size == (640, 480)
+
+
+def test_of_several_videos_the_default_one_is_read_and_else_the_largest(tmp_path: Path) -> None:
+    tracks = [FILM, ("libx264", (320, 240), 9), ("libx264", (80, 60), 9)]
+    for default, size in ((0, (160, 120)), (1, (320, 240)), (2, (80, 60)), (9, (320, 240))):
+        path = write_tracks(tmp_path / f"{default}.mkv", tracks, default)
+        assert read_picture(read_frames(path, 1, None)[0].content).size == size
+
+
+def test_a_video_of_an_unknown_codec_has_a_reason(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(write_video(path).replace(b"avc1", b"zzzz"))
+    with pytest.raises(UnusableImage, match="a video of a codec that is not known here"):
+        read_frames(path, 4, None)
 
 
 def test_a_bad_video_has_a_reason(tmp_path: Path) -> None:

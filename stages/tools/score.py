@@ -30,7 +30,6 @@ from stages.lib.core.packed_images import PackedImages
 from stages.lib.core.params import load_params
 from stages.lib.core.pictures import UnusableImage, read_picture
 from stages.lib.core.progress import progress_bar
-from stages.lib.core.running import run_command
 from stages.lib.detector.runtime import keep_freed_memory
 from stages.lib.prediction.params import PredictParams
 from stages.lib.prediction.perturbations import (
@@ -41,6 +40,7 @@ from stages.lib.prediction.perturbations import (
 )
 from stages.lib.score_files.callables import SCALES, CallableDetector, load_callable
 from stages.lib.score_files.matching import JUDGED_SPLITS
+from stages.lib.score_files.own_process import run_in_own_process
 from stages.lib.verdict.command import Parser, count
 
 ROW_BYTES = 200  # of one image or variant in a file, about
@@ -171,4 +171,4 @@ def pictures_of(labels: pd.DataFrame) -> Iterator[np.ndarray]:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_in_own_process(main)

@@ -1,14 +1,16 @@
-"""Writing outputs whole or not at all, and digests of files."""
+"""Reading files that may be anything, writing outputs whole or not at all, digests of files."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, BinaryIO
 
 from stages.lib.core.errors import UserError
 
@@ -72,6 +74,22 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def read_json(path: Path) -> Any:
     """Read what write_json wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read; raises OSError for all that is no regular file, also through a link.
+
+    A pipe that nobody writes would wait for ever, and a device such as /dev/zero never ends.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has none
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "no regular file", path)
 
 
 def sha256_of(*paths: Path) -> str:

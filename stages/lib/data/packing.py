@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
+from stages.lib.core.files import open_regular
 from stages.lib.core.packed_images import FACTS_FILE
 from stages.lib.core.pictures import UnusableImage
 from stages.lib.core.progress import progress_bar
@@ -147,7 +148,8 @@ def read_file(folder: Path, row: dict[str, Any], params: PackParams) -> list[Pac
         if is_video(row["img_name"]):
             found = _frames(path, row, params)
         else:
-            content = path.read_bytes()
+            with open_regular(path) as file:
+                content = file.read()
             found = [(content, row | image_facts(content, params.max_pixels, params.find_faces))]
         more = {
             "file": row["img_name"], "file_bytes": status.st_size,

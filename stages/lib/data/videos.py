@@ -1,23 +1,27 @@
 """Frames of videos, evenly spread, as PNG files: without another loss of quality."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Disposition
 from PIL import Image
 
 from stages.lib.core.errors import short
+from stages.lib.core.files import open_regular
 from stages.lib.core.pictures import UnusableImage
 from stages.lib.layouts.clips import spread
 
 # Other formats are lists, by which a file could name others.
 ONLY_VIDEOS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"}
+STILLS = Disposition.attached_pic | Disposition.timed_thumbnails
 PNG_LEVEL = 1  # of zlib: three times faster than 6 and 10 % larger
 
 
@@ -34,42 +38,68 @@ class Frame:
 def read_frames(path: Path, wanted: int, max_pixels: int | None) -> list[Frame]:
     """Return at most `wanted` frames of a video file, evenly spread.
 
-    Raises UnusableImage where it is no video, has no frame, or one with too many pixels. A video
-    that is cut off gives frames of what can be decoded.
+    Raises UnusableImage where it is no video, has no frame, or one with too many pixels, and
+    OSError where it cannot be opened. A video that is cut off gives frames of what can be decoded.
     """
-    try:
-        with av.open(str(path), options=ONLY_VIDEOS) as container:
-            if not container.streams.video:
-                raise UnusableImage("no video in this file")
-            stream = container.streams.video[0]
-            size = stream.codec_context.width, stream.codec_context.height
-            if max_pixels and size[0] * size[1] > max_pixels:
-                raise UnusableImage(
-                    f"{size[0]} x {size[1]} pixels are more than max_megapixels, "
-                    f"{max_pixels / 1e6:g}"
-                )
-            numbers = set(spread(_count(path), wanted))
-            found = list(_decoded(container, stream, numbers))
-    except UnusableImage:
-        raise
-    except (av.FFmpegError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UnusableImage(f"damaged video: {short(reason, 100)}") from None
+    with open_regular(path) as file:  # FFmpeg itself would wait for a pipe
+        try:
+            found = _read_frames(file, wanted, max_pixels)
+        except UnusableImage:
+            raise
+        except (av.FFmpegError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UnusableImage(f"damaged video: {short(reason, 100)}") from None
     if not found:
         raise UnusableImage("a video without a frame that can be decoded")
     return found
 
 
-def _count(path: Path) -> int:
-    """Return how many frames a video file has, by its packets: its header can be wrong."""
-    with av.open(str(path), options=ONLY_VIDEOS) as container:
-        count = 0
-        try:
-            for packet in container.demux(video=0):
-                count += bool(packet.size)
-        except av.FFmpegError:  # cut off: what came before counts
-            pass
-    return count
+def _read_frames(file: BinaryIO, wanted: int, max_pixels: int | None) -> list[Frame]:
+    with _opened(file) as container:
+        counts = _count(container)
+    with _opened(file) as container:
+        stream = max(_films(container), key=lambda film: _rank(film, counts[film.index]))
+        if not stream.codec_context:
+            raise UnusableImage("a video of a codec that is not known here")
+        size = stream.codec_context.width, stream.codec_context.height
+        if max_pixels and size[0] * size[1] > max_pixels:
+            raise UnusableImage(
+                f"{size[0]} x {size[1]} pixels are more than max_megapixels, {max_pixels / 1e6:g}"
+            )
+        numbers = set(spread(counts[stream.index], wanted))
+        return list(_decoded(container, stream, numbers))
+
+
+def _opened(file: BinaryIO) -> InputContainer:
+    """Open a video that is open as a file, by its descriptor."""
+    file.seek(0)
+    return av.open("fd:", "r", options=ONLY_VIDEOS | {"fd": str(file.fileno())})
+
+
+def _films(container: InputContainer) -> list[av.VideoStream]:
+    """Return the videos in a file; raises UnusableImage where there is none.
+
+    Its cover picture and the thumbnails of its chapters are such streams too, often the first ones.
+    """
+    films = [one for one in container.streams.video if not one.disposition & STILLS]
+    if not films:
+        raise UnusableImage("no video in this file")
+    return films
+
+
+def _rank(film: av.VideoStream, count: int) -> tuple[bool, bool, int]:
+    """Return what the one that players show has more of: it moves, is the default, is large."""
+    size = film.width * film.height if film.codec_context else 0
+    return count > 1, bool(film.disposition & Disposition.default), size
+
+
+def _count(container: InputContainer) -> Counter[int]:
+    """Return how many frames each video in a file has, by its packets: its header can be wrong."""
+    counts, packets = Counter[int](), container.demux(_films(container))
+    with suppress(av.FFmpegError):  # cut off: what came before counts
+        for packet in packets:
+            counts[packet.stream.index] += bool(packet.size)
+    return counts
 
 
 def _decoded(

