@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 from stages.lib import paths
 from stages.lib.core.files import fresh_folder, read_json, write_text
 from stages.lib.core.running import run_stage
+from stages.lib.core.scores import read_evaluation
 from stages.lib.core.tables import read_tables
 from stages.lib.report import html
 from stages.lib.report.card import (
@@ -37,8 +38,9 @@ OTHER_DATA = r"in12k|in21k|in22k|inw21k|_ft_|laion|clip|jft|ig1b|yfcc|openai|web
 
 def main() -> None:
     """Write the card as Markdown and as HTML."""
-    config, report, data = map(read_json, (paths.CONFIG, paths.EVALUATION, paths.DATA_REPORT))
-    text = render(config, report, data, read_tables(paths.TABLES))
+    config = read_json(paths.CONFIG, "preprocessing", "num_parameters", "initial_weights")
+    data = read_json(paths.DATA_REPORT, "generated_sample", "duplicates")
+    text = render(config, read_evaluation(), data, read_tables(paths.TABLES))
     write_text(paths.CARD, text)
     with fresh_folder(paths.CARD_PAGE.parent) as folder:
         write_text(folder / paths.CARD_PAGE.name, as_html(text))

@@ -17,10 +17,11 @@ from typing import Any
 import pandas as pd
 
 from stages.lib import paths
+from stages.lib.core.digests import write_folder_digests
 from stages.lib.core.files import fresh_folder, read_json, write_text
 from stages.lib.core.params import load_params
 from stages.lib.core.running import run_stage
-from stages.lib.core.tables import read_table, write_table
+from stages.lib.core.tables import read_history, write_table
 from stages.lib.evaluation.curves import make_curves, severities
 from stages.lib.evaluation.judging import (
     SIGNIFICANT_DIGITS,
@@ -49,31 +50,38 @@ def main() -> None:
     sets = labelled_sets()
     calibration = labelled_scores("calibration")
     judged, tables = judge(sets, calibration, params)
-    report = {"weights": read_json(paths.CONFIG)["weights_sha256"][:WEIGHTS_DIGITS]} | judged
-    rules = make_rules(calibration, report, params)
+    config = read_json(paths.CONFIG, "weights_sha256", "trained_on")
+    report = {"weights": config["weights_sha256"][:WEIGHTS_DIGITS]} | judged
+    rules = make_rules(config, calibration, report, params)
     tables["verdicts"] = verdict_table(sets, rules, params)
     report["verdicts"] = summarise_verdicts(tables["verdicts"])
     curves = make_curves(sets["val"], report["threshold"])
-    curves["history"] = read_table(paths.HISTORY)
+    curves["history"] = read_history()
     add_robustness(report, tables, perturbed_scores(sets["val"]))
     if len(tables["robustness"]):
         curves["robustness"] = severities(tables["robustness"])
     with fresh_folder(paths.PLOTS) as folder:
         for name, curve in curves.items():
             write_table(curve.round(SIGNIFICANT_DIGITS), folder / f"{name}.csv")
+        write_folder_digests(folder)
     with fresh_folder(paths.TABLES) as folder:
         write_tables(tables, folder)
+        write_folder_digests(folder)
     write_text(paths.VERDICT_RULES, rules.model_dump_json(indent=2) + "\n")
     write_report(report, paths.EVALUATION)
     _print_summary(report, tables["intervals"], tables["robustness"])
 
 
-def make_rules(calibration: pd.DataFrame, report: dict[str, Any], params: EvaluateParams) -> Rules:
-    """Return the rules by which a score becomes a verdict."""
-    config = read_json(paths.CONFIG)
+def make_rules(
+    config: dict[str, Any],
+    calibration: pd.DataFrame,
+    report: dict[str, Any],
+    params: EvaluateParams,
+) -> Rules:
+    """Return the rules by which a score becomes a verdict; config: that of the detector."""
     return Rules(
         weights_sha256=config["weights_sha256"],
-        views=read_json(paths.SCORED_VIEWS)["views"],
+        views=read_json(paths.SCORED_VIEWS, "views")["views"],
         thresholds=choose_thresholds(
             calibration, params.verdicts, report["threshold"], report["temperature"]
         ),

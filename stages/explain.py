@@ -1,6 +1,6 @@
 """Show what drives the verdict: in images that are judged wrongly, and in the most certain ones.
 
-params.yaml: explain; data/model, data/scores/val.csv, data/labels/val.csv, data/packed
+params.yaml: explain; data/model, data/scores/{val.csv,views.json}, data/labels/val.*, data/packed
   ->  data/explanations/{page.html, images.csv, sheets/{wrong,confident}_{real,fake}.png}
 Run: python -m stages.explain
 
@@ -20,11 +20,12 @@ from pydantic import Field
 
 from stages.lib import paths
 from stages.lib.core.files import fresh_folder, write_text
-from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL, read_labels
+from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL
 from stages.lib.core.params import StageParams, Threads, load_params
 from stages.lib.core.progress import progress_bar
 from stages.lib.core.running import run_stage
-from stages.lib.core.tables import read_scores, write_table
+from stages.lib.core.scores import labels_and_scores
+from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.model import Detector, create_model, load_detector
 from stages.lib.detector.preprocessing import decode
@@ -61,8 +62,7 @@ def main() -> None:
     untrained = create_model(config.model, config.model_args, "random")
     detectors = [detector, Detector(untrained, config.preprocessing).eval()]
     detectors = [one.to(hardware.device) for one in detectors]
-    scores = read_scores(paths.SCORES / "val.csv")
-    chosen = choose(read_labels(paths.LABELS / "val.csv"), scores, params.num_images)
+    chosen = choose(*labels_and_scores("val"), params.num_images)
     images = LabelledImages(chosen, paths.PACKED, config.preprocessing)
     inputs, maps, alike = [], [], []
     with progress_bar("explain", len(images)) as bar:

@@ -9,7 +9,8 @@ A score file has one row per row of its label file, in the same order: img_name,
 (log(P(fake) / P(real)), which keeps the digits that a score near 1 loses) and score (P(fake)).
 low and high are the least and the most of the logits of slightly changed views (CHANGED_VIEWS in
 stages/lib/prediction/views.py), which a verdict has to stand; they are empty in splits without
-labels, and where predict.stability is off. views.json names the views whose mean is the score.
+labels, and where predict.stability is off. views.json says of which weights, views and label
+tables the scores are.
 robustness.csv has validation images, unchanged (perturbation `none`) and perturbed in every way of
 stages/lib/prediction/perturbations.py: img_name, perturbation, level, logit, score. With more than
 one of predict.views, the logit of an image is the mean over its views, which share one decoding.
@@ -23,10 +24,11 @@ import torch
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError
-from stages.lib.core.files import check_room, fresh_folder, write_json
+from stages.lib.core.files import check_room, fresh_folder
 from stages.lib.core.labels import read_labels
 from stages.lib.core.params import load_params
 from stages.lib.core.running import run_stage
+from stages.lib.core.scores import write_views
 from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import Key, LabelledImages, make_loader, sequential_batches
 from stages.lib.detector.model import Detector, fake_logit, load_detector
@@ -84,7 +86,7 @@ def predict(params: PredictParams, hardware: Hardware) -> None:
             for name, table in tables.items():
                 _write_scores(table, folder / f"{name}.csv")
                 print(f"{name}: {len(table)} scores", flush=True)
-            write_json(folder / paths.SCORED_VIEWS.name, {"views": params.views})
+            write_views(folder, config.weights_sha256, params.views)
 
 
 def _write_scores(table: pd.DataFrame, path: Path) -> None:

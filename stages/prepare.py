@@ -1,7 +1,7 @@
 """Prepare the labels: decide on bad images, group those that belong together, split, audit.
 
 params.yaml: data, prepare; data/packed/**/facts.parquet
-  ->  data/labels/{train,val,calibration,test,held_out,evaluation}.csv, metrics/data.json
+  ->  data/labels/{train,val,calibration,test,held_out,evaluation}.{csv,sha256}, metrics/data.json
 Run: python -m stages.prepare
 
 A label file has one row per image; its columns are LABEL_TYPES in stages/lib/core/labels.py. The
@@ -26,11 +26,10 @@ from stages.lib.audit.near_duplicates import duplicates_report, join_groups, nea
 from stages.lib.audit.shortcuts import audit_split
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.files import fresh_folder, write_json
-from stages.lib.core.labels import CLASS_NAMES, FAKE, LABEL_TYPES, REAL
+from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL, write_labels
 from stages.lib.core.packed_images import read_facts
 from stages.lib.core.params import Seed, StageParams, load_params
 from stages.lib.core.running import run_stage
-from stages.lib.core.tables import write_table
 from stages.lib.data.params import DataParams
 from stages.lib.layouts.image_set import SET_NAMES
 
@@ -79,9 +78,9 @@ def main() -> None:
     _judge_shortcuts(report["splits"], params)
     with fresh_folder(paths.LABELS) as labels:
         for name in ("train", "val", "calibration", "test"):
-            write_table(_labels_of(splits[name]), labels / f"{name}.csv")
-        write_table(_labels_of(held_out), labels / "held_out.csv")
-        write_table(_labels_of(more), labels / "evaluation.csv")
+            write_labels(splits[name], labels / f"{name}.csv")
+        write_labels(held_out, labels / "held_out.csv")
+        write_labels(more, labels / "evaluation.csv")
     write_json(paths.DATA_REPORT, report)
 
 
@@ -106,11 +105,6 @@ def _joined(near: np.ndarray, facts: pd.DataFrame) -> np.ndarray:
     for column in ("given_group", "video"):
         near = join_groups(near, data_set.str.cat(facts[column], sep="/"))
     return near
-
-
-def _labels_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns of a label file, in types that do not depend on the values."""
-    return rows[list(LABEL_TYPES)].astype(LABEL_TYPES)
 
 
 def _groups_of_more(good: pd.DataFrame, more: pd.DataFrame, max_bits: int) -> np.ndarray:

@@ -16,11 +16,13 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 from stages.lib import paths
+from stages.lib.core.digests import checked_tables
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import read_json, sha256_of, write_json
 from stages.lib.core.params import StageParams, load_params, one_of
 from stages.lib.core.running import run_stage
-from stages.lib.core.tables import read_table, read_tables
+from stages.lib.core.scores import read_evaluation
+from stages.lib.core.tables import read_history, read_table, read_tables
 from stages.lib.data.params import PackParams
 from stages.lib.evaluation.metrics import METRICS
 from stages.lib.evaluation.scored_sets import labelled_scores
@@ -30,6 +32,7 @@ from stages.lib.publishing.registry import register, registered_name
 from stages.lib.report.figures import draw_all
 from stages.lib.serving.logged_model import log_served_model
 from stages.lib.tracking.run import Tracker
+from stages.lib.verdict.rules import read_rules
 
 
 class PublishParams(StageParams):
@@ -41,30 +44,34 @@ class PublishParams(StageParams):
 def main() -> None:
     """Publish everything, and write down what."""
     params = load_params("publish", PublishParams)
-    report = read_json(paths.EVALUATION)
+    report = read_evaluation()
     if params.champion_metric not in report["val"]:
         raise UserError(
             f"publish.champion_metric = {params.champion_metric} needs {REALS_FOR_1E_4:,} "
             f"validation reals, not {report['val']['num_real']}; choose another metric"
         )
     files = files_to_publish()
-    weights = read_json(paths.CONFIG)["weights_sha256"]
+    weights = read_json(paths.CONFIG, "weights_sha256")["weights_sha256"]
+    read_rules(paths.VERDICT_RULES, weights)
     with publishing_lock():
-        tracker = find_or_make_run(weights, read_table(paths.HISTORY))
+        tracker = find_or_make_run(weights, read_history())
         publish(tracker, report, files, params.champion_metric)
     digests = {str(path): sha256_of(path) for path in files}
     write_json(paths.PUBLISHED, {"weights": weights, "files": digests})
 
 
 def files_to_publish() -> dict[Path, str | None]:
-    """Return each file with its folder among the artifacts of the run."""
+    """Return each file with its folder among the artifacts of the run; raises UserError."""
     files: dict[Path, str | None] = {paths.EVALUATION: None, paths.DATA_REPORT: None}
-    files |= dict.fromkeys(sorted(paths.TABLES.iterdir()))
+    files |= dict.fromkeys(checked_tables(paths.TABLES, "evaluate"))
     files |= {paths.SCORES / "val.csv": "scores", paths.CARD: None, paths.CARD_PAGE: None}
-    explanations = [*paths.EXPLANATIONS.glob("*.*"), *paths.SHEETS.iterdir()]
-    files |= dict.fromkeys(sorted(explanations), "explanations")
+    explained = [paths.EXPLANATIONS / name for name in ("images.csv", "page.html")]
+    files |= dict.fromkeys([*explained, *sorted(paths.SHEETS.glob("*.png"))], "explanations")
     if len(read_table(paths.SUBMISSION)):
         files[paths.SUBMISSION] = None
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; run `dvc repro` to write it again")
     return files
 
 
@@ -79,7 +86,7 @@ def publish(
         tracker.log_file(path, folder)
     for name, figure in draw_all(read_tables(paths.PLOTS)).items():
         tracker.log_figure(figure, f"figures/{name}.png")
-    name = registered_name(read_json(paths.DATA_REPORT)["generated_sample"])
+    name = registered_name(read_json(paths.DATA_REPORT, "generated_sample")["generated_sample"])
     val, value = labelled_scores("val"), report["val"][metric]
 
     def publish_model(client: Any, run_id: str) -> None:

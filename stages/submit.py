@@ -1,6 +1,6 @@
 """Write the submission to the competition, checked against the list of test images.
 
-params.yaml: submit; data/scores/test.csv, data/packed/test/facts.parquet (the list)
+params.yaml: submit; data/scores/{test.csv,views.json}, data/packed/test/facts.parquet (the list)
   ->  data/submission/submission.csv
 Run: python -m stages.submit
 
@@ -18,7 +18,8 @@ from stages.lib.core.files import fresh_folder
 from stages.lib.core.packed_images import read_facts
 from stages.lib.core.params import StageParams, load_params
 from stages.lib.core.running import run_stage
-from stages.lib.core.tables import read_scores, write_table
+from stages.lib.core.scores import scores_of
+from stages.lib.core.tables import write_table
 
 TEST_SCORES = paths.SCORES / "test.csv"
 
@@ -33,7 +34,7 @@ def main() -> None:
     """Write submission.csv: img_name,y_pred in the order of the list."""
     params = load_params("submit", SubmitParams)
     listed = read_facts(paths.PACKED / "test")
-    submission = make_submission(listed, read_scores(TEST_SCORES), params.missing_score)
+    submission = make_submission(listed, scores_of("test"), params.missing_score)
     with fresh_folder(paths.SUBMISSION.parent) as folder:
         write_table(submission, folder / paths.SUBMISSION.name)
     if listed.empty:

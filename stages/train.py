@@ -20,6 +20,7 @@ from timm.optim import list_optimizers
 from torch.utils.data import DataLoader
 
 from stages.lib import paths
+from stages.lib.core.digests import write_digest
 from stages.lib.core.errors import UserError, did_you_mean
 from stages.lib.core.files import check_room, fresh_folder, sha256_of
 from stages.lib.core.labels import FAKE, read_labels
@@ -187,6 +188,7 @@ def train(
             known = config.model_copy(update=found | {"trained_on": pictures})
             weights = save_detector(folder, best.state, known)
             write_table(pd.DataFrame(progress.history), folder / paths.HISTORY.name)
+            write_digest(folder / paths.HISTORY.name)
         tracker.log_metrics({"best_epoch": best.epoch})
         tracker.log_tags({WEIGHTS_TAG: weights, "trained_in": config.trained_in})
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 
+from stages.lib.core.digests import write_digest
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import load_params, read_yaml
 from stages.lib.detector.runtime import Hardware
@@ -134,6 +135,7 @@ def test_what_is_stale_or_damaged_is_not_used(
         table = workspace / "data/labels/train.csv"
         lines = table.read_text().splitlines(keepends=True)
         table.write_text("".join([lines[0], *lines[2:], lines[1]]))
+        write_digest(table)
     elif changed == "code":
         monkeypatch.setattr(checkpoint, "CODE", ("lib/core",))
     elif changed == "damaged":
@@ -145,6 +147,28 @@ def test_what_is_stale_or_damaged_is_not_used(
     out = capfd.readouterr().out
     assert "goes on" not in out
     assert (f"{kept} is damaged" in out) == (changed == "damaged")
+
+
+def test_one_flipped_bit_or_a_missing_key_is_not_trained_on(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_until(5, monkeypatch)
+    (kept,) = checkpoints(workspace)
+    whole, digest = kept.read_bytes(), kept.stem
+    state = Checkpoints(digest, 1.0, ALONE).found
+    assert state is not None
+    for place in np.linspace(0, len(whole) - 1, 12).astype(int):
+        content = bytearray(whole)
+        content[place] ^= 1
+        kept.write_bytes(content)
+        assert Checkpoints(digest, 1.0, ALONE).found is None, place
+        assert f"WARNING: {kept} is damaged (other bytes than" in capfd.readouterr().out
+    kept.unlink()
+    for key in ("best", "optimizer"):
+        less = {name: value for name, value in state.items() if name not in (key, "own")}
+        Checkpoints(digest, 1.0, ALONE).save(less, state["own"])
+        assert Checkpoints(digest, 1.0, ALONE).found is None
+        assert f"is damaged (without {key}); training begins" in capfd.readouterr().out
 
 
 def test_what_changes_no_weight_keeps_the_checkpoint() -> None:

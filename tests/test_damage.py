@@ -1,8 +1,10 @@
 """What a stage is given is checked where DVC cannot know: one line, with the file and a remedy."""
 
+import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -10,10 +12,13 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
-from stages import evaluate, predict, submit, train
+from stages import card, evaluate, explain, pack, predict, prepare, publish, submit, train
+from stages.lib.core.digests import write_digest
 from stages.lib.core.errors import UserError
+from stages.lib.core.packed_images import PackedImages, read_facts
 from stages.lib.core.running import STORAGE_FAULTS, run_stage
 from stages.lib.training.loop import TrainingLoop
+from stages.tools import judge
 from tests.conftest import ROOT, run, set_params
 
 MODEL, SCORES, LABELS, PACKED = "data/model", "data/scores", "data/labels", "data/packed"
@@ -54,6 +59,22 @@ def changed(name: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Damage
     return damage
 
 
+def in_order(name: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Damage:
+    """Change a table, and what is known of it: as if its stage had written it so."""
+
+    def damage(clone: Path) -> None:
+        changed(name, change)(clone)
+        digest = hashlib.sha256((clone / name).read_bytes()).hexdigest()
+        if name.startswith(SCORES):
+            views = json.loads((clone / SCORES / "views.json").read_text())
+            views["scores"][Path(name).stem] = digest
+            (clone / SCORES / "views.json").write_text(json.dumps(views))
+        else:
+            write_digest(clone / name)
+
+    return damage
+
+
 def score(value: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
     return lambda table: table.assign(score=value)
 
@@ -68,10 +89,39 @@ def flip_a_byte(clone: Path) -> None:
     (clone / MODEL / "weights.safetensors").write_bytes(content)
 
 
-def of_another_model(clone: Path) -> None:
-    config = json.loads((clone / MODEL / "config.json").read_text())
-    config["weights_sha256"] = "0" * 64
-    (clone / MODEL / "config.json").write_text(json.dumps(config))
+def flip_a_bit(name: str, of: bytes = b"") -> Damage:
+    """Flip a bit in the middle of a file, or in the middle of some bytes in it."""
+
+    def damage(clone: Path) -> None:
+        content = bytearray((clone / name).read_bytes())
+        content[content.index(of) + (len(of) or len(content)) // 2] ^= 1
+        (clone / name).write_bytes(content)
+
+    return damage
+
+
+def flip_a_bit_of_a_picture(clone: Path) -> None:
+    flip_a_bit(f"{PACKED}/val/images-00000.arrow", bytes(PackedImages(clone / PACKED / "val")[3]))(
+        clone
+    )
+
+
+def train_for_val(clone: Path) -> None:
+    shutil.rmtree(clone / PACKED / "val")
+    shutil.copytree(clone / PACKED / "train", clone / PACKED / "val")
+
+
+def gone(name: str) -> Damage:
+    return lambda clone: (clone / name).unlink()
+
+
+def of_other_weights(name: str, key: str) -> Damage:
+    def damage(clone: Path) -> None:
+        content = json.loads((clone / name).read_text())
+        content[key] = "0" * len(content[key])
+        (clone / name).write_text(json.dumps(content))
+
+    return damage
 
 
 def empty_images(clone: Path) -> None:
@@ -79,24 +129,67 @@ def empty_images(clone: Path) -> None:
     source.unlink()
 
 
+def judge_own() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["judge", "own"])
+        judge.main()
+
+
+READERS: dict[str, tuple[Callable[[], None], ...]] = {
+    f"{SCORES}/views.json": (evaluate.main, explain.main, submit.main),
+    f"{MODEL}/config.json": (evaluate.main, card.main, publish.main, judge_own),
+    f"{MODEL}/history.csv": (evaluate.main, publish.main),
+    "metrics/evaluation.json": (card.main, publish.main),
+    "metrics/data.json": (card.main, publish.main, judge_own),
+    "metrics/plots/roc.csv": (card.main, publish.main),
+    "metrics/plots/history.csv": (card.main,),
+    "metrics/tables/intervals.csv": (card.main, publish.main),
+}
 CASES: list[tuple[Callable[[], None], Damage, str]] = [
     (predict.main, cut(f"{MODEL}/weights.safetensors"), "weights.safetensors: not the weights"),
     (predict.main, flip_a_byte, "weights.safetensors: not the weights that config.json names"),
-    (predict.main, of_another_model, "config.json: changed since it was written, or of another"),
+    (predict.main, of_other_weights(f"{MODEL}/config.json", "weights_sha256"),
+     "config.json: changed since it was written, or of another"),
     (predict.main, cut(f"{MODEL}/config.json"), "config.json: not a detector's configuration"),
     (predict.main, lambda c: (c / MODEL / "config.json").unlink(), "no config.json in it"),
     (predict.main, cut(f"{PACKED}/val/images-00000.arrow"), "images-00000.arrow: damaged"),
     (predict.main, empty_images, "val: 0 images, the labels name row"),
-    (predict.main, changed(f"{LABELS}/val.csv", without("row")), "no column row"),
-    (train.main, changed(f"{LABELS}/train.csv", lambda t: t.assign(row="x")), "csv: damaged"),
-    (train.main, lambda c: (c / LABELS / "val.csv").unlink(), "val.csv: no such file"),
-    (evaluate.main, changed(f"{SCORES}/val.csv", score("nan")), "val.csv: damaged"),
-    (evaluate.main, changed(f"{SCORES}/val.csv", score("1.5")), "val.csv: .* not a"),
-    (evaluate.main, changed(f"{SCORES}/val.csv", without("logit")), "no column logit"),
-    (evaluate.main, changed(f"{SCORES}/calibration.csv", lambda t: t[::-1]), "do not list the"),
-    (evaluate.main, cut(f"{SCORES}/val.csv", 0.51), "val.csv"),
-    (submit.main, changed(f"{SCORES}/test.csv", score("inf")), "test.csv: .* not a"),
-    (submit.main, cut(f"{PACKED}/test/facts.parquet"), "facts.parquet: missing or damaged"),
+    (predict.main, in_order(f"{LABELS}/val.csv", without("row")), "no column row"),
+    (train.main, in_order(f"{LABELS}/train.csv", lambda t: t.assign(row="x")), "csv: damaged"),
+    (train.main, gone(f"{LABELS}/val.csv"), "val.csv: no such file"),
+    (evaluate.main, in_order(f"{SCORES}/val.csv", score("nan")), "val.csv: damaged"),
+    (evaluate.main, in_order(f"{SCORES}/val.csv", score("1.5")), "val.csv: .* not a"),
+    (evaluate.main, in_order(f"{SCORES}/val.csv", without("logit")), "no column logit"),
+    (submit.main, in_order(f"{SCORES}/test.csv", score("inf")), "test.csv: .* not a"),
+    # Tables that are whole by themselves, and pictures that can be decoded
+    (train.main, changed(f"{LABELS}/train.csv", lambda t: t[:20]), "train.csv: damaged"),
+    (predict.main, changed(f"{LABELS}/test.csv", lambda t: t[:2]), "test.csv: damaged, or changed"),
+    (predict.main, gone(f"{LABELS}/test.sha256"), "test.csv: no digest of it in test.sha256"),
+    (predict.main, flip_a_bit_of_a_picture, "val: .*: not the bytes that the labels name"),
+    (predict.main, train_for_val, "val: .*: not the bytes that the labels name"),
+    (explain.main, train_for_val, "val: .*: not the bytes that the labels name"),
+    (train.main, train_for_val, "val: .*: not the bytes that the labels name"),
+    (prepare.main, flip_a_bit(f"{PACKED}/val/facts.parquet"), "facts.parquet: damaged, or changed"),
+    (submit.main, cut(f"{PACKED}/test/facts.parquet"), "facts.parquet: damaged, or changed"),
+    # Scores of other images, or of another detector
+    *((stage, changed(f"{SCORES}/val.csv", lambda t: t[::-1]), "val.csv: damaged, or not as")
+      for stage in (evaluate.main, explain.main, publish.main)),
+    (submit.main, changed(f"{SCORES}/test.csv", lambda t: t[::-1]), "test.csv: damaged, or not as"),
+    (evaluate.main, changed(f"{SCORES}/robustness.csv", lambda t: t[:99]), "damaged, or not as"),
+    *((stage, of_other_weights(f"{SCORES}/views.json", "weights_sha256"), "scores of other weights")
+      for stage in (evaluate.main, explain.main, submit.main, publish.main)),
+    *((stage, in_order(f"{LABELS}/val.csv", lambda t: t[::-1]), "not of the images of .*val.csv")
+      for stage in (evaluate.main, explain.main, publish.main)),
+    *((stage, of_other_weights("metrics/evaluation.json", "weights"), "of other weights than")
+      for stage in (card.main, publish.main)),
+    (publish.main, of_other_weights("data/verdict_rules.json", "weights_sha256"), "rules of an"),
+    # What stages say to each other
+    *((stage, damage(name), f"{name}: {words}")
+      for name, stages in READERS.items() for stage in stages
+      for damage, words in ((gone, "no such file"), (cut, "damaged"))),
+    (card.main, lambda c: (c / "metrics/data.json").write_text("{}"), "it has no generated_sample"),
+    (publish.main, gone("data/card/model_card.html"), "model_card.html: no such file"),
+    (publish.main, gone("data/verdict_rules.json"), "verdict_rules.json: no such file"),
 ]  # fmt: skip
 
 
@@ -121,7 +214,7 @@ def second_row_is_elsewhere(table: pd.DataFrame) -> pd.DataFrame:
     [
         (empty_images, {"num_workers": 2}, "0 images, the labels name row"),
         pytest.param(
-            changed(f"{LABELS}/val.csv", second_row_is_elsewhere), {"num_processes": 2},
+            in_order(f"{LABELS}/val.csv", second_row_is_elsewhere), {"num_processes": 2},
             "images, the labels name row 12345", marks=pytest.mark.slow,
         ),
     ],
@@ -138,6 +231,29 @@ def test_a_process_that_meets_damage_ends_the_stage_with_one_line(
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: data/packed/val: ")
     assert words in line
+
+
+def test_what_was_packed_and_is_damaged_is_packed_anew(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """data/packed and what pack remembers are hard links to the same bytes."""
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("DVC_ROOT", str(workspace))
+    pack.main()
+    images = Path(PACKED, "val/images-00000.arrow")
+    whole, facts = images.read_bytes(), read_facts(Path(PACKED, "val"))
+    content = bytearray(whole)
+    content[content.index(bytes(PackedImages(Path(PACKED, "val"))[3])) + 500] ^= 1
+    with images.open("r+b") as file:  # in place, as a disk does
+        file.write(content)
+    pack.main()
+    assert images.read_bytes() == whole
+    shards = list(workspace.glob(".dvc/tmp/pack/*/*/old-00000/facts-00000.parquet"))
+    assert len(shards) == 3
+    for shard in shards:
+        flip_a_bit(shard.name)(shard.parent)
+    pack.main()
+    assert read_facts(Path(PACKED, "val")).equals(facts)
 
 
 def test_a_file_that_is_damaged_in_the_cache_of_dvc_is_found_and_made_again(tmp_path: Path) -> None:

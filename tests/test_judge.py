@@ -21,6 +21,7 @@ from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
 from stages.lib import paths
+from stages.lib.core.digests import write_digest
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import LABEL_TYPES
 from stages.lib.detector.model import fake_logit, load_detector
@@ -51,11 +52,16 @@ def labels_of(split: str) -> pd.DataFrame:
         {"img_name": [f"{split[0]}{row}.jpg" for row in rows]}
         | {"target": rows % 2, "family": "", "source": "", "width": 64, "height": 64}
         | {"jpeg_quality": 90, "face": 40.0, "set": PACKED.get(split, split), "row": rows}
-        | {"group": rows + 10_000 * list(SIZES).index(split), "video": ""}
+        | {"group": rows + 10_000 * list(SIZES).index(split), "video": "", "sha256": ""}
     )
     table = table[list(LABEL_TYPES)].astype({"target": object})
     table.loc[table["set"] == "test", "target"] = ""
     return table
+
+
+def put_labels(labels: pd.DataFrame, path: Path) -> None:
+    labels.to_csv(path, index=False)
+    write_digest(path)
 
 
 @pytest.fixture
@@ -64,7 +70,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data/labels").mkdir(parents=True)
     (tmp_path / "metrics").mkdir()
     for split in SIZES:
-        labels_of(split).to_csv(tmp_path / f"data/labels/{split}.csv", index=False)
+        put_labels(labels_of(split), tmp_path / f"data/labels/{split}.csv")
     data = {"splits": {}, "shortcut_auc": 0.6, "generated_sample": False,
             "duplicates": {"groups_across_splits": {"train/web": 3, "train/val": 0}}}  # fmt: skip
     (tmp_path / "metrics/data.json").write_text(json.dumps(data))
@@ -390,7 +396,7 @@ def test_names_are_found_in_paths_of_both_kinds(place: Path) -> None:
 def test_an_exact_name_goes_before_the_last_part_of_a_path(place: Path) -> None:
     labels = labels_of("evaluation")
     labels.loc[0, "img_name"] = "inner/v0.jpg"  # its last part is an image of val
-    labels.to_csv("data/labels/evaluation.csv", index=False)
+    put_labels(labels, Path("data/labels/evaluation.csv"))
     table = scores().replace({"img_name": {"e0.jpg": "inner/v0.jpg"}}).drop(columns="set")
     found = detector(table)
     assert found.sets["web"]["logit"].iloc[0] == table["logit"].iloc[140]
@@ -402,7 +408,7 @@ def test_the_longest_end_of_a_path_counts(place: Path) -> None:
     labels = labels_of("val")
     labels["img_name"] = "fake/" + labels["img_name"]
     labels.loc[0, "img_name"] = "real/v1.jpg"  # beside fake/v1.jpg
-    labels.to_csv("data/labels/val.csv", index=False)
+    put_labels(labels, Path("data/labels/val.csv"))
     table = scores()
     is_val = table["img_name"].isin(labels_of("val")["img_name"])
     longer = table.copy()
@@ -420,7 +426,7 @@ def test_the_longest_end_of_a_path_counts(place: Path) -> None:
 def test_other_folders_are_other_images(place: Path) -> None:
     labels = labels_of("val")
     labels["img_name"] = "fake/" + labels["img_name"]
-    labels.to_csv("data/labels/val.csv", index=False)
+    put_labels(labels, Path("data/labels/val.csv"))
     table = scores()
     is_val = table["img_name"].str.startswith("v")
     for folder, count in (("", 80), ("/ds/fake/", 80), ("C:\\fake\\", 80), ("/ds/real/", 0)):
@@ -449,7 +455,7 @@ def test_sets_have_short_names_and_unknown_ones_are_told(place: Path) -> None:
 def test_a_name_of_two_sets_needs_the_column_set(place: Path, other: str) -> None:
     labels = labels_of(other)
     labels["img_name"] = labels["img_name"].str.replace(other[0], "v")
-    labels.to_csv(f"data/labels/{other}.csv", index=False)
+    put_labels(labels, Path(f"data/labels/{other}.csv"))
     table = scores()
     table["img_name"] = table["img_name"].str.replace("e", "v" if other == "evaluation" else "e")
     found = detector(table)

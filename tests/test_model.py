@@ -1,6 +1,7 @@
 """Weights: random, from a local file, from a hub; and a detector's way to disk and back."""
 
 import hashlib
+import inspect
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from safetensors.torch import save
 
 from stages.lib.core.errors import UserError
 from stages.lib.detector.model import (
+    LOADS_WEIGHTS,
     Detector,
     DetectorConfig,
     check_input,
@@ -156,8 +158,7 @@ def test_a_model_that_the_hub_has_no_weights_for_is_named() -> None:
 
 @pytest.mark.parametrize(
     "model_args",
-    [{"num_classes": 5}, {"act_layer": "nothing"},
-     {"checkpoint_path": "nowhere.pth"}, {"no_such": 1}],
+    [{"num_classes": 5}, {"act_layer": "nothing"}, {"no_such": 1}],
     ids=lambda model_args: next(iter(model_args)),
 )  # fmt: skip
 def test_arguments_that_a_model_refuses_are_one_line(model_args: dict[str, Any]) -> None:
@@ -166,6 +167,37 @@ def test_arguments_that_a_model_refuses_are_one_line(model_args: dict[str, Any])
     ) as found:
         create_model("test_resnet", model_args, "random")
     assert len(str(found.value)) < 300 and "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["checkpoint_path", "pretrained_cfg_overlay", "pretrained_cfg", "pretrained", "cache_dir"],
+)
+@pytest.mark.parametrize("weights", ["random", "hub"])
+def test_weights_come_from_train_weights_alone(
+    tmp_path: Path, pretrained: dict[str, torch.Tensor], argument: str, weights: str
+) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(pretrained, path)
+    value = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
+    value |= {"pretrained_cfg": {"file": str(path)}, "checkpoint_path": str(path)}
+    model_args = {argument: value.get(argument, str(tmp_path))}
+    with pytest.raises(UserError, match=f"train.model_args.{argument}: .* train.weights alone"):
+        create_model("test_resnet", model_args, weights)
+
+
+def test_every_argument_of_timm_that_loads_weights_is_refused() -> None:
+    """A new version of timm may have more of them."""
+    functions = (timm.create_model, timm.models.build_model_with_cfg)
+    names = {name for one in functions for name in inspect.signature(one).parameters}
+    known = {"model_name", "scriptable", "exportable", "no_jit", "kwargs", "model_cls", "variant",
+             "model_cfg", "feature_cfg", "kwargs_filter"}  # fmt: skip
+    assert names - known == set(LOADS_WEIGHTS)
+
+
+def test_a_folder_is_no_model() -> None:
+    with pytest.raises(UserError, match=r"train.model = 'local-dir:/x': .* train.weights"):
+        create_model("local-dir:/x", {}, "hub")
 
 
 @pytest.mark.parametrize(

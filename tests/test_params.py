@@ -121,6 +121,17 @@ def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
         read_yaml(tmp_path / "params.yaml")
 
 
+def test_few_aliases_are_read(tmp_path: Path) -> None:
+    text = "more: &a {lr: 5e-5, epochs: 3}\ntrain: {<<: *a, name: a}\n"
+    assert load_params("train", Params, write(tmp_path, text)).lr == 5e-5
+
+
+def bomb(line: bytes) -> bytes:
+    """Return YAML in which each line repeats the one before nine times, by aliases."""
+    lines = [b"k%d: " % n + line % (n, *[n - 1] * 9) for n in range(1, 30)]
+    return b"\n".join([b"k0: &0 {lr: 1}", *lines, b"train: *29\n"])
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -130,6 +141,8 @@ def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
             r"params.yaml:3: not valid YAML: a control character",
         ),
         (b"train: {lr: !!int foo}\n", r"not valid YAML: invalid literal"),
+        (b"train: {lr: !!bool foo}\n", r"not valid YAML: 'foo' is not of the type that its tag"),
+        (b"train: {lr: !!float ''}\n", r"is not of the type that its tag"),
         (
             b"train: {lr: 1, epochs: 1, name: a, ? [a] : b}\n",
             r"train.\('a',\) .*: keys should be strings",
@@ -140,7 +153,10 @@ def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
         (b"train: {lr: .nan, epochs: 1, name: a}\n", r"train.lr = nan: input should be a finite"),
         (b"train: {lr: 1, epochs: 1, name: " + b"[1]" * 500 + b"}\n", r"not valid YAML"),
         (b"train: {" + b", ".join(b"key%d: 1" % i for i in range(99)) + b"}\n", r"and \d+ more$"),
-        (b"train: &a {lr: *a}\n", r"train"),
+        (b"train: &a {lr: *a}\n", r"an alias in itself"),
+        (bomb(b"&%d [" + b",".join([b"*%d"] * 9) + b"]"), "aliases .* make it too large"),
+        (bomb(b"&%d {<<: [" + b",".join([b"*%d"] * 9) + b"]}"), "aliases .* make it too large"),
+        (b"a: &a " + b"x" * 99999 + b"\ntrain: [" + b"*a," * 99 + b"]\n", "make it too large"),
     ],
 )
 def test_odd_bytes_are_one_short_line(tmp_path: Path, content: bytes, words: str) -> None:

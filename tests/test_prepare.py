@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from stages import pack, prepare
 from stages.lib.audit.near_duplicates import near_duplicate_groups
+from stages.lib.core.digests import write_digest
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import read_labels
 from stages.lib.data.image_facts import FACTS_SCHEMA, IMAGE_CUES
@@ -64,7 +65,9 @@ def write_facts(folder: Path, sets: dict[str, pd.DataFrame]) -> None:
         table = pa.Table.from_pylist(
             [{k: None if pd.isna(v) else v for k, v in row.items()} for row in rows], FACTS_SCHEMA
         )
-        pq.write_table(table, folder / "data/packed" / name / "facts.parquet")
+        path = folder / "data/packed" / name / "facts.parquet"
+        pq.write_table(table, path)
+        write_digest(path)
 
 
 def labels(workspace: Path) -> dict[str, pd.DataFrame]:
@@ -223,7 +226,7 @@ def test_a_further_set_changes_no_other_split(workspace: Path) -> None:
     set_params(workspace, {"data.evaluation_sets": {"celeb": "x"}})
     prepare.main()
     for path, content in before.items():
-        assert (path.read_bytes() == content) == (path.name != "evaluation.csv")
+        assert (path.read_bytes() == content) == (path.stem != "evaluation")
     found = read_labels(Path("data/labels/evaluation.csv"))
     train = labels(workspace)["train"]["group"]
     assert found["group"].tolist()[:3] == [train[0], train[1], train[0]]

@@ -1,5 +1,6 @@
 """Detectors of other people that are called: what they may return, and when a mistake is told."""
 
+import hashlib
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from PIL import Image
 from scipy.special import expit
 
 from stages.lib.core.errors import UserError
-from stages.lib.core.labels import LABEL_TYPES
+from stages.lib.core.labels import LABEL_TYPES, write_labels
 from stages.lib.core.packed_images import IMAGE_SCHEMA, image_batch
 from stages.lib.prediction.perturbations import VARIANTS, variants_of
 from stages.lib.score_files.callables import CallableDetector, load_callable
@@ -39,17 +40,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "data/packed/val"
     folder.mkdir(parents=True)
     with pa.ipc.new_file(str(folder / "images-00000.arrow"), IMAGE_SCHEMA) as file:
-        file.write_batch(image_batch([encoded(seed) for seed in range(total)]))
+        file.write_batch(image_batch(contents := [encoded(seed) for seed in range(total)]))
     rows = np.arange(total)
     table = pd.DataFrame(
         {"img_name": [f"{row}.png" for row in rows], "target": rows % 2, "family": "", "source": ""}
         | {"width": 30, "height": 40, "jpeg_quality": 90, "face": 0.0, "set": "val", "row": rows}
         | {"group": rows, "video": ""}
+        | {"sha256": [hashlib.sha256(content).hexdigest() for content in contents]}
     )[list(LABEL_TYPES)]
     parts = {"val": table[:NUM_VAL], "calibration": table[NUM_VAL:]}
     (tmp_path / "data/labels").mkdir()
     for split in ("val", "calibration", "test", "held_out", "evaluation"):
-        parts.get(split, table[:0]).to_csv(tmp_path / f"data/labels/{split}.csv", index=False)
+        write_labels(parts.get(split, table[:0]), tmp_path / f"data/labels/{split}.csv")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     set_params(tmp_path, {"predict.robustness_images": NUM_PERTURBED})
     monkeypatch.chdir(tmp_path)

@@ -19,7 +19,6 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError, did_you_mean, short
@@ -51,7 +50,8 @@ def main() -> None:
     options = parse(sys.argv[1:])
     requests = requests_of(options)
     check_target(options.out)
-    params, data = load_params("evaluate", EvaluateParams), data_report()
+    params = load_params("evaluate", EvaluateParams)
+    data = read_json(paths.DATA_REPORT, "generated_sample", "duplicates")
     known = known_images()
     detectors = [
         detector_of(read_score_file(one), known, options.missing, more) if one else own_detector()
@@ -65,14 +65,6 @@ def main() -> None:
         if comparisons:
             lines.append(write_comparison(comparisons, data, folder))
     print(*lines, options.out, sep="\n")  # at the end: whoever reads may stop to
-
-
-def data_report() -> dict[str, Any]:
-    """Return what metrics/data.json says; raises UserError where it cannot be read."""
-    try:
-        return read_json(paths.DATA_REPORT)
-    except (OSError, ValueError):
-        raise UserError(f"{paths.DATA_REPORT}: cannot be read; run `dvc repro prepare`") from None
 
 
 def compare_all(detectors: Sequence[Detector]) -> list[Comparison]:

@@ -14,6 +14,8 @@ from pathlib import Path
 import vl_convert
 from dvc_render.html import PAGE_HTML
 
+from stages.lib import paths
+from stages.lib.core.digests import checked_tables
 from stages.lib.core.files import write_text
 from stages.lib.core.running import run_command
 
@@ -22,7 +24,9 @@ VEGA_LITE = "5.21"  # DVC's templates are of version 5
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write dvc_plots/index.html; exits as DVC does."""
+    """Write dvc_plots/index.html; exits as DVC does. Raises UserError for damaged curves."""
+    if not arguments:
+        checked_tables(paths.PLOTS, "evaluate")  # DVC draws what is left of a table
     write_text(TEMPLATE, template())
     own = ["--html-template", str(TEMPLATE.resolve())]
     command = [sys.executable, "-m", "dvc", "plots", *(arguments or ["show"]), *own]

@@ -160,10 +160,11 @@ def perturbed_pictures(chosen: pd.DataFrame) -> Iterator[np.ndarray]:
 def pictures_of(labels: pd.DataFrame) -> Iterator[np.ndarray]:
     """Yield the picture of each row of a label table, uint8 (H, W, 3); raises UserError."""
     packs = {name: PackedImages(paths.PACKED / name) for name in labels["set"].unique()}
-    for name, row, image in zip(labels["set"], labels["row"], labels["img_name"], strict=True):
+    columns = (labels[column] for column in ("set", "row", "img_name", "sha256"))
+    for name, row, image, sha256 in zip(*columns, strict=True):
         try:
-            yield read_picture(packs[name][row]).pixels
-        except (UnusableImage, IndexError) as error:
+            yield read_picture(packs[name].labelled(row, image, sha256)).pixels
+        except UnusableImage as error:
             raise UserError(
                 f"{paths.PACKED / name}: {short(image)}: {error}; pack it again: "
                 "dvc repro --force pack"

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
-from stages.lib.core.errors import UserError
+from stages.lib.core.errors import UserError, short
 
 
 @contextmanager
@@ -71,9 +71,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read what write_json wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Read what write_json wrote; raises UserError where it is damaged or lacks one of the keys."""
+    remedy = "run `dvc repro` to write it again"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {remedy}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged: {short(error)}; {remedy}") from None
+    for key in keys:
+        if not isinstance(content, dict) or key not in content:
+            raise UserError(f"{path}: damaged: it has no {key}; {remedy}")
+    return content
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.lib.core.tables import read_table
+from stages.lib.core.digests import check_digest, write_digest
+from stages.lib.core.tables import read_table, write_table
 
 REAL, FAKE = 0, 1  # a score is P(fake)
 CLASS_NAMES = ("real", "fake")
@@ -20,11 +21,19 @@ LABEL_TYPES = {
     "face": "Float64",  # size of the largest face in pixels, 0: no face, empty: not looked for
     "set": "str",  # the image is row `row` of data/packed/`set`
     "row": "int64",
+    "sha256": "str",  # of the bytes of the image
     "group": "int64",  # near-duplicates share one, and images of one person, video or source
     "video": "str",  # frames of one video share it, empty: a single picture
 }
 
 
+def write_labels(table: pd.DataFrame, path: Path) -> None:
+    """Write the columns of a label table, in types that do not depend on the values."""
+    write_table(table[list(LABEL_TYPES)].astype(LABEL_TYPES), path)
+    write_digest(path)
+
+
 def read_labels(path: Path) -> pd.DataFrame:
-    """Read a label table: one row per image, the columns of LABEL_TYPES."""
+    """Read what write_labels wrote; raises UserError where it is another table or damaged."""
+    check_digest(path, "prepare")
     return read_table(path, LABEL_TYPES)

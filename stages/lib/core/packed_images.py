@@ -4,6 +4,7 @@ A packed set is a folder with `images-00000.arrow`, ... (one column, `image`: th
 unchanged) and `facts.parquet` (see stages/lib/data/image_facts.py). Row i of the facts is image i.
 """
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -13,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.lib.core.digests import check_digest
 from stages.lib.core.errors import UserError, short
 
 IMAGE_SCHEMA = pa.schema([("image", pa.binary())])
@@ -63,6 +65,25 @@ class PackedImages:
         content = self._batches[batch][row - self._starts[batch]].as_buffer()
         return memoryview(content).cast("B")  # Arrow's bytes are signed, those of files are not
 
+    def labelled(self, row: int, name: str, sha256: str) -> memoryview:
+        """Return the bytes of the image that a label table names and has the digest of.
+
+        Raises UserError where there are other bytes: another data set, or damage.
+        """
+        try:
+            content = self[row]
+        except IndexError:
+            raise UserError(
+                f"{self.folder}: {len(self)} images, the labels name row {row}; they are of "
+                "different data: run `dvc repro --force prepare`"
+            ) from None
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise UserError(
+                f"{self.folder}: {short(name)}: not the bytes that the labels name: damaged, or "
+                "of different data; run `dvc repro --force prepare`"
+            )
+        return content
+
     def __reduce__(self) -> tuple[type["PackedImages"], tuple[Path]]:
         """Let a DataLoader's worker map the files itself instead of copying the bytes."""
         return PackedImages, (self.folder,)
@@ -73,10 +94,5 @@ def read_facts(folder: Path) -> pd.DataFrame:
 
     Raises UserError where the file is missing or damaged.
     """
-    path = folder / FACTS_FILE
-    try:
-        return pq.read_table(path).to_pandas(types_mapper=NULLABLE.get)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"{path}: missing or damaged: {short(error, 100)}; run `dvc repro --force pack`"
-        ) from None
+    check_digest(folder / FACTS_FILE, "pack")
+    return pq.read_table(folder / FACTS_FILE).to_pandas(types_mapper=NULLABLE.get)

@@ -13,6 +13,8 @@ from ruamel.yaml.reader import ReaderError
 from stages.lib import paths
 from stages.lib.core.errors import UserError, did_you_mean, short
 
+MOST_CHARACTERS = 1_000_000  # of a YAML file whose aliases are written out
+
 
 class StageParams(pydantic.BaseModel):
     """Base of the parameters of every stage: frozen, no unknown keys, no silent conversions."""
@@ -49,6 +51,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     text = _read_text(path)
     try:
+        if _size(YAML(typ="safe", pure=True).compose(text), {}) > MOST_CHARACTERS:
+            raise UserError(f"{path}: aliases (`*`) make it too large; write the values out")
         content = YAML(typ="safe", pure=True).load(text)
     except DuplicateKeyError as error:
         key = short(str(error.problem).split('"')[1])
@@ -61,14 +65,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
         line = text[: error.position].count("\n") + 1
         raise UserError(f"{path}:{line}: not valid YAML: a control character") from None
     except RecursionError:
-        raise UserError(f"{path}: not valid YAML: too many brackets, one in the other") from None
+        raise UserError(
+            f"{path}: not valid YAML: too many brackets, one in the other, or an alias in itself"
+        ) from None
     except TypeError:
         raise UserError(f"{path}: not valid YAML: a list or a mapping as a key") from None
+    except LookupError as error:
+        raise UserError(
+            f"{path}: not valid YAML: {short(error)} is not of the type that its tag `!!` names"
+        ) from None
     except (YAMLError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: not valid YAML: {short(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected sections such as `train:`, got {type(content).__name__}")
     return content
+
+
+def _size(node: Any, known: dict[int, int]) -> int:
+    """Return about how many characters a node has, those that aliases repeat counted each time.
+
+    node: a scalar with a string, or a list of nodes, or of pairs of them. known: the sizes of
+    nodes by their ids. Raises RecursionError for an alias in itself.
+    """
+    if isinstance(node, tuple):
+        return sum(_size(part, known) for part in node)
+    content = node.value if node else ""  # an empty file has no node
+    if id(node) not in known:
+        parts = content if isinstance(content, list) else []
+        known[id(node)] = 1 + (sum(_size(part, known) for part in parts) or len(content))
+    return known[id(node)]
 
 
 def _read_text(path: Path) -> str:

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from stages.lib import paths
+from stages.lib.core.digests import check_digest, checked_tables
 from stages.lib.core.errors import UserError, short
 
 SCORE_TYPES = {"img_name": "str", "logit": "float64", "score": "float64"}
@@ -36,8 +38,17 @@ def read_table(path: Path, types: dict[str, str] | None = None) -> pd.DataFrame:
 
 
 def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
-    """Read all tables of a folder by the names of their files."""
-    return {path.stem: read_table(path) for path in sorted(folder.glob("*.csv"))}
+    """Read the tables that `evaluate` wrote into a folder, by the names of their files.
+
+    Raises UserError where one is missing or damaged.
+    """
+    return {path.stem: read_table(path) for path in checked_tables(folder, "evaluate")}
+
+
+def read_history() -> pd.DataFrame:
+    """Read the epochs of the training; raises UserError where they are missing or damaged."""
+    check_digest(paths.HISTORY, "train")
+    return read_table(paths.HISTORY)
 
 
 def read_scores(path: Path) -> pd.DataFrame:

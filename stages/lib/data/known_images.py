@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from stages.lib.core import pictures
+from stages.lib.core.digests import check_digest, write_digest
+from stages.lib.core.errors import UserError
 from stages.lib.core.files import main_workspace, remove_folder, sha256_of
 from stages.lib.core.packed_images import FACTS_FILE
 from stages.lib.data import image_facts, shards
@@ -76,8 +78,12 @@ class KnownImages:
         self.lock.release()
 
     def _remember(self, path: Path) -> None:
-        facts = pq.read_table(path, schema=SHARD_SCHEMA)
-        images = path.with_name(path.name.replace("facts", "images")).with_suffix(".arrow")
+        place = path.with_name(path.name.replace("facts", "images")).with_suffix(".arrow")
+        try:
+            check_digest(path, "pack")
+            facts, images = pq.read_table(path, schema=SHARD_SCHEMA), ImageFile(place)
+        except (UserError, pa.ArrowInvalid, OSError):  # damaged: its images are packed anew
+            return
         files, errors = facts["file"].to_pylist(), facts["error"].to_pylist()
         shard = len(self.facts)
         own = defaultdict(list)  # all frames of a video are in one shard; a later one counts
@@ -86,12 +92,13 @@ class KnownImages:
                 own[file].append((shard, row))
         self.places |= own
         self.facts.append(facts)
-        self.images.append(ImageFile(images))
+        self.images.append(images)
 
     def find(self, row: dict[str, Any]) -> list[Packed] | None:
         """Return bytes and facts of an image, or of the frames of a video; row: of its set's table.
 
-        None where its file has changed since, or where an interrupted run has lost some frames.
+        None where its file has changed since, or where an interrupted run has lost some frames, or
+        where what was packed is damaged.
         """
         places = self.places.get(row["img_name"], [])
         known = [(*place, self.facts[place[0]].slice(place[1], 1).to_pylist()[0])
@@ -107,13 +114,17 @@ class KnownImages:
             return None
         kept = ("img_name", "video") if is_video(row["img_name"]) else ()
         new = {name: value for name, value in row.items() if name not in kept}
-        return [(self.images[shard].read(place), facts | new) for shard, place, facts in known]
+        images = [(self.images[shard].read(place), facts) for shard, place, facts in known]
+        if any(hashlib.sha256(image).hexdigest() != facts["sha256"] for image, facts in images):
+            return None
+        return [(image, facts | new) for image, facts in images]
 
     def deliver(self, folder: Path) -> None:
         """Put the new shards and one facts.parquet into folder, and remove older shards."""
         with pq.ParquetWriter(folder / FACTS_FILE, FACTS_SCHEMA) as writer:
             for path in sorted(self.new.glob("facts-*.parquet")):
                 writer.write_table(pq.read_table(path, columns=FACTS_SCHEMA.names))
+        write_digest(folder / FACTS_FILE)
         for path in sorted(self.new.glob("images-*.arrow")):
             try:
                 (folder / path.name).hardlink_to(path)

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
+from stages.lib.core.digests import write_digest
 from stages.lib.core.files import open_regular
 from stages.lib.core.packed_images import FACTS_FILE
 from stages.lib.core.pictures import UnusableImage
@@ -53,6 +54,7 @@ def pack_images(image_set: ImageSet, folder: Path, params: PackParams) -> None:
 def pack_empty_set(folder: Path) -> None:
     """Write the facts of a set without images into folder."""
     pq.write_table(FACTS_SCHEMA.empty_table(), folder / FACTS_FILE)
+    write_digest(folder / FACTS_FILE)
 
 
 def choose_frames(rows: pd.DataFrame, wanted: int) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.lib.core.digests import write_digest
 from stages.lib.core.packed_images import IMAGE_SCHEMA, image_batch
 from stages.lib.data.image_facts import FACTS_SCHEMA
 
@@ -71,6 +72,7 @@ class ShardWriter:
         path = self.folder / f"facts-{self.num_shards:05d}.parquet"
         pq.write_table(pa.Table.from_batches(self.facts), path.with_suffix(".partial"))
         path.with_suffix(".partial").rename(path)
+        write_digest(path)
         self.writer, self.facts, self.num_bytes = None, [], 0
         self.num_shards += 1
 

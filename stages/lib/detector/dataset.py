@@ -28,6 +28,7 @@ class LabelledImages(Dataset):
         self.targets = labels["target"].fillna(-1).to_numpy(dtype=np.int64)
         self.rows = labels["row"].to_numpy()
         self.sets = labels["set"].to_numpy(dtype=object)
+        self.digests = labels["sha256"].to_numpy(dtype=object)
         self.packs = {name: PackedImages(packed / name) for name in labels["set"].unique()}
         self.preprocessing = preprocessing
         self.decoded: PackedImages | None = None  # see stages/lib/training/decode_cache.py
@@ -68,14 +69,8 @@ class LabelledImages(Dataset):
 
     def content(self, index: int) -> memoryview:
         """Return the bytes of the file of an image; raises UserError."""
-        pack, row = self.packs[self.sets[index]], self.rows[index]
-        try:
-            return pack[row]
-        except IndexError:
-            raise UserError(
-                f"{pack.folder}: {len(pack)} images, the labels name row {row}; they are of "
-                "different data: run `dvc repro --force prepare`"
-            ) from None
+        pack = self.packs[self.sets[index]]
+        return pack.labelled(self.rows[index], self.names[index], self.digests[index])
 
 
 class ResizedImages(Dataset):

@@ -20,6 +20,10 @@ from stages.lib.core.labels import CLASS_NAMES
 from stages.lib.core.training_pictures import TrainingPictures
 from stages.lib.detector.preprocessing import Normalize, Preprocessing
 
+# Arguments of timm.create_model that load weights, or say which ones.
+LOADS_WEIGHTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
+                 "pretrained_strict", "pretrained_filter_fn", "pretrained_model_args",
+                 "cache_dir")  # fmt: skip
 WEIGHTS_FILE, CONFIG_FILE = paths.WEIGHTS.name, paths.CONFIG.name
 
 
@@ -49,8 +53,10 @@ def create_model(name: str, model_args: dict[str, Any], weights: str) -> torch.n
     """Create a timm model with 2 classes; weights: "random", "hub" or the path of a file.
 
     Raises UserError for an unknown model, for arguments that it does not accept, and for weights
-    that cannot be loaded or do not fit: no model ever starts from scratch in silence.
+    that cannot be loaded or do not fit: no model ever starts from scratch in silence, or from
+    weights that `weights` does not name.
     """
+    _refuse_other_weights(name, model_args)
     if ":" not in name and not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models() + timm.list_pretrained())
         raise UserError(f"train.model = '{name}' is not a model of timm{hint}")
@@ -83,6 +89,23 @@ def create_model(name: str, model_args: dict[str, Any], weights: str) -> torch.n
         ) from error
     _check_all_loaded(model, untrained, f"train.weights = '{weights}' do not fit {name}")
     return model
+
+
+def _refuse_other_weights(name: str, model_args: dict[str, Any]) -> None:
+    """Raise UserError for weights of another parameter, which no digest and no record would know.
+
+    A model that is loaded again would need their file, too.
+    """
+    if found := [one for one in LOADS_WEIGHTS if one in model_args]:
+        raise UserError(
+            f"train.model_args.{found[0]}: weights come from train.weights alone: give it random, "
+            "hub, or the path of a .safetensors or .pth file"
+        )
+    if name.lower().startswith("local-dir:"):
+        raise UserError(
+            f"train.model = '{short(name)}': give the name of the architecture, and the file with "
+            "the weights in train.weights"
+        )
 
 
 def zero_head(model: torch.nn.Module) -> None:

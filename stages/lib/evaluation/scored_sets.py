@@ -6,10 +6,8 @@ from pathlib import Path
 import pandas as pd
 from scipy.special import expit
 
-from stages.lib import paths
-from stages.lib.core.errors import UserError
-from stages.lib.core.labels import CLASS_NAMES, REAL, read_labels
-from stages.lib.core.tables import read_scores
+from stages.lib.core.labels import CLASS_NAMES, REAL
+from stages.lib.core.scores import labels_and_scores, scores_of
 
 HELD_OUT = "held_out"
 
@@ -17,14 +15,9 @@ HELD_OUT = "held_out"
 def labelled_scores(split: str) -> pd.DataFrame:
     """Join the labels and scores of a split; rows without a target are left out.
 
-    Raises UserError where the two do not name the same images in the same order.
+    Raises UserError where the scores are not those of the present detector for these images.
     """
-    labels_file, scores_file = paths.LABELS / f"{split}.csv", paths.SCORES / f"{split}.csv"
-    labels, scores = read_labels(labels_file), read_scores(scores_file)
-    if not labels["img_name"].equals(scores["img_name"]):
-        raise UserError(
-            f"{scores_file} and {labels_file} do not list the same images; run `dvc repro predict`"
-        )
+    labels, scores = labels_and_scores(split)
     scored = labels.assign(**{name: scores[name] for name in ("logit", "low", "high")})
     # From the logit, as for any detector: the score of the file may differ in its last digit.
     return scored.assign(score=expit(scores["logit"])).dropna(subset=["target"])
@@ -48,5 +41,5 @@ def labelled_sets(
 
 def perturbed_scores(val: pd.DataFrame) -> pd.DataFrame:
     """Return the scores of perturbed images with the target and the group of each image."""
-    scores = read_scores(paths.SCORES / "robustness.csv")
+    scores = scores_of("robustness")
     return scores.merge(val[["img_name", "target", "group"]], on="img_name", validate="many_to_one")

