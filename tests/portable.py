@@ -64,7 +64,7 @@ def train(name: str, side: int, hardware: Hardware) -> str:
     model = create_model(name, input_size_args(name, side), "random")
     preprocessing = resolve_preprocessing(model, image_size=side)
     detector = Detector(model, preprocessing).to(memory_format=torch.channels_last)
-    names = {"img_name": "x.jpg", "row": range(STEPS * BATCH), "set": "train"}
+    names = {"img_name": "x.jpg", "row": range(STEPS * BATCH), "set": "train", "sha256": ""}
     labels = pd.DataFrame(names | {"target": [0, 1] * (STEPS * BATCH // 2)})
     images = LabelledImages(labels, Path("nowhere"), preprocessing)
     loop = TrainingLoop(params, detector, images, hardware)

@@ -90,8 +90,8 @@ def train(num_images: int) -> None:
 
 def in_memory(preprocessing: Preprocessing, num_images: int) -> LabelledImages:
     """Return images that are nowhere on disk, for a loop that is fed from memory."""
-    labels = pd.DataFrame({"img_name": ["a", "b"], "target": [0, 1], "row": [0, 1], "set": "train"})
-    labels = pd.concat([labels] * num_images, ignore_index=True)
+    two = {"img_name": ["a", "b"], "target": [0, 1], "row": [0, 1], "set": "train", "sha256": ""}
+    labels = pd.concat([pd.DataFrame(two)] * num_images, ignore_index=True)
     return LabelledImages(labels, Path("nowhere"), preprocessing)
 
 
