@@ -82,6 +82,7 @@ def train(num_images: int) -> None:
     model = create_model("resnet18", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=64)
     labels = pd.DataFrame({"img_name": ["a", "b"], "target": [0, 1], "row": [0, 1], "set": "train"})
+    labels = labels.assign(sha256="")
     labels = pd.concat([labels] * num_images, ignore_index=True)
     images = LabelledImages(labels, Path("nowhere"), preprocessing)
     loop = TrainingLoop(params, Detector(model, preprocessing), images, hardware)
