@@ -15,6 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import pandas as pd
+
 from stages.lib import paths
 from stages.lib.core.digests import checked_tables
 from stages.lib.core.errors import UserError
@@ -53,9 +55,10 @@ def main() -> None:
     files = files_to_publish()
     weights = read_json(paths.CONFIG, "weights_sha256")["weights_sha256"]
     read_rules(paths.VERDICT_RULES, weights)
+    val = labelled_scores("val")
     with publishing_lock():
         tracker = find_or_make_run(weights, read_history())
-        publish(tracker, report, files, params.champion_metric)
+        publish(tracker, report, val, files, params.champion_metric)
     digests = {str(path): sha256_of(path) for path in files}
     write_json(paths.PUBLISHED, {"weights": weights, "files": digests})
 
@@ -76,9 +79,13 @@ def files_to_publish() -> dict[Path, str | None]:
 
 
 def publish(
-    tracker: Tracker, report: dict[str, Any], files: dict[Path, str | None], metric: str
+    tracker: Tracker,
+    report: dict[str, Any],
+    val: pd.DataFrame,
+    files: dict[Path, str | None],
+    metric: str,
 ) -> None:
-    """Put everything into the run of the model, and register the model."""
+    """Put everything into the run of the model, and register the model; val: with its scores."""
     tracker.log_metrics(flatten(report))
     useful = "yes" if report["better_than_chance"] else "no, this model is useless"
     tracker.log_tags({"better_than_chance": useful})
@@ -87,7 +94,7 @@ def publish(
     for name, figure in draw_all(read_tables(paths.PLOTS)).items():
         tracker.log_figure(figure, f"figures/{name}.png")
     name = registered_name(read_json(paths.DATA_REPORT, "generated_sample")["generated_sample"])
-    val, value = labelled_scores("val"), report["val"][metric]
+    value = report["val"][metric]
 
     def publish_model(client: Any, run_id: str) -> None:
         limit = load_params("pack", PackParams).max_megapixels

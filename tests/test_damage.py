@@ -15,10 +15,11 @@ import pytest
 from stages import card, evaluate, explain, pack, predict, prepare, publish, submit, train
 from stages.lib.core.digests import write_digest
 from stages.lib.core.errors import UserError
+from stages.lib.core.files import fresh_folder
 from stages.lib.core.packed_images import PackedImages, read_facts
 from stages.lib.core.running import STORAGE_FAULTS, run_stage
 from stages.lib.training.loop import TrainingLoop
-from stages.tools import judge
+from stages.tools import judge, plots
 from tests.conftest import ROOT, run, set_params
 
 MODEL, SCORES, LABELS, PACKED = "data/model", "data/scores", "data/labels", "data/packed"
@@ -254,6 +255,20 @@ def test_what_was_packed_and_is_damaged_is_packed_anew(
         flip_a_bit(shard.name)(shard.parent)
     pack.main()
     assert read_facts(Path(PACKED, "val")).equals(facts)
+
+
+def test_what_a_killed_command_has_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / ".exported.partial").mkdir()
+    (tmp_path / ".exported.partial/half").touch()
+    with fresh_folder(tmp_path / "exported") as folder:
+        (folder / "whole").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["exported", "whole"]
+
+
+def test_curves_that_are_damaged_are_not_drawn(clone: Path) -> None:
+    cut("metrics/plots/roc.csv")(clone)
+    with pytest.raises(UserError, match="roc.csv: damaged, or changed since it was written"):
+        plots.main([])
 
 
 def test_a_file_that_is_damaged_in_the_cache_of_dvc_is_found_and_made_again(tmp_path: Path) -> None:

@@ -124,6 +124,16 @@ def test_an_interrupted_decoding_leaves_nothing_that_counts(
     assert trained_bytes(workspace) == plain
 
 
+def test_a_flipped_bit_in_a_cache_is_not_trained_on(workspace: Path) -> None:
+    trained_bytes(workspace, decoded_gb=ROOMY)
+    for file in workspace.glob(".dvc/tmp/decoded/*/*.arrow"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=r"decoded/\w+: \w+.jpg is damaged; remove this"):
+        trained_bytes(workspace, seed=1)
+
+
 def test_what_a_killed_run_has_left_is_removed_unless_someone_writes_it(workspace: Path) -> None:
     root = Path(".dvc/tmp/decoded")
     for name in (".dead.partial", ".half.gone", ".live.partial"):

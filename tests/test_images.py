@@ -1,5 +1,6 @@
 """From encoded bytes to the model's input: decoders agree, and chance depends on the seed alone."""
 
+import hashlib
 import shutil
 import sys
 from io import BytesIO
@@ -153,8 +154,10 @@ def labels(tmp_path: Path) -> pd.DataFrame:
     with pa.ipc.new_file(str(tmp_path / "train/images-00000.arrow"), schema) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays([pa.array(contents)], schema=schema))
     rows = np.random.default_rng(0).permutation(20)
+    digests = [hashlib.sha256(contents[row]).hexdigest() for row in rows]
     return pd.DataFrame(
         {"img_name": "x.jpg", "target": pd.array(rows % 2, "Int8"), "set": "train", "row": rows}
+        | {"sha256": digests}
     )
 
 

@@ -586,10 +586,10 @@ def test_the_command_ends_with_1_and_one_line(place: Path) -> None:
 def test_what_the_pipeline_lacks_is_named_before_anything_is_judged(
     place: Path, judge: Judge
 ) -> None:
-    with pytest.raises(UserError, match="data/model/config.json: no such file; run `dvc repro"):
+    with pytest.raises(UserError, match="data/scores/views.json: no such file; run `dvc repro"):
         judge("own")
     Path("metrics/data.json").write_text("{")
-    with pytest.raises(UserError, match="metrics/data.json: cannot be read; run `dvc repro prep"):
+    with pytest.raises(UserError, match="metrics/data.json: damaged: .*; run `dvc repro` to"):
         judge(write(scores()))
 
 

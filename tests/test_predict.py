@@ -1,5 +1,6 @@
 """Scores: the same in one process and in two, every image once, several views from one decoding."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from stages import predict, train
+from stages.lib.core.files import sha256_of
 from stages.lib.detector import dataset as dataset_module
 from stages.lib.prediction.views import SCORED_VIEWS
 from tests.conftest import change_preprocessing, run, set_params
@@ -59,6 +61,10 @@ def test_every_image_is_decoded_once_also_for_several_views(
         predict.main()
         found["+".join(views)] = scores()["val"]["logit"].to_numpy()
         assert len(decoded) == len(set(decoded)) == 60 + 10
+    known = json.loads(Path("data/scores/views.json").read_text())
+    assert known["views"] == ["plain", "mirrored"]
+    assert known["weights_sha256"] == sha256_of(Path("data/model/weights.safetensors"))
+    assert set(known["scores"]) == {*predict.SPLITS, "robustness"}
     both = (found["plain"] + found["mirrored"]) / 2
     assert found["plain+mirrored"] == pytest.approx(both, abs=1e-5)
     assert np.abs(found["plain"] - found["mirrored"]).max() > 1e-4

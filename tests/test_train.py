@@ -51,7 +51,7 @@ def loop_of(**changes: Any) -> TrainingLoop:
     model = create_model("test_resnet", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=params.image_size)
     labels = pd.DataFrame(
-        {"img_name": "x.jpg", "target": [0, 1] * 40, "row": range(80), "set": "train"}
+        {"img_name": "x.jpg", "target": [0, 1] * 40, "row": range(80), "set": "train", "sha256": ""}
     )
     images = LabelledImages(labels, Path("nowhere"), preprocessing)
     return TrainingLoop(params, Detector(model, preprocessing), images, Hardware(CPU, False))

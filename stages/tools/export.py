@@ -59,7 +59,7 @@ def main() -> None:
     _check_target(options.folder)
     judge = load_judge(str(options.model), "cpu", options.threads, crop=False, max_megapixels=100)
     images = _images("val", judge)
-    with fresh_folder(options.folder) as folder:
+    with fresh_folder(options.folder.resolve()) as folder:
         for file in (options.model / WEIGHTS_FILE, options.model / CONFIG_FILE):
             copyfile(file, folder / file.name)
         copyfile(rules_file(options.model), folder / RULES_FILE)

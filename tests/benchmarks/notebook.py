@@ -12,6 +12,7 @@ import torchvision.transforms as T
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from stages.lib.core.packed_images import read_facts
 from stages.lib.data.packing import PackParams, pack_images
 from stages.lib.layouts.image_set import ROW_TYPES, ImageSet
 
@@ -54,8 +55,8 @@ def pack_set(folder: Path, image_set: ImageSet) -> pd.DataFrame:
         num_threads=2,
     )
     pack_images(image_set, packed, params)
-    rows = image_set.rows
-    return rows.assign(row=np.arange(len(rows)), set=image_set.name)
+    rows, digests = image_set.rows, read_facts(packed)["sha256"]
+    return rows.assign(row=np.arange(len(rows)), set=image_set.name, sha256=digests)
 
 
 class FileImages(Dataset):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from stages.lib.core.pictures import UnusableImage
 from stages.lib.detector.preprocessing import Preprocessing, decode, reencode, resize
 
 Key = tuple[int, ...]  # (epoch, index) and more
+CHECKSUM_BYTES = 4  # CRC-32, of decoded images: a SHA-256 would take twice as long
 MOST_AHEAD = 4  # batches that each worker prepares
 
 
@@ -32,6 +34,7 @@ class LabelledImages(Dataset):
         self.packs = {name: PackedImages(packed / name) for name in labels["set"].unique()}
         self.preprocessing = preprocessing
         self.decoded: PackedImages | None = None  # see stages/lib/training/decode_cache.py
+        self.checked = np.zeros(len(labels), dtype=bool)  # of `decoded`, in this process
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,10 +55,26 @@ class LabelledImages(Dataset):
     def resized(self, index: int) -> torch.Tensor:
         """Return an image at the size of the model's input, uint8 (3, S, S)."""
         if self.decoded is not None:
-            content = torch.frombuffer(bytearray(self.decoded[index]), dtype=torch.uint8)
             side = self.preprocessing.image_size
-            return content.view(3, side, side)
+            return self._cached(index, self.decoded).view(3, side, side)
         return resize(self.decoded_file(index), self.preprocessing)
+
+    def _cached(self, index: int, cache: PackedImages) -> torch.Tensor:
+        """Return a copy of the pixels of an image in a cache, uint8 (3 * S * S); raises UserError.
+
+        The first time that this process reads it, they are compared with their checksum: each time
+        would take longer than the rest of the reading.
+        """
+        content = cache[index]
+        pixels = bytearray(content[:-CHECKSUM_BYTES])
+        if not self.checked[index]:
+            if zlib.crc32(pixels) != int.from_bytes(content[-CHECKSUM_BYTES:]):
+                raise UserError(
+                    f"{cache.folder}: {self.names[index]} is damaged; remove this folder, and run "
+                    "`dvc repro` to decode again"
+                )
+            self.checked[index] = True
+        return torch.frombuffer(pixels, dtype=torch.uint8)
 
     def decoded_file(self, index: int) -> torch.Tensor:
         """Return an image as it is in its file, uint8 (3, H, W); raises UserError."""
@@ -71,6 +90,11 @@ class LabelledImages(Dataset):
         """Return the bytes of the file of an image; raises UserError."""
         pack = self.packs[self.sets[index]]
         return pack.labelled(self.rows[index], self.names[index], self.digests[index])
+
+
+def sealed(pixels: bytes) -> bytes:
+    """Return the pixels of an image with a checksum at their end, as a decode cache keeps them."""
+    return pixels + zlib.crc32(pixels).to_bytes(CHECKSUM_BYTES)
 
 
 class ResizedImages(Dataset):

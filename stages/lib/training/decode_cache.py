@@ -1,9 +1,9 @@
 """A cache of decoded images on disk, for the epochs and experiments to come.
 
 A cache is a folder of memory-mapped Arrow files that stages/lib/core/packed_images.py reads. Image
-i is the uint8 (3, S, S) bytes of image i of the table, decoded and resized. Everything random comes
-later, so training with a cache gives the same weights as without. Processes share the pages of the
-files, and the operating system keeps in memory what fits there.
+i is the uint8 (3, S, S) bytes of image i of the table, decoded and resized, and their checksum.
+Everything random comes later, so training with a cache gives the same weights as without. Processes
+share the pages of the files, and the operating system keeps in memory what fits there.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from stages.lib.detector.dataset import (
     LabelledImages,
     ResizedImages,
     make_loader,
+    sealed,
     sequential_batches,
 )
 
@@ -122,7 +123,9 @@ def _write(images: LabelledImages, folder: Path, name: str, num_workers: int) ->
             progress_bar(f"decode {name}", len(images)) as bar,
         ):
             for batch, _, _ in make_loader(ResizedImages(images), batches, num_workers, pin=False):
-                writer.write_batch(image_batch([image.tobytes() for image in batch.numpy()]))
+                writer.write_batch(
+                    image_batch([sealed(image.tobytes()) for image in batch.numpy()])
+                )
                 bar.update(len(batch))
     except OSError as error:
         if error.errno != ENOSPC:
