@@ -70,9 +70,7 @@ def pair_groups(rows: pd.DataFrame) -> pd.Series:
     A fake 033_097 and the reals 033 and 097 are of the pair 033_097.
     """
     has_pair = [rows[column].str.contains(PAIR, regex=True, na=False) for column in PLACES]
-    if not (
-        has_pair[0] | has_pair[1]
-    ).any():  # the names of ten million rows, one by one, take time
+    if not any(found.any() for found in has_pair):  # a look at each of millions of names takes time
         return pd.Series(None, rows.index, dtype="str")
     clips = pd.Series(map(_clip_name, rows["img_name"], rows["video"]), rows.index, dtype="str")
     reals = set(clips[rows["target"] == REAL].dropna())
