@@ -144,7 +144,7 @@ def test_a_path_with_any_letters_is_quoted_as_the_front_page_shows(
     command = quoted.replace("publish", "check_names").replace("$HOME/", "$PLACE/it~ {is} = #1: ")
     clone = clone_project(tmp_path_factory.mktemp("quoted"), TINY)
     run("bash", "-c", command, cwd=clone, PLACE="/data")
-    expected = "/data/it~ {is} = #1: Gesichter für (alle) [2], 人脸"
+    expected = "/data/it~ {is} = #1: my faces (1) [all], données 人脸"
     assert read_yaml(clone / "params.yaml")["data"]["root"] == expected
 
 

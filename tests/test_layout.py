@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.lib.core.errors import UserError
+from stages.lib.core.tables import read_table
 from stages.lib.layouts.competition import competition_sets, read_list
 from stages.lib.layouts.image_set import file_of
 from tests.conftest import EXAMPLES
@@ -180,6 +181,17 @@ def test_any_list_is_read_as_the_csv_module_reads_it_or_is_one_short_line(
     assert [str(row[1]) for row in rows] == [row[places["target"]].strip() for row in expected]
     if "family" in places:
         assert [row[2] or "" for row in rows] == [row[places["family"]].strip() for row in expected]
+
+
+def test_a_stray_quote_in_a_table_of_a_stage_loses_no_row(tmp_path: Path) -> None:
+    types = {"img_name": "str", "family": "str", "row": "int64"}
+    text = 'img_name,family,row\na.jpg,swap,0\nb.jpg,"swap,1\nc.jpg,swap",2\nd.jpg,NA,3\n'
+    (tmp_path / "val.csv").write_text(text)
+    for kinds in (types, None):
+        with pytest.raises(UserError, match="val.csv:3: damaged: family has a line break in it"):
+            read_table(tmp_path / "val.csv", kinds)
+    (tmp_path / "val.csv").write_text(text.replace('"', ""))
+    assert len(read_table(tmp_path / "val.csv", types)) == 4
 
 
 def test_a_listed_name_finds_its_file_in_both_forms_of_unicode(tmp_path: Path) -> None:

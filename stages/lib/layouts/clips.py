@@ -14,6 +14,8 @@ from stages.lib.layouts.image_set import LeftOut, Row, is_video, media_files
 
 FRAME_FOLDERS = ("frames", "images")
 NO_CLIPS = ("videos", "masks", "landmarks")
+PLACES = ("img_name", "video")  # where a clip may be named
+PAIR = r"\b\d{3}_\d{3}\b"
 
 
 def find_clips(root: Path, folder: str, left_out: LeftOut) -> dict[str, list[Row]]:
@@ -67,6 +69,9 @@ def pair_groups(rows: pd.DataFrame) -> pd.Series:
 
     A fake 033_097 and the reals 033 and 097 are of the pair 033_097.
     """
+    has_pair = [rows[column].str.contains(PAIR, regex=True, na=False) for column in PLACES]
+    if not any(found.any() for found in has_pair):  # a look at each of millions of names takes time
+        return pd.Series(None, rows.index, dtype="str")
     clips = pd.Series(map(_clip_name, rows["img_name"], rows["video"]), rows.index, dtype="str")
     reals = set(clips[rows["target"] == REAL].dropna())
     fakes = clips[rows["target"] == FAKE].dropna().unique()
