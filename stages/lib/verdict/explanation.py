@@ -61,13 +61,14 @@ def heatmap_of(judge: Judge, part: torch.Tensor) -> tuple[torch.Tensor, np.ndarr
 
 
 def verdict_in_words(record: Record) -> str:
-    """Return what the verdict of a picture means, in two sentences."""
+    """Return what the verdict of a picture means, in sentences."""
     if record.verdict == UNSURE:
         reasons = "; ".join(REASONS[reason] for reason in record.reasons)
         meaning = f"The detector should not be trusted here: {reasons}."
     else:
         meaning = f"How often that is wrong: {record.detector.thresholds.in_words(record.verdict)}."
-    return f"{record.verdict}: {record.probability:.1%} probability of a fake. {meaning}"
+    told = f" Not judged: {record.not_searched}." if record.not_searched else ""
+    return f"{record.verdict}: {record.probability:.1%} probability of a fake. {meaning}{told}"
 
 
 def _verdict(record: Record) -> str:
