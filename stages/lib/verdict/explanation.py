@@ -66,15 +66,16 @@ def not_told(doubt: Doubt | None) -> list[str]:
 
 
 def verdict_in_words(record: Record) -> str:
-    """Return what the verdict of a picture means, in two sentences."""
+    """Return what the verdict of a picture means, in sentences."""
+    told = f" Not judged: {record.not_searched}." if record.not_searched else ""
     if record.doubt:
-        return f"{DOUBTS[record.doubt]} Its verdict is: {record.verdict}."
+        return f"{DOUBTS[record.doubt]} Its verdict is: {record.verdict}.{told}"
     if record.verdict == UNSURE:
         reasons = "; ".join(REASONS[reason] for reason in record.reasons)
         meaning = f"The detector should not be trusted here: {reasons}."
     else:
         meaning = f"How often that is wrong: {record.detector.thresholds.in_words(record.verdict)}."
-    return f"{record.verdict}: {record.probability:.1%} probability of a fake. {meaning}"
+    return f"{record.verdict}: {record.probability:.1%} probability of a fake. {meaning}{told}"
 
 
 def _verdict(record: Record) -> str:

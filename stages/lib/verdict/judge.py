@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError, short
-from stages.lib.core.faces import Face, crop_face, find_faces
+from stages.lib.core.faces import Face, crop_face, find_faces, smallest_found
 from stages.lib.core.facts import Facts
 from stages.lib.core.files import sha256_of
 from stages.lib.core.pictures import UnusableImage, read_picture
@@ -63,6 +63,18 @@ class PictureVerdict(Facts):
     probability: float | None
     reasons: list[str]
     faces: list[FaceVerdict]
+    not_judged: int = 0  # further faces that were found, the smallest ones
+    missed_below: int = 0  # pixels of a face that was not looked for; 0: all pixels were searched
+
+    @property
+    def not_searched(self) -> str:
+        """Return in words which faces the verdict does not count, or nothing."""
+        told = []
+        if self.not_judged:
+            told.append(f"of the faces found, {self.not_judged} smaller ones were not judged")
+        if self.missed_below:
+            told.append(f"faces below {self.missed_below} pixels were not looked for")
+        return "; ".join(told)
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,8 @@ class Opened:
     jpeg_quality: int | None
     faces: list[Face | None]  # of each part, in pixels of the file; None: no face found
     parts: list[torch.Tensor]  # what the detector sees, uint8 (3, h, w) each
+    not_judged: int = 0  # see PictureVerdict
+    missed_below: int = 0
 
 
 def rules_file(folder: Path) -> Path:
@@ -148,14 +162,19 @@ class Judge:
 
     def open_pixels(self, pixels: torch.Tensor, opened: Opened) -> Opened:
         """Return what is known of a picture with its parts; pixels: uint8 (3, H, W)."""
-        faces = find_faces(pixels)[:MOST_FACES]
-        if self.face_share and faces:
-            parts = [crop_face(pixels, face, self.face_share).clone() for face in faces]
-        else:
-            faces, share = faces[:1], self.config.preprocessing.face_crop
-            parts = [crop_face(pixels, faces[0], share) if faces and share else pixels]
+        is_cut = bool(self.face_share)
+        faces = find_faces(pixels, small=is_cut)
+        share = self.face_share or self.config.preprocessing.face_crop
+        judged = faces[: MOST_FACES if is_cut else 1]
+        parts = [crop_face(pixels, face, share).clone() for face in judged if share] or [pixels]
         scale = opened.size[0] / pixels.shape[2]  # not 1 where a JPEG was decoded smaller
-        return replace(opened, faces=[face.scaled(scale) for face in faces] or [None], parts=parts)
+        found = replace(
+            opened, faces=[face.scaled(scale) for face in judged] or [None], parts=parts
+        )
+        if not is_cut:
+            return found
+        missed = smallest_found(*opened.size)
+        return replace(found, not_judged=len(faces) - len(judged), missed_below=missed)
 
     def _ready(self, content: bytes) -> tuple[Opened, list[torch.Tensor]] | UnusableImage:
         """Return an opened picture without its pixels, and its inputs; or what is wrong with it."""
@@ -224,7 +243,7 @@ class Judge:
             probability=max((face.probability for face in faces if face.probability is not None),
                             default=None),
             reasons=[name for name in reasons if verdict == UNSURE and reasons[name].any()],
-            faces=faces,
+            faces=faces, not_judged=opened.not_judged, missed_below=opened.missed_below,
         )  # fmt: skip
 
     def _face_verdict(
