@@ -33,7 +33,7 @@ from stages.lib.publishing.find_run import find_or_make_run, publishing_lock
 from stages.lib.publishing.registry import register, registered_name
 from stages.lib.report.figures import draw_all
 from stages.lib.serving.logged_model import log_served_model
-from stages.lib.tracking.run import Tracker
+from stages.lib.tracking.run import CHANCE_TAG, Tracker
 from stages.lib.verdict.rules import read_rules
 
 
@@ -87,8 +87,9 @@ def publish(
 ) -> None:
     """Put everything into the run of the model, and register the model; val: with its scores."""
     tracker.log_metrics(flatten(report))
-    useful = "yes" if report["better_than_chance"] else "no, this model is useless"
-    tracker.log_tags({"better_than_chance": useful})
+    better_than_chance = bool(report["better_than_chance"])
+    useful = "yes" if better_than_chance else "no, this model is useless"
+    tracker.log_tags({CHANCE_TAG: useful})
     for path, folder in files.items():
         tracker.log_file(path, folder)
     for name, figure in draw_all(read_tables(paths.PLOTS)).items():
@@ -102,7 +103,7 @@ def publish(
             model = shutil.copytree(paths.MODEL, Path(place) / paths.MODEL.name)
             rules = Path(shutil.copy(paths.VERDICT_RULES, place))
             model_id = log_served_model(client, run_id, model, rules, limit)
-        register(client, model_id, name, val, metric, value)
+        register(client, model_id, name, val, metric, value, better_than_chance)
 
     tracker.attempt(publish_model)
 

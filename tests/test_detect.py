@@ -339,13 +339,13 @@ def test_a_page_explains_each_picture_without_a_network(
         assert words in page.read_text()
 
 
-def test_the_champion_of_the_registry_judges_as_its_folder(
+def test_a_detector_of_the_registry_judges_as_its_folder(
     there: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(Path.cwd()))
     files = sorted(there.iterdir())[:3]
-    champion = "models:/deepfake-detector-generated-sample@champion"
-    assert command("--model", champion, *files)[:2] == command(*files)[:2]
+    registered = "models:/deepfake-detector-generated-sample/1"
+    assert command("--model", registered, *files)[:2] == command(*files)[:2]
 
 
 @pytest.fixture(scope="module")

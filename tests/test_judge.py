@@ -805,8 +805,8 @@ def test_onnx_files_and_models_of_mlflow_can_be_called(
     export_network(detector, config.preprocessing.image_size, tmp_path)
     file = tmp_path / "detector.onnx"
     call(monkeypatch, file, "--out", tmp_path / "onnx.csv", "--scale", "logit")
-    champion = "models:/deepfake-detector-generated-sample@champion"
-    call(monkeypatch, champion, "--out", tmp_path / "mlflow.csv")
+    registered = "models:/deepfake-detector-generated-sample/1"
+    call(monkeypatch, registered, "--out", tmp_path / "mlflow.csv")
     onnx, mlflow = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("onnx", "mlflow"))
     assert onnx["img_name"].tolist() == mlflow["img_name"].tolist()
     assert expit(onnx["logit"]).tolist() == pytest.approx(mlflow["probability"].tolist(), abs=0.02)

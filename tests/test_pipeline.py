@@ -339,7 +339,7 @@ def test_other_data_is_read_with_nothing_else_to_edit(tmp_path: Path) -> None:
         {"set": "train", "img_name": empty.name, "error": "empty file"}
     ]
     client = client_of(clone)
-    version = client.get_model_version_by_alias("deepfake-detector", "champion")
+    (version,) = client.search_model_versions("name = 'deepfake-detector'")
     files = {file.path for file in client.list_artifacts(version.run_id)}
     assert "model_card.md" in files and "submission.csv" not in files
 

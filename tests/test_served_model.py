@@ -1,6 +1,8 @@
 """The model that MLflow keeps: what it takes, what it gives, what it refuses."""
 
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,16 @@ from mlflow.pyfunc import PyFuncModel
 
 from stages.lib.core.packed_images import PackedImages
 from stages.lib.detector.preprocessing import Preprocessing, decode
+from stages.lib.serving.logged_model import served_files
 from stages.lib.verdict.rules import DOUBTS
+from tests.closure import import_closure
+from tests.conftest import ROOT
 from tests.test_pictures import REFUSED
 
 SEEN = Preprocessing(image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.5] * 3)
 
 
-MODEL = "models:/deepfake-detector-generated-sample@champion"
+MODEL = "models:/deepfake-detector-generated-sample/1"  # no better than chance, so no champion
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +157,41 @@ def test_a_row_with_two_images_is_refused(model: PyFuncModel, files: list[str]) 
     content = Path(files[0]).read_bytes()
     with pytest.raises(MlflowException, match="row 0: fill one of .*, not 2"):
         model.predict(pd.DataFrame({"image": [content], "path": [files[0]]}))
+
+
+def test_the_code_of_the_served_model_is_logged_with_it() -> None:
+    """Where a room is missing, the model would need the project beside it."""
+    needed = import_closure("stages.lib.serving.served_model")
+    assert needed <= {path.relative_to(ROOT).as_posix() for path in served_files()}
+
+
+def test_models_of_different_code_and_a_package_of_the_same_name_live_in_one_process(
+    pipeline: Path, tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [one for one in sys.modules if one.split(".")[0] == "stages"]:
+        monkeypatch.setitem(sys.modules, name, None)  # whoever imports it gets an ImportError
+    logged = next((pipeline / "mlartifacts/models").glob("*/artifacts"))
+    for name in "AB":
+        shutil.copytree(logged, tmp_path / name)
+    (judge,) = (tmp_path / "B/code").rglob("judge.py")
+    edited = judge.read_text().replace(".mean(dim=0).double()", ".mean(dim=0).double() * 0 + 5.0")
+    judge.write_text(edited)
+
+    def score(name: str) -> float:
+        model = mlflow.pyfunc.load_model(str(tmp_path / name))
+        return model.predict(pd.DataFrame({"image": [Path(files[0]).read_bytes()]}))["score"][0]
+
+    first = score("A")
+    assert 0 < first < 0.99
+    assert score("B") == pytest.approx(1 / (1 + np.exp(-5)))
+    assert score("A") == first
+    assert not [
+        path for path in sys.path if Path(path, "stages").is_dir() and tmp_path.name in path
+    ]
+    # The same code from another place is not imported again, and needs no file of the first place.
+    shutil.copytree(logged, tmp_path / "C")
+    known = set(sys.modules)
+    shutil.rmtree(tmp_path / "A")
+    assert score("C") == first
+    new = {one for one in set(sys.modules) - known if "deepfake" in one}
+    assert not new

@@ -58,7 +58,7 @@ def test_a_server_gets_runs_artifacts_and_versions(tmp_path: Path) -> None:
     with serving(folder, "server", "--artifacts-destination", str(folder / "artifacts")) as address:
         done = run("dvc", "repro", cwd=clone, MLFLOW_TRACKING_URI=address)
         assert "WARNING: MLflow" not in done.stdout
-        assert "version 1 is @champion" in done.stdout
+        assert "version 1 does not become @champion: it is no better than chance" in done.stdout
         run("dvc", "exp", "run", "--temp", "-n", "remote", "-S", "train.lr=1e-3", cwd=clone,
             MLFLOW_TRACKING_URI=address)  # fmt: skip
         client = MlflowClient(address)
@@ -68,7 +68,7 @@ def test_a_server_gets_runs_artifacts_and_versions(tmp_path: Path) -> None:
         files = {file.path for file in client.list_artifacts(found[0].info.run_id)}
         assert {"figures", "explanations", "scores", "submission.csv", "params.yaml"} <= files
         mlflow.set_tracking_uri(address)
-        model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
+        model = mlflow.pyfunc.load_model(f"models:/{NAME}/1")
         scores = pd.read_csv(clone / "data/scores/test.csv").head(3)
         test_set = clone / "data/raw/sample/phase2/testset1_seen"
         paths = [str(test_set / name) for name in scores["img_name"]]
@@ -78,9 +78,9 @@ def test_a_server_gets_runs_artifacts_and_versions(tmp_path: Path) -> None:
     assert not (clone / "mlflow.db").exists()
 
 
-def test_the_champion_is_served_over_rest(team: Path, tmp_path: Path) -> None:
+def test_a_registered_model_is_served_over_rest(team: Path, tmp_path: Path) -> None:
     env = {"MLFLOW_TRACKING_URI": f"sqlite:///{team / 'mlflow.db'}"}
-    model = f"models:/{NAME}@champion"
+    model = f"models:/{NAME}/1"
     image = next((team / "data/raw/sample/phase2/testset1_seen").glob("*.jpg"))
     table = {"columns": ["image"], "data": [[base64.b64encode(image.read_bytes()).decode()]]}
     with serving(tmp_path, "models", "serve", "-m", model, "--env-manager", "local", **env) as url:
@@ -206,6 +206,7 @@ def test_six_runs_are_compared_in_parallel_coordinates(
 def test_the_registry_shows_the_champion(
     address: str, browser: webdriver.Chrome, screenshots: Path
 ) -> None:
+    MlflowClient(address).set_registered_model_alias(NAME, "champion", "1")  # as a person may
     browser.get(f"{address}/#/models/{NAME}")
-    text_of(browser, "champion", "against_champion", "Version 1")
+    text_of(browser, "champion", "better_than_chance", "Version 1")
     browser.save_screenshot(str(screenshots / "registry.png"))

@@ -59,7 +59,7 @@ def published(clone: Path) -> tuple[MlflowClient, Run]:
         "submission.csv",
     } <= files
     name = "deepfake-detector-generated-sample"
-    version = client.get_model_version_by_alias(name, "champion")
+    (version,) = client.search_model_versions(f"name = '{name}'")
     assert (str(version.version), version.run_id) == ("1", found.info.run_id)
     return client, found
 

@@ -5,7 +5,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
@@ -16,12 +16,16 @@ from mlflow import MlflowClient
 from stages.card import main as card
 from stages.evaluate import main as evaluate
 from stages.explain import main as explain
+from stages.lib.core.errors import UserError
 from stages.lib.core.stopping import Stop
+from stages.lib.publishing.find_run import find_or_make_run
 from stages.lib.tracking.identity import identity_tags, uncommitted_diff
-from stages.lib.tracking.mlflow_store import connect, without_secrets
+from stages.lib.tracking.mlflow_store import connect, experiment_id, without_secrets
+from stages.lib.verdict.load import load_judge
 from stages.predict import main as predict
 from stages.publish import main as publish
 from stages.submit import main as submit
+from stages.tools.store import main as print_store
 from stages.train import main as train
 from tests.conftest import client_of, environment, run, runs_of, set_params, store_of
 
@@ -96,7 +100,7 @@ def test_an_artifact_store_that_cannot_be_written_stops_nothing(
     (workspace / "mlartifacts").unlink()
     publish()
     assert [one for one in runs_of(client_of(workspace)) if "val.auc" in one.data.metrics]
-    mlflow.pyfunc.load_model("models:/deepfake-detector-generated-sample@champion")
+    mlflow.pyfunc.load_model("models:/deepfake-detector-generated-sample/1")
 
 
 @pytest.mark.slow
@@ -198,6 +202,77 @@ def test_a_password_in_the_address_of_the_store_is_never_printed(
     )
 
 
+def test_a_deleted_experiment_is_restored_by_the_command_that_is_named(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect()
+    client.delete_experiment(experiment_id(client))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow sets it
+    find_or_make_run("0" * 64, pd.DataFrame({"epoch": [1], "val_auc": [0.5]}))
+    (warning,) = capsys.readouterr().out.splitlines()
+    assert "'deepfake-detection' was deleted; restore it first with: MLFLOW_TRACKING" in warning
+    assert warning.endswith("Publish them later with: dvc repro --force --single-item publish")
+    print_store()  # for `make ui`
+    printed = capsys.readouterr()
+    assert printed.out == f"sqlite:///{workspace}/mlflow.db\n"
+    assert printed.err.startswith("note: the experiment 'deepfake-detection' was deleted; restore")
+    command = printed.err.partition("restore it first with: ")[2]
+    run("bash", "-c", command, cwd=Path("/"))
+    assert not find_or_make_run("0" * 64, pd.DataFrame({"epoch": [1], "val_auc": [0.5]})).lost
+
+
+def newer_schema(store: Path) -> None:
+    with sqlite3.connect(store) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'f00d'")
+
+
+def no_database(store: Path) -> None:
+    store.write_text("no database" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (newer_schema, "mlflow.db was written by another version of MLflow than .*db upgrade"),
+        (no_database, r"file is not a database \(the store is sqlite:///"),
+    ],
+)
+def test_a_store_that_cannot_be_read_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    break_it: Callable[[Path], None],
+    words: str,
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    connect()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    broken = tmp_path / "broken"  # of another name, because MLflow looks at a store once
+    broken.mkdir()
+    break_it(Path(shutil.copy(tmp_path / "mlflow.db", broken)))
+    monkeypatch.setenv("DVC_ROOT", str(broken))
+    for attempt in (connect, print_store, lambda: load_judge("models:/a/1", "cpu", 1, False, 1.0)):
+        with pytest.raises(UserError, match=words) as error:
+            attempt()
+        assert "\n" not in str(error.value)
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.mark.slow
+def test_a_store_that_cannot_be_written_is_read(pipeline: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(pipeline, tmp_path / "copy", symlinks=True)
+    run("python", "-m", "stages.tools.store", cwd=copy)
+    here = f"mount --bind {copy} {copy} && mount -o remount,bind,ro {copy} && cd {copy} && "
+    locked = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    if not shutil.which("unshare") or run(*locked, f"{here} true", cwd=copy, check=False).stderr:
+        pytest.skip("this machine lets nobody mount a folder that cannot be written")
+    done = run(*locked, f"{here} python -m stages.tools.store", cwd=copy)
+    assert done.stdout == f"sqlite:///{copy}/mlflow.db\n"
+    assert done.stderr.startswith("note: [Errno 30] Read-only file system")
+    picture = next((copy / "data/raw/sample").rglob("*.jpg"))
+    detect = "python -m stages.tools.detect --model models:/deepfake-detector-generated-sample/1"
+    assert "1 not judged" not in run(*locked, f"{here} {detect} {picture}", cwd=copy).stdout
+
+
 @pytest.mark.parametrize("name", ["a%20b", "a?b", "a#b", "a b"])
 def test_the_store_is_in_the_workspace_whatever_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -265,7 +340,7 @@ def test_a_copy_of_the_workspace_has_a_store_of_its_own(pipeline: Path, tmp_path
     assert (pipeline / "mlartifacts").as_uri() not in dump
     assert (copy / "mlartifacts").as_uri() in dump
     mlflow.set_tracking_uri(uri)
-    model = mlflow.pyfunc.load_model("models:/deepfake-detector-generated-sample@champion")
+    model = mlflow.pyfunc.load_model("models:/deepfake-detector-generated-sample/1")
     picture = next((copy / "data/raw/sample").rglob("*.jpg")).read_bytes()
     assert 0 < model.predict(pd.DataFrame({"image": [picture]}))["score"][0] < 1
     runs = len(tree_of(copy / "mlartifacts"))

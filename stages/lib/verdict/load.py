@@ -6,7 +6,7 @@ import torch
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.detector.runtime import DeviceName, set_up_hardware
-from stages.lib.tracking.mlflow_store import connect
+from stages.lib.tracking.mlflow_store import open_store, without_secrets
 from stages.lib.verdict.judge import Judge
 
 
@@ -26,17 +26,17 @@ def load_judge(
 
 def _downloaded(uri: str) -> Path:
     """Return the folder of a registered detector; a local store is read in place."""
-    connect()
-    import mlflow
+    open_store()
+    from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 
-    try:
-        served = Path(mlflow.artifacts.download_artifacts(uri))
+    try:  # of the whole model, MLflow would write a file beside it, in the store
+        files = Path(ModelsArtifactRepository(uri).download_artifacts("artifacts"))
     except Exception as error:  # whatever a store or a server raises
         raise UserError(
-            f"--model {uri}: cannot be loaded: {short(error, 100)}; `make ui` shows what is "
-            "registered"
+            f"--model {uri}: cannot be loaded: {short(without_secrets(str(error)), 200)}; "
+            "`make ui` shows what is registered"
         ) from error
-    weights = sorted(served.glob("artifacts/*/weights.safetensors"))
+    weights = sorted(files.glob("*/weights.safetensors"))
     if not weights:
         raise UserError(f"--model {uri}: no detector of this pipeline; take one that it published")
     return weights[0].parent
