@@ -1,6 +1,7 @@
 """Turn scores into metrics and curves.
 
-params.yaml: evaluate; data/scores, data/labels, data/model/{config.json, history.csv}
+params.yaml: evaluate; data/scores, data/labels, data/model/{config.json, history.csv},
+metrics/data.json
   ->  metrics/evaluation.json, metrics/tables/*.csv, metrics/plots/*.csv, data/verdict_rules.json
 Run: python -m stages.evaluate
 
@@ -35,7 +36,7 @@ from stages.lib.evaluation.verdicts import (
     choose_thresholds,
     verdict_rows,
 )
-from stages.lib.verdict.rules import Rules
+from stages.lib.verdict.rules import Rules, doubt_of
 
 WEIGHTS_DIGITS = 12  # of the SHA-256 of the weights, which lead from DVC's tables to the MLflow run
 
@@ -76,6 +77,9 @@ def make_rules(calibration: pd.DataFrame, report: dict[str, Any], params: Evalua
         ),
         stability=bool(calibration["low"].notna().all()),
         trained_on=config["trained_on"],
+        doubt=doubt_of(
+            read_json(paths.DATA_REPORT)["generated_sample"], bool(report["better_than_chance"])
+        ),
     )
 
 

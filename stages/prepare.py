@@ -13,6 +13,7 @@ data.evaluation_sets; one more set changes no other file.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -67,7 +68,7 @@ def main() -> None:
     for name in names:
         splits[name] = _checked(name, more[more["set"] == f"sets/{name}"])
     report = {
-        "generated_sample": data.root == str(paths.SAMPLE),
+        "generated_sample": Path(data.root).resolve() == paths.SAMPLE.resolve(),
         "bad_images": _bad_images_report(bad),
         "splits": {name: audit_split(rows, params.seed) for name, rows in splits.items()},
         "held_out": held_out["family"].value_counts().sort_index().to_dict(),

@@ -111,6 +111,7 @@ def drawn_rules(weights_sha256: str) -> Rules:
         trained_on=TrainingPictures(
             num_images=1, side=(50, 300), jpeg_quality=(50, 95), face=(50, 200), face_margin=1.5
         ),
+        doubt=None,
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from stages.lib.verdict.command import Parser, count, positive
 from stages.lib.verdict.judge import Judge
 from stages.lib.verdict.load import load_judge
 from stages.lib.verdict.record import (
+    NOT_VERIFIED,
     DetectorFacts,
     Record,
     append_records,
@@ -44,23 +45,23 @@ from stages.lib.verdict.record import (
     read_records,
     same_detector,
 )
-from stages.lib.verdict.rules import REASONS
+from stages.lib.verdict.rules import DOUBTS, REASONS, Thresholds
 
 FILES_AT_A_TIME = 16
 SOME_FAILED, FOUND_FAKE = 2, 3
 COLOURS = {"real": "green", "fake": "bold red", "unsure": "yellow", "error": "magenta"}
-CSV_COLUMNS = ("file", "verdict", "probability", "fake_from", "real_below", "false_alarms",
+CSV_COLUMNS = ("file", "doubt", "verdict", "probability", "fake_from", "real_below", "false_alarms",
                "num_faces", "why", "provenance")  # fmt: skip
-NOTES = (
-    "A verdict is a reason to look closer, and no proof. A file without provenance (C2PA, IPTC, "
-    "EXIF) says nothing by that."
-)
+NO_PROOF = "A verdict is a reason to look closer, and no proof."
+NO_PROVENANCE = "A file without provenance (C2PA, IPTC, EXIF) says nothing by that."
 
 
 def main() -> None:
     """Judge what the command line names; the exit code is that of the module's text."""
     options = parse(sys.argv[1:])
-    earlier = open_record(options.record) if options.record else []
+    earlier, half = open_record(options.record) if options.record else ([], "")
+    if half:
+        print(f"{half}; it is written over", file=sys.stderr)
     judge = load_judge(
         options.model, options.device, options.threads, options.crop, options.max_megapixels
     )
@@ -147,7 +148,8 @@ def detect(judge: Judge, options: argparse.Namespace, earlier: list[Record]) -> 
     done = earlier if options.resume else []
     known = {one.sha256: one for one in done if same_detector(one.detector, detector)}
     files = find_files(options.paths)
-    printer = PRINTERS[options.form](detector)
+    doubt = DOUBTS[judge.rules.doubt] if judge.rules.doubt else None
+    printer = PRINTERS[options.form](detector, doubt)
     with progress_bar("detect", len(files), "pictures") as bar:
         for first in range(0, len(files), FILES_AT_A_TIME):
             batch = files[first : first + FILES_AT_A_TIME]
@@ -158,7 +160,8 @@ def detect(judge: Judge, options: argparse.Namespace, earlier: list[Record]) -> 
                     write_page(judge, found, content, options.explain)
             bar.update(len(batch))
     told = [f"{counts[name]} {name}" for name in COLOURS if name != "error"]
-    print(f"{', '.join(told)}, {counts['error']} not judged. {NOTES}", file=sys.stderr)
+    print(f"{', '.join(told)}, {counts['error']} not judged. {doubt or NO_PROOF} "
+          f"{NO_PROVENANCE}", file=sys.stderr)  # fmt: skip
     if options.fail_on_fake and counts["fake"]:
         return FOUND_FAKE
     return SOME_FAILED if counts["error"] else 0
@@ -213,7 +216,7 @@ def verify(judge: Judge, options: argparse.Namespace) -> int:
 
     A picture is looked for under its name in the record, and by its digest among the given paths.
     """
-    records, detector = read_records(options.verify), facts_of(judge)
+    (records, half), detector = read_records(options.verify), facts_of(judge)
     elsewhere = {}
     for file in find_files(options.paths):
         try:
@@ -231,8 +234,11 @@ def verify(judge: Judge, options: argparse.Namespace) -> int:
     for words, number in others.items():
         if words:
             print(f"{number} records were made elsewhere; here: {words}", file=sys.stderr)
-    print(f"{counts['same']} verdicts are the same, {counts['other']} differ", file=sys.stderr)
-    return SOME_FAILED if counts["other"] else 0
+    if half:
+        print(half, file=sys.stderr)
+    print(f"{counts['same']} verdicts are the same, {counts['other']} differ. What cannot be "
+          f"verified: {NOT_VERIFIED}", file=sys.stderr)  # fmt: skip
+    return SOME_FAILED if counts["other"] or half else 0
 
 
 def difference(judge: Judge, detector: DetectorFacts, record: Record, file: str) -> str:
@@ -248,7 +254,8 @@ def difference(judge: Judge, detector: DetectorFacts, record: Record, file: str)
     (found,) = judge.judge([content])
     if isinstance(found, UnusableImage):
         return str(found)
-    return "; ".join(differences(record, found))
+    repeated = make_record(record.file, found, detector, content)
+    return "; ".join(differences(record, repeated))
 
 
 def short_facts(detector: DetectorFacts) -> str:
@@ -265,16 +272,12 @@ def short_facts(detector: DetectorFacts) -> str:
 class TextPrinter:
     """One line a picture, in colours on a terminal."""
 
-    def __init__(self, detector: DetectorFacts) -> None:
+    def __init__(self, detector: DetectorFacts, doubt: str | None) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
-        limits = detector.thresholds
-        self.console.print(
-            f"{detector.model} {detector.weights[:12]}: fake from "
-            f"{limits.calibrated(limits.fake_from):.1%} ({limits.in_words('fake')}), real below "
-            f"{limits.calibrated(limits.real_below):.1%} "
-            f"({limits.in_words('real')})",
-            markup=False,
-        )
+        words = doubt or limits_in_words(detector.thresholds)
+        style = COLOURS["error"] if doubt else None
+        self.console.print(f"{detector.model} {detector.weights[:12]}: {words}", style=style,
+                           markup=False)  # fmt: skip
 
     def show(self, file: str, found: Record | UnusableImage) -> None:
         """Print the verdict of a picture."""
@@ -284,8 +287,9 @@ class TextPrinter:
             self.console.print(line)
             return
         line = Text(f"{found.verdict:<7}", COLOURS[found.verdict])
-        line.append(f" {found.probability:6.1%} ", "default").append(name, "bold")
-        words = [why(found), str(found.provenance)]
+        probability = "-" if found.probability is None else f"{found.probability:.1%}"
+        line.append(f" {probability:>6} ", "default").append(name, "bold")
+        words = [found.doubt, why(found), str(found.provenance)]
         if len(found.faces) > 1:
             words.insert(0, faces_in_words(found))
         line.append("".join(f"  [{one}]" for one in words if one), "dim")
@@ -295,7 +299,8 @@ class TextPrinter:
 class CsvPrinter:
     """One row a picture, and a reason in place of a verdict where there is none."""
 
-    def __init__(self, detector: DetectorFacts) -> None:
+    def __init__(self, detector: DetectorFacts, doubt: str | None) -> None:
+        self.doubt = doubt
         self.writer = csv.DictWriter(sys.stdout, CSV_COLUMNS, lineterminator="\n")
         self.writer.writeheader()
 
@@ -304,23 +309,18 @@ class CsvPrinter:
         if isinstance(found, UnusableImage):
             row = {"file": file, "verdict": "error", "why": str(found)}
         else:
-            limits = found.detector.thresholds
             row = {
-                "file": file, "verdict": found.verdict,
-                "probability": f"{found.probability:.6f}",
-                "fake_from": f"{limits.calibrated(limits.fake_from):.6f}",
-                "real_below": f"{limits.calibrated(limits.real_below):.6f}",
-                "false_alarms": limits.false_alarms,
+                "file": file, "doubt": self.doubt, "verdict": found.verdict,
                 "num_faces": sum(face.box is not None for face in found.faces), "why": why(found),
                 "provenance": str(found.provenance),
-            }  # fmt: skip
+            } | probabilities(found)  # fmt: skip
         self.writer.writerow(row)
 
 
 class JsonPrinter:
     """One object a line: the record of a picture, or its name and error."""
 
-    def __init__(self, detector: DetectorFacts) -> None:
+    def __init__(self, detector: DetectorFacts, doubt: str | None) -> None:
         pass
 
     def show(self, file: str, found: Record | UnusableImage) -> None:
@@ -336,6 +336,27 @@ def as_json(file: str, found: Record | UnusableImage) -> str:
     if isinstance(found, Record):
         return found.model_dump_json()
     return json.dumps({"file": file, "verdict": "error", "error": str(found)})
+
+
+def probabilities(record: Record) -> dict[str, object]:
+    """Return the probability of a picture and what it is compared with; nothing where withheld."""
+    if record.probability is None:
+        return {}
+    limits = record.detector.thresholds
+    return {
+        "probability": f"{record.probability:.6f}",
+        "fake_from": f"{limits.calibrated(limits.fake_from):.6f}",
+        "real_below": f"{limits.calibrated(limits.real_below):.6f}",
+        "false_alarms": limits.false_alarms,
+    }
+
+
+def limits_in_words(limits: Thresholds) -> str:
+    """Return from which probability a picture is fake or real, and how often that is wrong."""
+    return (
+        f"fake from {limits.calibrated(limits.fake_from):.1%} ({limits.in_words('fake')}), real "
+        f"below {limits.calibrated(limits.real_below):.1%} ({limits.in_words('real')})"
+    )
 
 
 def why(record: Record) -> str:

@@ -9,8 +9,9 @@ Input: a table with one or more of these columns; each row fills one of them.
 
 Output: a table with the column `score`, P(fake) in [0, 1], one row per row of the input. With the
 parameter `verdicts` it has more columns, for pictures of faces that are cut out already:
-`verdict` (real, fake or unsure), `probability` (calibrated) and `reasons` (why it is unsure, keys
-of REASONS in stages/lib/verdict/rules.py with commas between them). Raises
+`doubt` (a sentence where this detector cannot be believed), `verdict` (real, fake or unsure),
+`probability` (calibrated; none where there is a doubt) and `reasons` (why it is unsure, keys of
+REASONS in stages/lib/verdict/rules.py with commas between them). Raises
 MlflowException for a row that fills none or several of the columns, an image that cannot be decoded
 or is too large, a file that cannot be read, and pixels of another shape or outside 0 to 255. The
 scores are those of the predict stage; another batch size may change the seventh digit.
@@ -36,6 +37,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from stages.lib.detector.preprocessing import decode, to_input
 from stages.lib.detector.runtime import Hardware
 from stages.lib.verdict.judge import Judge, Opened
+from stages.lib.verdict.rules import DOUBTS
 
 COLUMNS = ("image", "path", "pixels")
 BATCH_SIZE = 32
@@ -89,8 +91,9 @@ class ServedDetector(PythonModel):
         return pd.DataFrame(
             {
                 "score": [one.faces[0].score for one in verdicts],
+                "doubt": [one.doubt and DOUBTS[one.doubt] for one in verdicts],
                 "verdict": [one.verdict for one in verdicts],
-                "probability": [one.probability for one in verdicts],
+                "probability": np.array([one.probability for one in verdicts], dtype=float),
                 "reasons": [",".join(one.reasons) for one in verdicts],
             }
         )

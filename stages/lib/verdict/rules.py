@@ -6,6 +6,7 @@ as selective classification, or the reject option (Chow 1970; Geifman and El-Yan
 """
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,14 @@ REASONS = {
     "unlike_quality": "picture compressed more than the training pictures",
     "unstable": "verdict changes when the picture is compressed or resized a little",
     "between": "score between the thresholds",
+}
+# Why no verdict of a detector can be believed, and the sentence that stands before each of them.
+Doubt = Literal["trained on drawn faces alone", "no better than chance"]
+DOUBTS: dict[Doubt, str] = {
+    "trained on drawn faces alone": "This detector was trained on drawn faces alone, those of the "
+    "generated sample: what it says of a photograph means nothing.",
+    "no better than chance": "This detector is no better than chance on its validation pictures: "
+    "what it says means nothing.",
 }
 LARGER = 2.0  # times the largest training pictures: still alike, because a model sees less of them
 
@@ -68,6 +77,7 @@ class Rules(Facts):
     thresholds: Thresholds
     stability: bool  # whether a verdict has to stand slightly changed views
     trained_on: TrainingPictures
+    doubt: Doubt | None  # where there is one, no probability is told
 
     def apply(self, pictures: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
         """Return each picture's verdict, real, fake or unsure, and its reasons to be unsure.
@@ -103,6 +113,13 @@ class Rules(Facts):
         sure = np.where(score >= limits.fake_from, CLASS_NAMES[FAKE], CLASS_NAMES[REAL])
         verdicts = pd.Series(sure, index=pictures.index).mask(reasons.any(axis=1), UNSURE)
         return verdicts, reasons
+
+
+def doubt_of(is_generated_sample: bool, is_better_than_chance: bool) -> Doubt | None:
+    """Return why no verdict of a detector can be believed, or None; of two reasons the first."""
+    if is_generated_sample:
+        return "trained on drawn faces alone"
+    return None if is_better_than_chance else "no better than chance"
 
 
 def read_rules(path: Path, weights_sha256: str) -> Rules:

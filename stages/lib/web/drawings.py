@@ -9,7 +9,7 @@ from PIL import Image
 
 from stages.lib.core.facts import Facts
 from stages.lib.report.forensics import FORENSIC_VIEWS, middle_of, white_level
-from stages.lib.verdict.explanation import NOT_TOLD, heatmap_of, verdict_in_words
+from stages.lib.verdict.explanation import heatmap_of, not_told, verdict_in_words
 from stages.lib.verdict.judge import Judge
 from stages.lib.verdict.record import Record
 
@@ -51,8 +51,9 @@ def explain(judge: Judge, record: Record, content: bytes) -> Explanation:
             FaceDrawings(picture=_url(picture), heatmap=heatmap, heat=largest, views=views)
         )
     return Explanation(
-        record=record, in_words=verdict_in_words(record), not_told=NOT_TOLD, faces=drawings
-    )
+        record=record, in_words=verdict_in_words(record), not_told=not_told(record.doubt),
+        faces=drawings,
+    )  # fmt: skip
 
 
 def _brightness(view: np.ndarray) -> np.ndarray:
