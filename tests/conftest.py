@@ -1,5 +1,6 @@
 """What the tests share: a temporary clone of the project, tiny data, and a way to run commands."""
 
+import json
 import os
 import re
 import shutil
@@ -128,6 +129,16 @@ def change_preprocessing(folder: Path, **changes: Any) -> None:
     config = config.model_copy(update={"preprocessing": preprocessing})
     config = config.model_copy(update={"config_sha256": config.digest()})
     file.write_text(config.model_dump_json())
+
+
+def copy_detector(clone: Path, target: Path, **rules: Any) -> Path:
+    """Copy the detector of a clone with its rules, some of them changed; return the folder."""
+    target.mkdir(exist_ok=True)
+    for file in (clone / "data/model").iterdir():
+        shutil.copy2(file, target / file.name)
+    known = json.loads((clone / "data/verdict_rules.json").read_text())
+    (target / "verdict_rules.json").write_text(json.dumps(known | rules))
+    return target
 
 
 def easy_pixels(random: np.random.Generator, target: int, size: int = 48) -> np.ndarray:

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from stages.lib.core.errors import UserError
+from stages.lib.verdict.rules import DOUBTS, Doubt
 from stages.tools import detect, export
-from tests.conftest import run
+from tests.conftest import copy_detector, run
 
 
 @pytest.fixture
@@ -59,18 +60,47 @@ def test_files_folders_globs_and_lists_are_judged(there: Path, command: Command)
     assert code == 0 and "0 not judged" in err and "no proof" in err
 
 
-def test_the_three_forms_tell_the_same(there: Path, command: Command) -> None:
-    files = sorted(there.iterdir())[:6]
+def test_the_three_forms_tell_the_same(there: Path, command: Command, tmp_path: Path) -> None:
+    believed = copy_detector(Path(), tmp_path / "detector", doubt=None)
+    files = [*sorted(there.iterdir())[:6], "--model", believed]
     records = [json.loads(line) for line in command("--json", *files)[1].splitlines()]
     rows = list(csv.DictReader(StringIO(command("--csv", *files)[1])))
-    lines = command(*files)[1].splitlines()[1:]
+    _, out, err = command(*files)
+    first, *lines = out.splitlines()
+    assert ": fake from " in first and "a reason to look closer" in err
     for record, row, line in zip(records, rows, lines, strict=True):
         assert row["verdict"] == record["verdict"] == line.split()[0]
         assert float(row["probability"]) == pytest.approx(record["probability"], abs=1e-6)
         assert record["file"] == row["file"] and record["file"] in line
+        assert record["doubt"] is None and row["doubt"] == ""
+        assert f" {record['probability']:.1%} " in line
         assert (row["why"] != "") == (record["verdict"] == "unsure")
         limits = record["detector"]["thresholds"]
         assert float(row["false_alarms"]) == limits["false_alarms"] == 0.02
+
+
+@pytest.mark.parametrize("doubt", DOUBTS)
+def test_a_detector_that_cannot_be_believed_says_so_before_its_verdicts(
+    there: Path, command: Command, tmp_path: Path, doubt: Doubt
+) -> None:
+    """In each form, without a probability; scores stay, so that a verdict can be repeated."""
+    doubted = copy_detector(Path(), tmp_path / "detector", doubt=doubt)
+    files = [*sorted(there.iterdir())[:3], "--model", doubted]
+    _, out, err = command(*files)
+    first, *lines = out.splitlines()
+    assert first.endswith(f": {DOUBTS[doubt]}") and DOUBTS[doubt] in err
+    assert "%" not in out and "look closer" not in err
+    assert all(f"  [{doubt}]" in line for line in lines)
+    for row in csv.DictReader(StringIO(command("--csv", *files)[1])):
+        assert row["doubt"] == DOUBTS[doubt] and list(row).index("doubt") < list(row).index(
+            "verdict"
+        )
+        assert [row[name] for name in detect.CSV_COLUMNS[3:7]] == [""] * 4
+    for line in command("--json", *files)[1].splitlines():
+        record = json.loads(line)
+        assert line.index(f'"doubt":"{doubt}"') < line.index('"verdict"')
+        assert record["probability"] is record["faces"][0]["probability"] is None
+        assert 0 < record["faces"][0]["score"] < 1
 
 
 def test_bad_input_is_a_line_and_disturbs_nothing(
@@ -103,7 +133,7 @@ def test_bad_input_is_a_line_and_disturbs_nothing(
     assert errors["cut.jpg"].startswith("damaged: ")
     judged = {"good.jpg", "写真 ü.jpg", "inside.jpg", "\\xff\n.jpg"}
     assert set(rows) - set(errors) == judged
-    assert len({rows[name]["probability"] for name in judged}) == 1
+    assert len({rows[name]["verdict"] for name in judged}) == 1
     assert code == 2
     text = command(strange, tmp_path / "text.png")[1].splitlines()
     assert len(text) == 3 and "\\xff .jpg" in text[1] and text[2].startswith("error")
@@ -149,12 +179,10 @@ def test_a_fake_may_set_the_exit_code(
     there: Path, command: Command, tmp_path: Path, threshold: float, verdict: str
 ) -> None:
     """With rules that call every picture so."""
-    for file in Path("data/model").iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
     rules = json.loads(Path("data/verdict_rules.json").read_text())
     rules["thresholds"] |= dict.fromkeys(("fake_from", "real_below", "middle"), threshold)
     rules["trained_on"] |= {"side": [1, 9999], "face": None, "jpeg_quality": None}
-    (tmp_path / "verdict_rules.json").write_text(json.dumps(rules))
+    copy_detector(Path(), tmp_path, **rules)
     arguments = [min(there.iterdir()), "--model", tmp_path]
     assert command(*arguments)[:2][1].splitlines()[1].startswith(verdict)
     expected = 3 if verdict == "fake" else 0
@@ -175,8 +203,9 @@ def test_a_record_is_taken_up_where_it_ended(
     monkeypatch.setattr(
         detect.Judge, "judge", lambda self, all: judged.append(len(all)) or real(self, all)
     )
-    code, out, _ = command("--json", "--record", record, "--resume", *files)
+    code, out, err = command("--json", "--record", record, "--resume", *files)
     assert code == 0 and judged == [3] and len(out.splitlines()) == 8
+    assert f"{record}:6: half-written by a process that was stopped; no verdict; it is " in err
     assert len(record.read_text().splitlines()) == 8
     code, *_ = command("--json", "--record", record, "--resume", "--no-crop", *files)
     assert judged == [3, 8]  # cut out or not is another verdict
@@ -195,9 +224,15 @@ def test_a_record_is_repeated_and_differences_are_told(
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         (copies / name).write_bytes(min(there.iterdir()).read_bytes())
     command("--record", record, copies)
-    assert command("--verify", record)[:2] == (
-        0, "".join(f"same     {copies / name}  \n" for name in ("a.jpg", "b.jpg", "c.jpg")),
-    )  # fmt: skip
+    code, out, err = command("--verify", record)
+    names = ("a.jpg", "b.jpg", "c.jpg")
+    assert (code, out) == (0, "".join(f"same     {copies / name}  \n" for name in names))
+    assert "What cannot be verified: the time of a verdict, the name" in err
+    whole = record.read_text()
+    record.write_text(whole[:-9])
+    code, out, err = command("--verify", record)
+    assert code == 2 and out.count("same") == 2 and f"{record}:3: half-written" in err
+    record.write_text(whole)
     moved = copies.rename(tmp_path / "moved")
     code, out, _ = command("--verify", record)
     assert code == 2 and out.count("No such file or directory; name the folder") == 3
@@ -209,6 +244,12 @@ def test_a_record_is_repeated_and_differences_are_told(
     record.write_text("\n".join([json.dumps(changed), *lines[1:]]) + "\n")
     code, out, _ = command("--verify", record, moved)
     assert code == 2 and out.count("DIFFERS") == 1 and "faces 1 score: 0." in out
+    forged = json.loads(lines[1])
+    forged["provenance"]["camera"] = {"make": "Canon"}
+    record.write_text("\n".join([lines[0], json.dumps(forged), lines[2]]))
+    code, out, _ = command("--verify", record, moved)
+    assert code == 2 and out.count("DIFFERS") == 1 and out.count("same") == 2
+    assert "provenance camera: {}, not {'make': 'Canon'}" in out
     (moved / "unread.jpg").symlink_to("unread.jpg")
     assert "not read " in command("--verify", record, moved)[1]
     code, out, _ = command("--verify", record, moved, "--no-crop")
@@ -222,10 +263,17 @@ def test_a_page_explains_each_picture_without_a_network(
     command(file, "--explain", tmp_path)
     (page,) = tmp_path.glob(f"{file.stem}-*.html")
     text = page.read_text()
-    for words in ("What this does not tell you", "heatmap", "Stability", "none in this file",
-                  "three quarters", "data:image/png;base64,"):  # fmt: skip
+    for words in ("What this does not tell you", "heatmap", "none in this file",
+                  "data:image/png;base64,"):  # fmt: skip
         assert words in text
     assert "http" not in text
+    told = f"<p><b>{DOUBTS['trained on drawn faces alone']} Its verdict is: "
+    assert told in text and "probability" not in text and "Stability" not in text
+    believed = copy_detector(Path(), tmp_path / "detector", doubt=None)
+    command(file, "--explain", tmp_path / "more", "--model", believed)
+    (page,) = (tmp_path / "more").iterdir()
+    for words in ("probability of a fake", "Stability", "three quarters"):
+        assert words in page.read_text()
 
 
 def test_the_champion_of_the_registry_judges_as_its_folder(
@@ -265,7 +313,8 @@ def test_an_exported_detector_gives_the_same_verdicts(
     assert {one["detector"]["runtime"] for one in fast} == {"onnxruntime"}
     for one, other in zip(plain, fast, strict=True):
         assert one["verdict"] == other["verdict"]
-        assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+        for face, same in zip(one["faces"], other["faces"], strict=True):
+            assert face["score"] == pytest.approx(same["score"], abs=1e-5)
 
 
 def test_an_int8_network_is_used_and_told_apart(

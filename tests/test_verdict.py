@@ -1,4 +1,4 @@
-"""From a score to a verdict: the rules, the judge, the record, and the origin of a file."""
+"""From a score to a verdict: the rules, the judge, and the origin of a file."""
 
 import hashlib
 import json
@@ -33,14 +33,7 @@ from stages.lib.training.summary import summarise_pictures
 from stages.lib.verdict import judge as judge_module
 from stages.lib.verdict.judge import Judge, PictureVerdict
 from stages.lib.verdict.provenance import read_provenance
-from stages.lib.verdict.record import (
-    append_records,
-    facts_of,
-    make_record,
-    open_record,
-    read_records,
-)
-from stages.lib.verdict.rules import REASONS, Rules, Thresholds, read_rules
+from stages.lib.verdict.rules import DOUBTS, REASONS, Rules, Thresholds, doubt_of, read_rules
 from tests.test_images import PARAMS
 
 TRAINED_ON = TrainingPictures(
@@ -52,7 +45,7 @@ THRESHOLDS = Thresholds(
 )  # fmt: skip
 RULES = Rules(
     weights_sha256="a" * 64, views=["plain"], thresholds=THRESHOLDS, stability=True,
-    trained_on=TRAINED_ON,
+    trained_on=TRAINED_ON, doubt=None,
 )  # fmt: skip
 GOOD = {"logit": 3.0, "low": 2.5, "high": 3.5, "face": 100.0, "width": 250, "height": 300,
         "jpeg_quality": 80.0}  # fmt: skip
@@ -169,6 +162,7 @@ def test_a_detector_knows_what_its_training_pictures_were_like() -> None:
     [
         (None, "no such file, and without it a score is no verdict"),
         ("{}", "not the rules of verdicts: weights_sha256: Field required; write it again"),
+        (RULES.model_dump_json(exclude={"doubt"}), "doubt: Field required; write it again with"),
         (RULES.model_dump_json(), "the rules of another detector"),
     ],
 )
@@ -180,8 +174,18 @@ def test_rules_that_do_not_fit_are_refused(tmp_path: Path, content: str | None, 
         read_rules(path, "b" * 64)
 
 
+def test_a_detector_of_drawn_faces_or_of_no_use_is_doubted() -> None:
+    assert doubt_of(is_generated_sample=False, is_better_than_chance=True) is None
+    assert (
+        doubt_of(is_generated_sample=False, is_better_than_chance=False) == "no better than chance"
+    )
+    drawn = "trained on drawn faces alone"
+    assert {doubt_of(True, is_better) for is_better in (True, False)} == {drawn}
+    assert "generated sample" in DOUBTS[drawn]
+
+
 # ---------------------------------------------------------------------------------------------
-# The judge and its record
+# The judge
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +242,9 @@ def group_photograph(pipeline: Path, judge: Judge) -> bytes:
     return buffer.getvalue()
 
 
-def test_each_face_of_a_picture_has_its_verdict(pipeline: Path, judge: Judge) -> None:
+def test_each_face_of_a_picture_has_its_verdict(
+    pipeline: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photograph = group_photograph(pipeline, judge)
     cutting = Judge(pipeline / "data/model", judge.hardware, crop=True, max_pixels=10**6)
     assert cutting.face_share == judge.rules.trained_on.face_margin is not None
@@ -246,38 +252,16 @@ def test_each_face_of_a_picture_has_its_verdict(pipeline: Path, judge: Judge) ->
     assert isinstance(found, PictureVerdict) and len(found.faces) >= 2
     lefts = sorted(face.box[0] // 220 for face in found.faces if face.box)
     assert lefts == sorted(set(lefts))  # each in its third of the picture
-    assert found.probability == max(face.probability for face in found.faces)
+    assert [one.probability for one in (found, *found.faces)] == [None] * (1 + len(found.faces))
+    rules = cutting.rules.model_copy(update={"doubt": None})
+    monkeypatch.setattr(cutting, "rules", rules)
+    (believed,) = cutting.judge([photograph])
+    assert isinstance(believed, PictureVerdict)
+    assert believed.probability == max(face.probability or 0 for face in believed.faces) > 0
     ranking = ["real", "unsure", "fake"]
     assert found.verdict == max((face.verdict for face in found.faces), key=ranking.index)
     (whole,) = judge.judge([photograph])
     assert isinstance(whole, PictureVerdict) and len(whole.faces) == 1
-
-
-def test_a_record_can_be_read_back_and_a_cut_line_is_left_out(
-    pipeline: Path, judge: Judge, tmp_path: Path
-) -> None:
-    content = next((pipeline / "data/raw/sample/phase1/valset").iterdir()).read_bytes()
-    (found,) = judge.judge([content])
-    assert isinstance(found, PictureVerdict)
-    record = make_record("a.jpg", found, facts_of(judge), content)
-    path = tmp_path / "record.jsonl"
-    append_records(path, [record])
-    with path.open("a") as file:
-        file.write('{"sha256": "cut off by a')
-    assert read_records(path) == [record]
-    append_records(path, [record, record])
-    assert read_records(path) == [record] * 3
-    open_record(path)
-    path.write_text("{}\n" + path.read_text())
-    with pytest.raises(UserError, match=r"record.jsonl:1: not the record of a verdict"):
-        read_records(path)
-    for other in (content, b"a list without an end", b"{}"):
-        path.write_bytes(other)
-        with pytest.raises(UserError, match="not the record of a verdict"):
-            open_record(path)
-        assert path.read_bytes() == other
-    with pytest.raises(UserError, match=r"--record .*nowhere/a: No such file or directory; name"):
-        open_record(tmp_path / "nowhere/a")
 
 
 def test_a_huge_picture_is_judged_and_a_strange_one_is_refused(

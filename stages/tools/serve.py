@@ -5,6 +5,8 @@ Run: python -m stages.tools.serve [--model FOLDER] [--port 8000]     then open h
 stages/lib/web/app.py says what the interface takes and gives.
 """
 
+import sys
+
 import uvicorn
 
 from stages.lib import paths
@@ -12,10 +14,12 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.running import run_command
 from stages.lib.verdict.command import Parser, count, positive
 from stages.lib.verdict.load import load_judge
+from stages.lib.verdict.rules import DOUBTS
 from stages.lib.web.app import make_app
+from stages.lib.web.connections import server_config
 from stages.lib.web.guard import Limits
 
-OWN_NAMES = ["127.0.0.1", "localhost"]
+OWN_NAMES = ["127.0.0.1", "::1", "localhost"]
 
 
 def main() -> None:
@@ -34,12 +38,13 @@ def main() -> None:
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--threads", type=count, default=2, help="of the CPU")
     options = parser.parse_args()
+    address = options.host.strip("[]")  # of IPv6 it may have brackets, as in a URL
     judge = load_judge(
         options.model, options.device, options.threads, options.crop, options.max_megapixels
     )
     limits = Limits(options.megabytes, options.requests, options.seconds)
-    app = make_app(judge, limits, [*OWN_NAMES, options.host, *options.name])
-    config = uvicorn.Config(app, options.host, options.port, log_level="warning")
+    app = make_app(judge, limits, [*OWN_NAMES, address, *options.name])
+    config = server_config(app, host=address, port=options.port, log_level="warning")
     try:
         socket = config.bind_socket()
     except SystemExit:  # uvicorn has told why
@@ -48,7 +53,10 @@ def main() -> None:
         ) from None
     socket.listen(2048)  # who comes now waits until the server takes them
     port = socket.getsockname()[1]  # chosen by the system where --port is 0
-    print(f"http://{options.host}:{port} (Ctrl-C ends it)", flush=True)
+    if judge.rules.doubt:
+        print(DOUBTS[judge.rules.doubt], file=sys.stderr)
+    print(f"http://{f'[{address}]' if ':' in address else address}:{port} (Ctrl-C ends it)",
+          flush=True)  # fmt: skip
     uvicorn.Server(config).run([socket])
 
 

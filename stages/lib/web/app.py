@@ -3,14 +3,15 @@
 POST /detect    a picture as the form field `file`: the record of its verdict, as the command prints
 POST /explain   the same: the record, what it means in words, and pictures that explain it
 GET  /model     which detector judges, its rules and what it was trained on
-GET  /health    that it answers
+GET  /health    that it answers, also to HEAD and under any name
 GET  /          the page
 GET  /openapi.json   all of this for programs
 
 Errors are JSON with one sentence in `detail`: 400 the file cannot be judged, or the name of the
-server is another one; 403 a page of another site asks; 404 no such page; 411 or 413 the request has
-no stated length or is too large; 422 no form field `file`; 500 a defect; 503 too many requests
-wait; 504 it took too long. No request can name a file of the server.
+server is another one; 403 a page of another site asks; 404 no such page; 408 the picture did not
+arrive in time; 411 or 413 the request has no stated length or is too large; 422 the form is not one
+picture as `file`; 500 a defect; 503 too many requests wait; 504 it took too long. No request can
+name a file of the server.
 """
 
 import asyncio
@@ -28,12 +29,13 @@ from stages.lib.core.errors import short
 from stages.lib.core.pictures import UnusableImage
 from stages.lib.verdict.judge import Judge
 from stages.lib.verdict.record import Record, facts_of, make_record
-from stages.lib.verdict.rules import REASONS
+from stages.lib.verdict.rules import DOUBTS, REASONS
 from stages.lib.web.batches import Batches
 from stages.lib.web.drawings import Explanation, explain
-from stages.lib.web.guard import Guard, Limits, error
+from stages.lib.web.guard import OPEN_TO_ALL, Guard, Limits, error
 
 PAGE = Path(__file__).with_name("page.html")
+ONE_PICTURE = "send one picture as the form field `file`, and nothing else"
 
 
 def make_app(judge: Judge, limits: Limits, hosts: list[str]) -> Guard:
@@ -51,7 +53,10 @@ def make_app(judge: Judge, limits: Limits, hosts: list[str]) -> Guard:
         docs_url=None, redoc_url=None,  # their pages need a network
     )  # fmt: skip
 
-    async def record_of(file: UploadFile) -> tuple[Record, bytes]:
+    async def record_of(request: Request, file: UploadFile) -> tuple[Record, bytes]:
+        sent = [name for name, _ in (await request.form()).multi_items()]
+        if sent != ["file"]:
+            raise HTTPException(422, f"{ONE_PICTURE}; the form has {short(', '.join(sent), 200)}")
         content = await file.read()
         found = await batches.verdict(content)
         if isinstance(found, UnusableImage):
@@ -62,22 +67,22 @@ def make_app(judge: Judge, limits: Limits, hosts: list[str]) -> Guard:
 
     @app.exception_handler(RequestValidationError)
     async def no_file(request: Request, problem: RequestValidationError) -> JSONResponse:
-        return error(422, "send the picture as the form field `file`")
+        return error(422, ONE_PICTURE)
 
     @app.exception_handler(Exception)
     async def defect(request: Request, problem: Exception) -> JSONResponse:
         return error(500, "a defect of the server, which its log names")
 
     @app.post("/detect")
-    async def detect(file: UploadFile) -> Record:
+    async def detect(request: Request, file: UploadFile) -> Record:
         """Judge a picture."""
-        record, _ = await record_of(file)
+        record, _ = await record_of(request, file)
         return record
 
     @app.post("/explain")
-    async def explain_upload(file: UploadFile) -> Explanation:
+    async def explain_upload(request: Request, file: UploadFile) -> Explanation:
         """Judge a picture, and draw what explains the verdict."""
-        record, content = await record_of(file)
+        record, content = await record_of(request, file)
         return await batches.alone(lambda: explain(judge, record, content))
 
     @app.get("/model")
@@ -87,10 +92,12 @@ def make_app(judge: Judge, limits: Limits, hosts: list[str]) -> Guard:
             "detector": detector.model_dump(),
             "preprocessing": judge.config.preprocessing.model_dump(),
             "trained_on": judge.rules.trained_on.model_dump(),
+            "doubt": judge.rules.doubt and DOUBTS[judge.rules.doubt],
             "reasons": REASONS,
         }
 
-    @app.get("/health")
+    @app.head(OPEN_TO_ALL, include_in_schema=False)
+    @app.get(OPEN_TO_ALL)
     async def health() -> dict[str, str]:
         """Say that the server answers."""
         return {"status": "ok"}

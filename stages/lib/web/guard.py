@@ -1,8 +1,10 @@
 """What stands before the server: limits, refusals in words, and headers that protect its page."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +16,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 FORM_BYTES = 10_000  # of a request around its picture
+OPEN_TO_ALL = "/health"  # under any name: who balances load knows an address alone
+HOST = re.compile(r"(\[[^]]*\]|[^:]*)(:\d*)?")  # a name or an address, and a port
 PROTECTION = {
     "Content-Security-Policy": "default-src 'none'; img-src data: blob:; style-src "
     "'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; form-action 'none'; "
@@ -28,9 +32,14 @@ class Limits:
     """What the server takes."""
 
     megabytes: float = 20.0  # of a picture's file
-    requests: int = 64  # at once, from the first byte of their bodies
+    requests: int = 64  # at once, whose bodies are there
     seconds: float = 60.0  # for one request, with its upload
     batch_size: int = 16  # pictures that are judged together
+
+    @property
+    def largest_body(self) -> float:
+        """Return how many bytes a request may have."""
+        return self.megabytes * 1e6 + FORM_BYTES
 
 
 class Guard:
@@ -42,18 +51,92 @@ class Guard:
     def __init__(self, app: App, limits: Limits, hosts: list[str]) -> None:
         """Protect app; hosts: names under which it may be called, so that a page of a stranger
         whose name leads to this machine cannot call it."""
-        self.app, self.limits, self.hosts = app, limits, hosts
+        self.app, self.limits = app, limits
+        self.hosts = {plain_host(host) for host in hosts} - {""}
         self.num_requests = 0
+        self.uploads: dict[asyncio.Timeout, int] = {}  # bodies on their way, and their bytes
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        refusal = self._refusal(scope["method"], Headers(scope=scope))
+        deadline = asyncio.get_running_loop().time() + self.limits.seconds
+        method, headers = scope["method"], Headers(scope=scope)
+        is_open = scope["path"] == OPEN_TO_ALL and method in ("GET", "HEAD")
+        refusal = None if is_open else self._refusal(method, headers)
         if refusal:
             await refusal(scope, receive, send)
+        elif method != "POST":
+            await self._answer(scope, receive, send, deadline)
+        else:
+            size = int(headers["content-length"])
+            await self._answer_post(scope, receive, send, deadline, size)
+
+    async def _answer_post(
+        self, scope: Message, receive: Receive, send: Send, deadline: float, size: int
+    ) -> None:
+        """Answer a request with a body of so many bytes.
+
+        It takes one of the places when all of it is there: who sends nothing keeps nobody out.
+        """
+        try:
+            body = await self._upload(receive, deadline, size)
+        except TimeoutError:
+            words = "the picture did not arrive in time; send it again"
+            await error(408, words, {"Connection": "close"})(scope, receive, send)
             return
+        if body is None:
+            return
+        if self.num_requests >= self.limits.requests:
+            words = f"{self.limits.requests} requests are waiting; try again in a moment"
+            await error(503, words, {"Retry-After": "1"})(scope, receive, send)
+            return
+
+        arrived = [{"type": "http.request", "body": body, "more_body": False}]
+        del body  # so that it is gone when it was read
+
+        async def receive_again() -> Message:
+            return arrived.pop() if arrived else await receive()
+
+        self.num_requests += 1
+        try:
+            await self._answer(scope, receive_again, send, deadline)
+        finally:
+            self.num_requests -= 1
+
+    async def _upload(self, receive: Receive, deadline: float, size: int) -> bytes | None:
+        """Return a body of so many bytes, or None where the caller has gone; raises TimeoutError.
+
+        Bodies on their way may have as many bytes together as those that are judged. Where one more
+        comes, the oldest ends.
+        """
+        body = bytearray()
+        async with asyncio.timeout_at(deadline) as time:
+            self.uploads[time] = size
+            try:
+                self._end_the_oldest()
+                is_whole = False
+                while not is_whole:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message["body"]
+                    is_whole = not message["more_body"]
+            finally:
+                self.uploads.pop(time, None)
+        return bytes(body)
+
+    def _end_the_oldest(self) -> None:
+        """End the oldest uploads where all together have too many bytes."""
+        while sum(self.uploads.values()) > self.limits.requests * self.limits.largest_body:
+            oldest = next(iter(self.uploads))
+            del self.uploads[oldest]
+            if not oldest.expired():
+                oldest.reschedule(0)
+
+    async def _answer(self, scope: Message, receive: Receive, send: Send, deadline: float) -> None:
+        """Answer a request before the deadline, or say that it took too long."""
         has_begun = False
 
         async def protected_send(message: Message) -> None:
@@ -63,35 +146,49 @@ class Guard:
                 MutableHeaders(scope=message).update(PROTECTION)
             await send(message)
 
-        self.num_requests += 1
         try:
-            async with asyncio.timeout(self.limits.seconds):
+            async with asyncio.timeout_at(deadline):
                 await self.app(scope, receive, protected_send)
         except TimeoutError:
             words = f"no answer within {self.limits.seconds:g} seconds; try again later"
             if not has_begun:
                 await error(504, words)(scope, receive, send)
-        finally:
-            self.num_requests -= 1
 
     def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
         """Return the answer to a request that is not let in."""
-        host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
-        if host not in self.hosts:
+        if plain_host(headers.get("host", "")) not in self.hosts:
             return error(400, "this server does not answer under that name")
         if method != "POST":
             return None
-        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        if not self._is_own_page(headers):
             return error(403, "pages of other sites may not send pictures")
         length = headers.get("content-length", "")
         if "transfer-encoding" in headers or not length.isdigit():
             return error(411, "send the length of the request in the header Content-Length")
-        if int(length) > self.limits.megabytes * 1e6 + FORM_BYTES:
+        if int(length) > self.limits.largest_body:
             return error(413, f"the file is larger than {self.limits.megabytes:g} MB")
-        if self.num_requests >= self.limits.requests:
-            words = f"{self.limits.requests} requests are waiting; try again in a moment"
-            return error(503, words, {"Retry-After": "1"})
         return None
+
+    def _is_own_page(self, headers: Headers) -> bool:
+        """Return whether a page of this server asks, or a program, which names no origin."""
+        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            return False
+        origin = headers.get("origin")
+        return origin is None or plain_host(origin.partition("://")[2]) in self.hosts
+
+
+def plain_host(text: str) -> str:
+    """Return a name or address of a host in one form, without its port; "" for none.
+
+    Names differ in upper and lower case, and an address of IPv6 has brackets where a port follows.
+    """
+    is_bare_address = text.count(":") > 1 and not text.startswith("[")
+    found = HOST.fullmatch(f"[{text}]" if is_bare_address else text)
+    name = found[1].strip("[]").lower() if found else ""
+    try:
+        return str(ip_address(name))
+    except ValueError:
+        return name
 
 
 def error(status: int, words: str, headers: dict[str, str] | None = None) -> JSONResponse:
