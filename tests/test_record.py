@@ -1,4 +1,4 @@
-"""The record of verdicts: what is a line, who writes it, and what a repeated verdict is compared by."""
+"""The record of verdicts: what a line is, who writes it, and how a verdict is repeated."""
 
 import json
 import os
@@ -131,9 +131,8 @@ def test_a_full_disk_leaves_whole_lines(record: Record, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(3.5 * len(whole)), limits[1]))
     try:
-        with pytest.raises(
-            UserError, match="File too large; its lines are whole: make room"
-        ) as found:
+        words = "File too large; its lines are whole: make room"
+        with pytest.raises(UserError, match=words) as found:
             append_records(path, [record] * 3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -176,9 +176,8 @@ def test_rules_that_do_not_fit_are_refused(tmp_path: Path, content: str | None, 
 
 def test_a_detector_of_drawn_faces_or_of_no_use_is_doubted() -> None:
     assert doubt_of(is_generated_sample=False, is_better_than_chance=True) is None
-    assert (
-        doubt_of(is_generated_sample=False, is_better_than_chance=False) == "no better than chance"
-    )
+    chance = doubt_of(is_generated_sample=False, is_better_than_chance=False)
+    assert chance == "no better than chance"
     drawn = "trained on drawn faces alone"
     assert {doubt_of(True, is_better) for is_better in (True, False)} == {drawn}
     assert "generated sample" in DOUBTS[drawn]

@@ -1,7 +1,10 @@
 """The server of verdicts: what it answers, what it refuses, and that nothing is lost."""
 
+import asyncio
+import contextlib
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,14 +17,18 @@ import pandas as pd
 import pytest
 import requests
 import uvicorn
+from fastapi import FastAPI
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from stages.lib.detector.runtime import set_up_hardware
 from stages.lib.verdict.judge import Judge, PictureVerdict
+from stages.lib.verdict.rules import DOUBTS
 from stages.lib.web.app import PAGE, make_app
-from stages.lib.web.guard import Limits
+from stages.lib.web.connections import server_config
+from stages.lib.web.guard import Guard, Limits, plain_host
+from stages.tools import serve
 from tests.conftest import wait_for
 
 
@@ -39,10 +46,16 @@ def pictures(pipeline: Path) -> list[bytes]:
 
 @contextmanager
 def served(judge: Any, limits: Limits) -> Iterator[str]:
+    """Serve verdicts on loopback; yields the address."""
+    with serving(make_app(judge, limits, ["127.0.0.1"])) as address:
+        yield address
+
+
+@contextmanager
+def serving(guard: Guard) -> Iterator[str]:
     """Serve on loopback; yields the address."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        app = make_app(judge, limits, ["127.0.0.1"])
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        server = uvicorn.Server(server_config(guard, log_level="error"))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:
@@ -77,6 +90,7 @@ def test_an_upload_gets_the_verdict_of_the_judge(
     assert found == expected
     assert record["detector"]["weights"] == judge.config.weights_sha256
     assert record["provenance"] == {"c2pa": None, "source_types": [], "camera": {}}
+    assert record["doubt"] == "trained on drawn faces alone" and record["probability"] is None
 
 
 def test_an_explanation_has_the_verdict_and_its_drawings(
@@ -85,7 +99,9 @@ def test_an_explanation_has_the_verdict_and_its_drawings(
     found = ask(address, pictures[0], "explain").json()
     assert found["record"]["sha256"] == ask(address, pictures[0]).json()["sha256"]
     (face,) = found["faces"]
-    assert found["in_words"].startswith(found["record"]["verdict"]) and len(found["not_told"]) == 4
+    drawn = DOUBTS["trained on drawn faces alone"]
+    assert found["in_words"] == f"{drawn} Its verdict is: {found['record']['verdict']}."
+    assert len(found["not_told"]) == 4 and found["not_told"][0] == drawn
     drawings = [face["picture"], face["heatmap"], *face["views"].values()]
     assert len(drawings) == 7
     assert all(one.startswith("data:image/png;base64,") for one in drawings)
@@ -133,6 +149,87 @@ def test_more_requests_than_may_wait_are_sent_away(judge: Judge, pictures: list[
     refused = next(answer for answer in answers if answer.status_code == 503)
     assert refused.json()["detail"] == "2 requests are waiting; try again in a moment"
     assert refused.headers["Retry-After"] == "1"
+
+
+def test_a_request_without_its_body_keeps_nobody_out(judge: Judge, pictures: list[bytes]) -> None:
+    """Also where so many bytes are announced that the oldest upload has to end."""
+    silent = "POST /detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: "
+    limits = Limits(megabytes=0.1, requests=2, seconds=3)
+    with served(judge, limits) as address:
+        connections = [connect(address, f"{silent}100000\r\n\r\n") for _ in range(8)]
+        start = time.monotonic()
+        assert ask(address, pictures[0]).status_code == 200
+        assert time.monotonic() - start < 2
+        answers = [read_all(connection) for connection in connections]
+    assert {answer.split("\r\n")[0] for answer in answers} == {"HTTP/1.1 408 Request Timeout"}
+    assert all("the picture did not arrive in time" in answer for answer in answers)
+    assert 3 < time.monotonic() - start < 6
+
+
+def connect(address: str, request: str) -> socket.socket:
+    """Send the beginning of a request; return its connection."""
+    host, port = address.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=9)
+    connection.sendall(request.encode())
+    return connection
+
+
+def read_all(connection: socket.socket) -> str:
+    """Return what comes until the server ends the connection, and end it."""
+    found = b""
+    with connection, contextlib.suppress(ConnectionResetError):
+        while some := connection.recv(4096):
+            found += some
+    return found.decode()
+
+
+@pytest.mark.parametrize(
+    "drops",
+    [
+        [""],
+        ["POST /detect HTTP/1.1\r\nHost: 127.0.0.1\r\n", *["X-A: b\r\n"] * 9],
+        ["GET /health HTTP/1.1\r\nHost: a\r\n\r\n", *["X-A: b\r\n"] * 9],
+        ["POST /detect HTTP/1.1\r\nHost: evil\r\nContent-Length: 99999\r\n\r\n", *["x"] * 9],
+    ],
+    ids=["nothing", "headers without end", "second headers without end", "body after the answer"],
+)
+def test_a_connection_that_asks_nothing_is_ended(drops: list[str]) -> None:
+    """Drops of bytes do not renew its time."""
+    guard = Guard(make_health(), Limits(seconds=0.6), ["127.0.0.1"])
+    with serving(guard) as address:
+        connection = connect(address, "")
+        connection.settimeout(0.3)
+        start, is_open = time.monotonic(), True
+        for drop in drops * 3 if drops == [""] else drops:
+            try:
+                connection.sendall(drop.encode())
+                is_open = connection.recv(4096) != b""
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                is_open = False
+            if not is_open:
+                break
+        connection.close()
+    assert not is_open and 0.5 < time.monotonic() - start < 2.5
+
+
+def make_health() -> FastAPI:
+    """Return a server that has nothing but its health."""
+    app = FastAPI()
+    app.get("/health")(lambda: {})
+    return app
+
+
+def test_a_connection_that_asks_again_and_again_stays() -> None:
+    guard = Guard(make_health(), Limits(seconds=0.6), ["127.0.0.1"])
+    with serving(guard) as address:
+        connection = connect(address, "")
+        for _ in range(5):
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            time.sleep(0.25)
+        connection.close()
 
 
 def test_a_request_that_takes_too_long_is_told_and_not_judged(
@@ -184,7 +281,7 @@ def test_what_is_no_picture_is_refused(
 def test_other_requests_are_refused_in_words(address: str) -> None:
     answer = requests.post(f"{address}/detect", data={"path": "/etc/passwd"}, timeout=9)
     assert (answer.status_code, answer.json()["detail"]) == (
-        422, "send the picture as the form field `file`",
+        422, "send one picture as the form field `file`, and nothing else",
     )  # fmt: skip
     answer = requests.post(f"{address}/detect", data=iter([b"x"]), timeout=9)  # in chunks
     assert answer.status_code == 411 and "Content-Length" in answer.json()["detail"]
@@ -197,6 +294,110 @@ def test_other_requests_are_refused_in_words(address: str) -> None:
     headers = {"Sec-Fetch-Site": "cross-site"}
     answer = requests.post(f"{address}/detect", files={"file": b"x"}, headers=headers, timeout=9)
     assert answer.status_code == 403 and "other sites" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "status", "words"),
+    [
+        ([("file", b"a"), ("file", b"b")], {}, 422, "and nothing else; the form has file, file"),
+        ([("file", b"a"), ("other", b"b")], {}, 422, "and nothing else; the form has file, other"),
+        ([("file", b"a")], {"crop": "no"}, 422, "and nothing else; the form has crop, file"),
+        ([("file", b"a")], {"file": "no"}, 422, "and nothing else; the form has file, file"),
+        ([("picture", b"a")], {}, 422, "send one picture as the form field `file`, and"),
+        ([("file", b"")], {}, 400, "empty file"),
+        ([], {"file": "text"}, 422, "send one picture as the form field `file`, and nothing else"),
+        ([], {}, 422, "send one picture as the form field `file`, and nothing else"),
+    ],
+)
+def test_one_picture_is_judged_and_nothing_is_dropped(
+    address: str, files: list[tuple[str, bytes]], data: dict[str, str], status: int, words: str
+) -> None:
+    for path in ("detect", "explain"):
+        named = [(name, ("a.jpg", content)) for name, content in files]
+        answer = requests.post(f"{address}/{path}", files=named, data=data, timeout=9)
+        assert answer.status_code == status and words in answer.json()["detail"]
+
+
+def test_a_form_of_a_browser_in_which_no_file_was_chosen_is_refused(address: str) -> None:
+    part = 'Content-Disposition: form-data; name="file"; filename=""'
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    body = f"--x\r\n{part}\r\n\r\n\r\n--x--\r\n"
+    answer = requests.post(f"{address}/detect", data=body, headers=headers, timeout=9)
+    assert (answer.status_code, answer.json()["detail"]) == (400, "empty file")
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        ("::1", "[::1]:8000"), ("::1", "[0:0:0:0:0:0:0:1]"), ("0:0::1", "[::1]"),
+        ("[::1]", "[::1]:1"), ("FE80::A", "[fe80::a]"), ("localhost", "LOCALHOST:8000"),
+        ("Faces.Example", "faces.example"),
+    ],
+)  # fmt: skip
+def test_a_name_of_a_server_has_one_form(name: str, host: str) -> None:
+    assert plain_host(name) == plain_host(host) != ""
+    assert plain_host("127.0.0.1") not in (plain_host(""), plain_host("x127.0.0.1"))
+    for strange in ("[::1", "127.0.0.1:80:90", "a:b", "user@localhost", "[::1]x", "null"):
+        assert plain_host(strange) not in {plain_host(name), "127.0.0.1", "localhost", "::1"}
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_let_in"),
+    [
+        (None, True), ("http://127.0.0.1:8000", True), ("https://127.0.0.1", True),
+        ("http://example.org", False), ("http://127.0.0.1.example.org", False), ("null", False),
+        ("", False), ("http://127.0.0.1@example.org", False), ("http://[::1]:8000", False),
+    ],
+)  # fmt: skip
+def test_a_page_of_another_origin_may_not_send_pictures(
+    address: str, pictures: list[bytes], origin: str | None, is_let_in: bool
+) -> None:
+    """Also of a browser that is too old for Sec-Fetch-Site."""
+    headers = {} if origin is None else {"Origin": origin}
+    files = {"file": ("a.jpg", pictures[0])}
+    answer = requests.post(f"{address}/detect", files=files, headers=headers, timeout=60)
+    assert answer.status_code == (200 if is_let_in else 403)
+
+
+def test_health_is_told_under_any_name_and_to_head(address: str) -> None:
+    for host in ("10.1.2.3:80", "[fd00::1]", "balancer.example", ""):
+        for ask_health in (requests.get, requests.head):
+            answer = ask_health(f"{address}/health", headers={"Host": host}, timeout=9)
+            assert answer.status_code == 200
+        assert answer.content == b""
+        for method, path in (("POST", "health"), ("GET", "model"), ("GET", ""), ("HEAD", "")):
+            headers = {"Host": host}
+            answer = requests.request(method, f"{address}/{path}", headers=headers, timeout=9)
+            assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_a_server_at_an_address_of_ipv6_can_be_asked(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str
+) -> None:
+    """It prints an address that a browser takes, and what its detector is worth."""
+    with socket.socket(socket.AF_INET6) as free:
+        try:
+            free.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    answers = []
+
+    def run_server(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        address = capsys.readouterr()
+        assert "drawn faces alone" in address.err
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets)))
+        thread.start()
+        wait_for(lambda: server.started)
+        answers.append(requests.get(f"{address.out.split()[0]}/model", timeout=9))
+        server.should_exit = True
+        thread.join(10)
+
+    monkeypatch.chdir(pipeline)
+    monkeypatch.setattr(sys, "argv", ["serve", "--host", host, "--port", "0"])
+    monkeypatch.setattr(uvicorn.Server, "run", run_server)
+    serve.main()
+    assert answers[0].status_code == 200 and answers[0].url.startswith("http://[::1]:")
 
 
 def raw(address: str, request: str) -> str:
@@ -212,6 +413,7 @@ def test_the_server_says_what_it_is(address: str, judge: Judge) -> None:
     facts = requests.get(f"{address}/model", timeout=9).json()
     assert facts["detector"]["thresholds"] == judge.rules.thresholds.model_dump()
     assert facts["trained_on"]["num_images"] == judge.rules.trained_on.num_images
+    assert facts["doubt"] == DOUBTS["trained on drawn faces alone"]
     assert {"/detect", "/explain", "/model", "/health"} <= set(
         requests.get(f"{address}/openapi.json", timeout=9).json()["paths"]
     )
