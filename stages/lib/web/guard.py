@@ -2,18 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from stages.lib.web.uploads import Uploads
 
 FORM_BYTES = 10_000  # of a request around its picture
 OPEN_TO_ALL = "/health"  # under any name: who balances load knows an address alone
@@ -48,15 +44,15 @@ class Guard:
     A request that takes too long is cancelled, and so is its work where it has not begun.
     """
 
-    def __init__(self, app: App, limits: Limits, hosts: list[str]) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, hosts: list[str]) -> None:
         """Protect app; hosts: names under which it may be called, so that a page of a stranger
         whose name leads to this machine cannot call it."""
         self.app, self.limits = app, limits
         self.hosts = {plain_host(host) for host in hosts} - {""}
         self.num_requests = 0
-        self.uploads: dict[asyncio.Timeout, int] = {}  # bodies on their way, and their bytes
+        self.uploads = Uploads(limits.requests * limits.largest_body)
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -74,68 +70,35 @@ class Guard:
             await self._answer_post(scope, receive, send, deadline, size)
 
     async def _answer_post(
-        self, scope: Message, receive: Receive, send: Send, deadline: float, size: int
+        self, scope: Scope, receive: Receive, send: Send, deadline: float, size: int
     ) -> None:
         """Answer a request with a body of so many bytes.
 
         It takes one of the places when all of it is there: who sends nothing keeps nobody out.
         """
         try:
-            body = await self._upload(receive, deadline, size)
+            async with self.uploads.whole(receive, size, deadline) as receive_again:
+                if receive_again:
+                    await self._answer_in_turn(scope, receive_again, send, deadline)
         except TimeoutError:
             words = "the picture did not arrive in time; send it again"
             await error(408, words, {"Connection": "close"})(scope, receive, send)
-            return
-        if body is None:
-            return
+
+    async def _answer_in_turn(
+        self, scope: Scope, receive: Receive, send: Send, deadline: float
+    ) -> None:
+        """Answer a request if there is a place for it."""
         if self.num_requests >= self.limits.requests:
             words = f"{self.limits.requests} requests are waiting; try again in a moment"
             await error(503, words, {"Retry-After": "1"})(scope, receive, send)
             return
-
-        arrived = [{"type": "http.request", "body": body, "more_body": False}]
-        del body  # so that it is gone when it was read
-
-        async def receive_again() -> Message:
-            return arrived.pop() if arrived else await receive()
-
         self.num_requests += 1
         try:
-            await self._answer(scope, receive_again, send, deadline)
+            await self._answer(scope, receive, send, deadline)
         finally:
             self.num_requests -= 1
 
-    async def _upload(self, receive: Receive, deadline: float, size: int) -> bytes | None:
-        """Return a body of so many bytes, or None where the caller has gone; raises TimeoutError.
-
-        Bodies on their way may have as many bytes together as those that are judged. Where one more
-        comes, the oldest ends.
-        """
-        body = bytearray()
-        async with asyncio.timeout_at(deadline) as time:
-            self.uploads[time] = size
-            try:
-                self._end_the_oldest()
-                is_whole = False
-                while not is_whole:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    body += message["body"]
-                    is_whole = not message["more_body"]
-            finally:
-                self.uploads.pop(time, None)
-        return bytes(body)
-
-    def _end_the_oldest(self) -> None:
-        """End the oldest uploads where all together have too many bytes."""
-        while sum(self.uploads.values()) > self.limits.requests * self.limits.largest_body:
-            oldest = next(iter(self.uploads))
-            del self.uploads[oldest]
-            if not oldest.expired():
-                oldest.reschedule(0)
-
-    async def _answer(self, scope: Message, receive: Receive, send: Send, deadline: float) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, deadline: float) -> None:
         """Answer a request before the deadline, or say that it took too long."""
         has_begun = False
 
