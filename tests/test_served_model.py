@@ -14,6 +14,7 @@ from mlflow.pyfunc import PyFuncModel
 
 from stages.lib.core.packed_images import PackedImages
 from stages.lib.detector.preprocessing import Preprocessing, decode
+from stages.lib.verdict.rules import DOUBTS
 from tests.test_pictures import REFUSED
 
 SEEN = Preprocessing(image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.5] * 3)
@@ -57,6 +58,17 @@ def test_bytes_paths_and_arrays_get_the_scores_of_the_predict_stage(
         found = model.predict(pd.DataFrame({name: values}))
         assert list(found.columns) == ["score"]
         assert found["score"].to_numpy() == expected, name
+
+
+def test_verdicts_begin_with_what_the_detector_is_worth(
+    model: PyFuncModel, files: list[str]
+) -> None:
+    found = model.predict(pd.DataFrame({"path": files}), params={"verdicts": True})
+    assert list(found.columns) == ["score", "doubt", "verdict", "probability", "reasons"]
+    assert found["score"].between(0, 1).all()
+    assert set(found["doubt"]) == {DOUBTS["trained on drawn faces alone"]}
+    assert set(found["verdict"]) <= {"real", "fake", "unsure"}
+    assert found["probability"].isna().all() and found["probability"].dtype == float
 
 
 def test_rows_may_differ_in_what_they_give(

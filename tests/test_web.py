@@ -102,7 +102,7 @@ def test_an_explanation_has_the_verdict_and_its_drawings(
     (face,) = found["faces"]
     drawn = DOUBTS["trained on drawn faces alone"]
     assert found["in_words"] == f"{drawn} Its verdict is: {found['record']['verdict']}."
-    assert len(found["not_told"]) == 4 and found["not_told"][0] == drawn
+    assert len(found["not_told"]) == 3
     drawings = [face["picture"], face["heatmap"], *face["views"].values()]
     assert len(drawings) == 7
     assert all(one.startswith("data:image/png;base64,") for one in drawings)
@@ -431,11 +431,50 @@ def test_the_page_needs_no_network(address: str) -> None:
     assert "default-src 'none'" in policy and "connect-src 'self'" in policy
 
 
+@pytest.fixture
+def believed_address(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server whose detector is not doubted."""
+    monkeypatch.setattr(judge, "rules", judge.rules.model_copy(update={"doubt": None}))
+    with served(judge, Limits(megabytes=0.5)) as found:
+        yield found
+
+
+def test_a_detector_that_is_believed_tells_its_probability(
+    believed_address: str, pictures: list[bytes]
+) -> None:
+    assert requests.get(f"{believed_address}/model", timeout=9).json()["doubt"] is None
+    found = ask(believed_address, pictures[0], "explain").json()
+    record = found["record"]
+    assert record["doubt"] is None and record["probability"] == record["faces"][0]["probability"]
+    words = f"{record['verdict']}: {record['probability']:.1%} probability of a fake. "
+    assert found["in_words"].startswith(words) and "reason to look closer" in found["not_told"][0]
+
+
 @pytest.mark.slow
-def test_a_person_judges_a_picture_with_the_keyboard(
-    address: str, browser: webdriver.Chrome, pipeline: Path, screenshots: Path, tmp_path: Path
+def test_a_person_is_told_first_that_a_detector_cannot_be_believed(
+    address: str, browser: webdriver.Chrome, pipeline: Path, screenshots: Path
 ) -> None:
     browser.get(address)
+    doubt = browser.find_element(By.ID, "doubt")
+    wait_for(doubt.is_displayed)
+    assert doubt.text == DOUBTS["trained on drawn faces alone"]
+    picture = min((pipeline / "data/raw/sample/phase1/valset").iterdir())
+    browser.find_element(By.ID, "file").send_keys(str(picture))
+    result = browser.find_element(By.ID, "result")
+    wait_for(result.is_displayed)
+    text = browser.find_element(By.TAG_NAME, "main").text
+    assert text.index(doubt.text) < text.index(f"{picture.name}: ")
+    assert "probability" not in text and "P(fake)" not in text and "look closer" not in text
+    assert not browser.find_element(By.ID, "meter").is_displayed()
+    browser.save_screenshot(str(screenshots / "doubt.png"))
+
+
+@pytest.mark.slow
+def test_a_person_judges_a_picture_with_the_keyboard(
+    believed_address: str, browser: webdriver.Chrome, pipeline: Path, screenshots: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    browser.get(believed_address)
     browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
     chooser = browser.switch_to.active_element
     assert chooser.get_attribute("id") == "file" and chooser.accessible_name

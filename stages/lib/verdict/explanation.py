@@ -61,8 +61,8 @@ def heatmap_of(judge: Judge, part: torch.Tensor) -> tuple[torch.Tensor, np.ndarr
 
 
 def not_told(doubt: Doubt | None) -> list[str]:
-    """Return what a verdict does not tell, in sentences."""
-    return [DOUBTS[doubt] if doubt else NO_PROOF, *NOT_TOLD]
+    """Return what a verdict does not tell, in sentences; one that is doubted is no reason at all."""
+    return NOT_TOLD if doubt else [NO_PROOF, *NOT_TOLD]
 
 
 def verdict_in_words(record: Record) -> str:

@@ -61,6 +61,6 @@ async def _store(receive: Receive, body: SpooledTemporaryFile[bytes]) -> bool:
         message = await receive()
         if message["type"] == "http.disconnect":
             return False
-        body.write(message["body"])
-        if not message["more_body"]:
+        body.write(message.get("body", b""))
+        if not message.get("more_body"):
             return True
