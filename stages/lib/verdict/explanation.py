@@ -61,7 +61,7 @@ def heatmap_of(judge: Judge, part: torch.Tensor) -> tuple[torch.Tensor, np.ndarr
 
 
 def not_told(doubt: Doubt | None) -> list[str]:
-    """Return what a verdict does not tell, in sentences; one that is doubted is no reason at all."""
+    """Return what a verdict does not tell; one of a doubted detector is no reason to look."""
     return NOT_TOLD if doubt else [NO_PROOF, *NOT_TOLD]
 
 
