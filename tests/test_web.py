@@ -23,6 +23,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from stages.lib.core.errors import UserError
 from stages.lib.detector.runtime import set_up_hardware
 from stages.lib.verdict.judge import Judge, PictureVerdict
 from stages.lib.verdict.rules import DOUBTS
@@ -336,7 +337,7 @@ def test_a_form_of_a_browser_in_which_no_file_was_chosen_is_refused(address: str
     [
         ("::1", "[::1]:8000"), ("::1", "[0:0:0:0:0:0:0:1]"), ("0:0::1", "[::1]"),
         ("[::1]", "[::1]:1"), ("FE80::A", "[fe80::a]"), ("localhost", "LOCALHOST:8000"),
-        ("Faces.Example", "faces.example"),
+        ("Faces.Example", "faces.example"), ("localhost", "localhost.:8000"),
     ],
 )  # fmt: skip
 def test_a_name_of_a_server_has_one_form(name: str, host: str) -> None:
@@ -403,6 +404,13 @@ def test_a_server_at_an_address_of_ipv6_can_be_asked(
     monkeypatch.setattr(uvicorn.Server, "run", run_server)
     serve.main()
     assert answers[0].status_code == 200 and answers[0].url.startswith("http://[::1]:")
+
+
+@pytest.mark.parametrize("port", ["70000", "-1", "http"])
+def test_a_port_that_there_is_not_is_one_line(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["serve", f"--port={port}"])
+    with pytest.raises(UserError, match=f"argument --port: invalid port value: '{port}'; see"):
+        serve.main()
 
 
 def raw(address: str, request: str) -> str:

@@ -12,7 +12,7 @@ import uvicorn
 from stages.lib import paths
 from stages.lib.core.errors import UserError
 from stages.lib.core.running import run_command
-from stages.lib.verdict.command import Parser, count, positive
+from stages.lib.verdict.command import Parser, count, port, positive
 from stages.lib.verdict.load import load_judge
 from stages.lib.verdict.rules import DOUBTS
 from stages.lib.web.app import make_app
@@ -30,7 +30,7 @@ def main() -> None:
     add("--no-crop", dest="crop", action="store_false", help="judge each picture whole")
     add("--host", default="127.0.0.1", help="an address of this machine that lets others in")
     add("--name", action="append", default=[], help="one more name under which it may be called")
-    add("--port", type=int, default=8000)
+    add("--port", type=port, default=8000)
     add("--megabytes", type=positive, default=Limits.megabytes, help="of a picture's file")
     add("--max-megapixels", type=positive, default=50.0, help="of a picture")
     add("--requests", type=count, default=Limits.requests, help="that may wait at once")
@@ -52,11 +52,11 @@ def main() -> None:
             f"--host {options.host}, --port {options.port}: cannot be used; name another one"
         ) from None
     socket.listen(2048)  # who comes now waits until the server takes them
-    port = socket.getsockname()[1]  # chosen by the system where --port is 0
     if judge.rules.doubt:
         print(DOUBTS[judge.rules.doubt], file=sys.stderr)
-    print(f"http://{f'[{address}]' if ':' in address else address}:{port} (Ctrl-C ends it)",
-          flush=True)  # fmt: skip
+    host = f"[{address}]" if ":" in address else address
+    number = socket.getsockname()[1]  # chosen by the system where --port is 0
+    print(f"http://{host}:{number} (Ctrl-C ends it)", flush=True)
     uvicorn.Server(config).run([socket])
 
 

@@ -31,6 +31,14 @@ def positive(text: str) -> float:
     return number
 
 
+def port(text: str) -> int:
+    """Return a port, 0 for a free one; raises ValueError, of which argparse makes a message."""
+    number = int(text)
+    if not 0 <= number < 1 << 16:
+        raise ValueError
+    return number
+
+
 def count(text: str) -> int:
     """Return a whole number above 0; raises ValueError, of which argparse makes a message."""
     number = int(text)

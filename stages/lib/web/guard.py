@@ -147,7 +147,7 @@ def plain_host(text: str) -> str:
     """
     is_bare_address = text.count(":") > 1 and not text.startswith("[")
     found = HOST.fullmatch(f"[{text}]" if is_bare_address else text)
-    name = found[1].strip("[]").lower() if found else ""
+    name = found[1].strip("[]").lower().rstrip(".") if found else ""
     try:
         return str(ip_address(name))
     except ValueError:
