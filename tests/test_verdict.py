@@ -23,10 +23,16 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from PIL import Image
 from scipy.special import expit, logit
 
+from stages.evaluate import make_rules
+from stages.lib import paths
 from stages.lib.core.errors import UserError
 from stages.lib.core.faces import Face
+from stages.lib.core.files import read_json, write_json
+from stages.lib.core.params import load_params
 from stages.lib.core.training_pictures import TrainingPictures
 from stages.lib.detector.runtime import set_up_hardware
+from stages.lib.evaluation.judging import EvaluateParams
+from stages.lib.evaluation.scored_sets import labelled_scores
 from stages.lib.evaluation.verdicts import VerdictParams, choose_thresholds, verdict_rows
 from stages.lib.training.augmentation import Degradation
 from stages.lib.training.summary import summarise_pictures
@@ -35,7 +41,7 @@ from stages.lib.verdict.explanation import verdict_in_words
 from stages.lib.verdict.judge import Judge, PictureVerdict
 from stages.lib.verdict.provenance import read_provenance
 from stages.lib.verdict.record import Record, facts_of, make_record
-from stages.lib.verdict.rules import DOUBTS, REASONS, Rules, Thresholds, doubt_of, read_rules
+from stages.lib.verdict.rules import DOUBTS, REASONS, Doubt, Rules, Thresholds, read_rules
 from stages.tools import detect
 from tests.test_images import PARAMS
 
@@ -177,13 +183,23 @@ def test_rules_that_do_not_fit_are_refused(tmp_path: Path, content: str | None, 
         read_rules(path, "b" * 64)
 
 
-def test_a_detector_of_drawn_faces_or_of_no_use_is_doubted() -> None:
-    assert doubt_of(is_generated_sample=False, is_better_than_chance=True) is None
-    chance = doubt_of(is_generated_sample=False, is_better_than_chance=False)
-    assert chance == "no better than chance"
-    drawn = "trained on drawn faces alone"
-    assert {doubt_of(True, is_better) for is_better in (True, False)} == {drawn}
-    assert "generated sample" in DOUBTS[drawn]
+@pytest.mark.parametrize(
+    ("is_sample", "is_better", "doubt"),
+    [
+        (False, 1, None), (False, 0, "no better than chance"),
+        (True, 1, "trained on drawn faces alone"), (True, 0, "trained on drawn faces alone"),
+    ],
+)  # fmt: skip
+def test_the_rules_say_what_a_detector_is_worth(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_sample: bool,
+    is_better: int, doubt: Doubt | None,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(pipeline)
+    write_json(tmp_path / "data.json", {"generated_sample": is_sample})
+    monkeypatch.setattr(paths, "DATA_REPORT", tmp_path / "data.json")
+    report = read_json(paths.EVALUATION) | {"better_than_chance": is_better}
+    params = load_params("evaluate", EvaluateParams)
+    assert make_rules(labelled_scores("calibration"), report, params).doubt == doubt
 
 
 # ---------------------------------------------------------------------------------------------
