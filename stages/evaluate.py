@@ -88,7 +88,8 @@ def make_rules(
         stability=bool(calibration["low"].notna().all()),
         trained_on=config["trained_on"],
         doubt=doubt_of(
-            read_json(paths.DATA_REPORT)["generated_sample"], bool(report["better_than_chance"])
+            read_json(paths.DATA_REPORT, "generated_sample")["generated_sample"],
+            bool(report["better_than_chance"]),
         ),
     )
 

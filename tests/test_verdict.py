@@ -41,7 +41,7 @@ from stages.lib.verdict.explanation import verdict_in_words
 from stages.lib.verdict.judge import Judge, PictureVerdict
 from stages.lib.verdict.provenance import read_provenance
 from stages.lib.verdict.record import Record, facts_of, make_record
-from stages.lib.verdict.rules import DOUBTS, REASONS, Doubt, Rules, Thresholds, read_rules
+from stages.lib.verdict.rules import REASONS, Doubt, Rules, Thresholds, read_rules
 from stages.tools import detect
 from tests.test_images import PARAMS
 
@@ -199,7 +199,8 @@ def test_the_rules_say_what_a_detector_is_worth(
     monkeypatch.setattr(paths, "DATA_REPORT", tmp_path / "data.json")
     report = read_json(paths.EVALUATION) | {"better_than_chance": is_better}
     params = load_params("evaluate", EvaluateParams)
-    assert make_rules(labelled_scores("calibration"), report, params).doubt == doubt
+    config, calibration = read_json(paths.CONFIG), labelled_scores("calibration")
+    assert make_rules(config, calibration, report, params).doubt == doubt
 
 
 # ---------------------------------------------------------------------------------------------
