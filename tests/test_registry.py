@@ -125,6 +125,19 @@ def test_models_judged_on_other_images_are_not_compared(
     assert "version 1 was judged on other validation images" in capsys.readouterr().out
 
 
+def test_a_champion_that_a_person_has_chosen_elsewhere_stays(
+    client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model_id = enter(client, scores(0.3), Path.cwd(), 1)
+    theirs = client.create_model_version(NAME, str(tmp_path))
+    client.set_registered_model_alias(NAME, "champion", theirs.version)
+    register(client, model_id, NAME, scores(0.3), "auc", 0.9, True)
+    assert champion(client) == "2"
+    assert (
+        "version 1 does not become @champion: version 2 is not of this" in capsys.readouterr().out
+    )
+
+
 def test_models_are_compared_by_their_logits() -> None:
     """A file's score is PyTorch's, labelled_scores makes it of the logit: other last digits."""
     table = scores(0.3).assign(logit=lambda t: logit(t["score"]))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MODEL_NAME = "deepfake-detector"
 ALIAS = "champion"
 KEPT_TAGS = (WEIGHTS_TAG, "dvc_experiment", "git_commit")
+CHOOSE = "choose between them yourself and move the alias in the MLflow UI"
 SCORES_FILE = "scores/val.csv"  # among the artifacts of each run
 
 
@@ -55,6 +56,8 @@ def register(
         wins, reason = True, "there was no champion"
     elif champion.version == version.version:
         wins, reason = True, "it was the champion before"
+    elif WEIGHTS_TAG not in champion.tags:
+        wins, reason = False, f"version {champion.version} is not of this pipeline; {CHOOSE}"
     elif same:
         wins, reason = True, "it has the weights of the champion, and newer serving code"
     elif isinstance(theirs := _scores_of(client, champion), str):
@@ -94,7 +97,9 @@ def _champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
 
     try:
         return client.get_model_version_by_alias(name, ALIAS)
-    except MlflowException:  # what MLflow raises where no version has the alias
+    except MlflowException as error:  # where there is no such alias, or no such model
+        if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+            raise
         return None
 
 
@@ -131,10 +136,7 @@ def _compare(
     """Return whether the scores beat those of the champion, and by how much."""
     rival = f"version {champion.version}"
     if theirs["img_name"].tolist() != scores["img_name"].tolist():
-        return False, (
-            f"{rival} was judged on other validation images; choose between them yourself and move "
-            "the alias in the MLflow UI"
-        )
+        return False, f"{rival} was judged on other validation images; {CHOOSE}"
     improvement = paired_improvement(
         metric,
         scores["target"].to_numpy(),
