@@ -85,6 +85,8 @@ def test_bad_input_is_a_line_and_disturbs_nothing(
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "folder.jpg/inside.jpg").write_bytes(good)
     strange = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n.jpg")
@@ -97,16 +99,79 @@ def test_bad_input_is_a_line_and_disturbs_nothing(
         "text.png": "not an image of a known format", "empty.jpg": "empty file",
         "cut.jpg": errors["cut.jpg"], "loop.jpg": "Too many levels of symbolic links",
         "bomb.png": "2000 x 1000 pixels are more than max_megapixels, 1",
-        "phone.heic": "damaged HEIC",
-        "gone.jpg": "No such file or directory", "nul\0byte": "embedded null byte",
+        "phone.heic": "damaged HEIC", "zero.jpg": "no regular file", "pipe.jpg": "no regular file",
+        "gone.jpg": "No such file or directory", "nul\\x00byte": "embedded null byte",
     }  # fmt: skip
     assert errors["cut.jpg"].startswith("damaged: ")
-    judged = {"good.jpg", "写真 ü.jpg", "inside.jpg", "\\xff\n.jpg"}
+    judged = {"good.jpg", "写真 ü.jpg", "inside.jpg", "\\xff\\n.jpg"}
     assert set(rows) - set(errors) == judged
     assert len({rows[name]["probability"] for name in judged}) == 1
     assert code == 2
     text = command(strange, tmp_path / "text.png")[1].splitlines()
     assert len(text) == 3 and "\\xff .jpg" in text[1] and text[2].startswith("error")
+
+
+def test_after_two_dashes_all_are_paths() -> None:
+    assert detect.parse(["a.jpg", "--json", "--", "-b.jpg", "--csv"]).paths == [
+        "a.jpg", "-b.jpg", "--csv",
+    ]  # fmt: skip
+    assert detect.parse(["--", "--"]).paths == ["--"]
+    with pytest.raises(UserError, match="name one picture or more"):
+        detect.parse(["--"])
+
+
+def test_thumbnails_and_other_files_of_a_folder_are_passed_over_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / ".thumbnails/@eaDir"  # what is named itself is searched
+    droppings = ("._1.jpg", ".thumbnails/1.jpg", "@eaDir/1.jpg/SYNO.jpg", "__MACOSX/1.jpg")
+    for name in ("1.jpg", "2/3.PNG", "4.mpg", "5", *droppings):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    assert detect.find_files([str(folder)]) == [str(folder / "1.jpg"), str(folder / "2/3.PNG")]
+    assert capsys.readouterr().err == (
+        f"{folder}: passed over 4 hidden files, thumbnails and the like, left out 2 files without "
+        "the suffix of a picture\n"
+    )
+    (folder / "1.jpg").unlink()
+    (folder / "2/3.PNG").unlink()
+    with pytest.raises(
+        UserError, match=r"without pictures \(passed over 4 .*left out 2 .*\); name"
+    ):
+        detect.find_files([str(folder)])
+
+
+def test_a_name_that_is_no_utf8_is_found_again(
+    there: Path, command: Command, tmp_path: Path
+) -> None:
+    record, names = tmp_path / "record.jsonl", [b"\xff\xe4\n.jpg", b"\\xfe.jpg"]
+    files = [os.fsdecode(os.fsencode(tmp_path) + b"/" + name) for name in names]
+    for file, picture in zip(files, sorted(there.iterdir()), strict=False):
+        Path(file).write_bytes(picture.read_bytes())
+    command("--record", record, *files)
+    code, out, _ = command("--verify", record)
+    assert code == 0 and out.count("same ") == 2
+
+
+def test_a_name_gives_no_command_to_a_terminal_or_a_spreadsheet(
+    there: Path, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = ["=1+2.jpg", "+1.jpg", "-1.jpg", "@a.jpg", "\x1b[2Ja.jpg", "\x9b1\u202e.jpg", "ü.jpg"]
+    content = min(there.iterdir()).read_bytes()
+    for name in names:
+        (tmp_path / name).write_bytes(content)
+    model = Path("data/model").absolute()
+    monkeypatch.chdir(tmp_path)
+    outputs = []
+    for form in ("text", "csv", "json"):
+        _, out, err = command("--model", model, "--form", form, "--", *names, "@gone\x1b.jpg")
+        assert (out + err).replace("\n", "").isprintable()
+        outputs.append(out)
+    cells = [row["file"] for row in csv.DictReader(StringIO(outputs[1]))]
+    assert cells == ["'=1+2.jpg", "'+1.jpg", "'-1.jpg", "'@a.jpg", "\\x1b[2Ja.jpg",
+                     "\\x9b1\\u202e.jpg", "ü.jpg", "'@gone\\x1b.jpg"]  # fmt: skip
+    files = [json.loads(line)["file"] for line in outputs[2].splitlines()]
+    assert files == [*names, "@gone\x1b.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from stages.lib.core.params import load_params
 from stages.lib.data import image_facts, packing, shards
 from stages.lib.data.params import PackParams
 from tests.conftest import ROOT, set_params
+from tests.test_videos import write_video
 
 TRAIN = "raw/phase1/trainset"
 
@@ -80,6 +81,29 @@ def test_bytes_come_back_unchanged_and_in_order_from_many_files(
     for row in (-1, 50):
         with pytest.raises(IndexError):
             images[row]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.mp4"])
+def test_what_is_no_regular_file_is_never_read(tmp_path: Path, name: str) -> None:
+    """A pipe would wait for ever, and /dev/zero would fill the memory."""
+    params = PackParams.model_construct(
+        max_megapixels=1.0, outside="allow", frames_per_video=2, find_faces=False
+    )
+    real = encoded(1) if name == "a.jpg" else write_video(tmp_path / "real.mp4", 4)
+    (tmp_path / "real").write_bytes(real)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    errors = {}
+    for target in ("/dev/zero", "pipe", "folder", "gone", "real"):
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).symlink_to(target)
+        (_, facts), *_ = packing.read_file(tmp_path, {"img_name": name}, params)
+        errors[target] = facts.get("error")
+    refused = "unreadable: no regular file"
+    assert errors == {
+        "/dev/zero": refused, "pipe": refused, "folder": refused, "gone": "no such file",
+        "real": None,
+    }  # fmt: skip
 
 
 def test_the_facts_are_right(workspace: Path) -> None:

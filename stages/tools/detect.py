@@ -15,6 +15,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,8 @@ from rich.text import Text
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError, short
-from stages.lib.core.files import write_text
+from stages.lib.core.files import open_regular, write_text
+from stages.lib.core.passed_over import is_dropping
 from stages.lib.core.pictures import SUFFIXES, UnusableImage
 from stages.lib.core.progress import progress_bar
 from stages.lib.core.running import run_command
@@ -86,7 +88,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--max-megapixels", type=positive, default=100.0, help="of a picture")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--threads", type=count, default=2, help="of the CPU")
-    options = parser.parse_intermixed_args(arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # only paths come after it
+    options = parser.parse_intermixed_args(arguments[:end])
+    options.paths += arguments[end + 1 :]
     if not options.paths and not options.verify:
         parser.error("name one picture or more")
     if options.resume and not options.record:
@@ -105,14 +109,7 @@ def find_files(names: Sequence[str]) -> list[str]:
         if name == "-":
             found += os.fsdecode(sys.stdin.buffer.read()).splitlines()
         elif Path(name).is_dir():
-            inside = [
-                str(path)
-                for path in sorted(Path(name).rglob("*"))
-                if path.suffix.lower() in SUFFIXES and not path.is_dir()
-            ]
-            if not inside:
-                raise UserError(f"{name}: a folder without pictures; name one that has some")
-            found += inside
+            found += pictures_in(Path(name))
         elif glob.has_magic(name) and not Path(name).exists():
             files = [file for file in glob.glob(name, recursive=True) if not Path(file).is_dir()]
             found += sorted(files) or [name]
@@ -121,17 +118,60 @@ def find_files(names: Sequence[str]) -> list[str]:
     return found
 
 
+def pictures_in(folder: Path) -> list[str]:
+    """Return the pictures in a folder and say what is passed over; raises UserError for none."""
+    files = [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
+    kept = [path for path in files if not is_dropping(path.relative_to(folder))]
+    found = [str(path) for path in kept if path.suffix.lower() in SUFFIXES]
+    numbers = {
+        "passed over {} hidden files, thumbnails and the like": len(files) - len(kept),
+        "left out {} files without the suffix of a picture": len(kept) - len(found),
+    }
+    told = ", ".join(words.format(number) for words, number in numbers.items() if number)
+    place = short(plain_name(str(folder)), 300)
+    if not found:
+        raise UserError(
+            f"{place}: a folder without pictures{told and f' ({told})'}; name one that has some"
+        )
+    if told:
+        print(f"{place}: {told}", file=sys.stderr)
+    return found
+
+
 def read_file(file: str) -> bytes:
     """Return the bytes of a file; raises UnusableImage."""
     try:
-        return Path(file).read_bytes()
+        with open_regular(Path(file)) as content:
+            return content.read()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise UnusableImage(getattr(error, "strerror", None) or str(error)) from None
+    except MemoryError:
+        raise UnusableImage("too large for the memory of this machine") from None
 
 
 def plain_name(file: str) -> str:
     """Return a file name in which bytes that are no UTF-8 are written as \\x.. ."""
     return file.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def file_named(plain: str) -> str:
+    """Return the file whose name plain_name has written: these letters, or the bytes of \\x.. ."""
+    if os.path.exists(plain):
+        return plain
+    escaped = re.compile(rb"\\x([89a-f][0-9a-f])")
+    content = escaped.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(plain))
+    return os.fsdecode(content)
+
+
+def as_cell(text: str) -> str:
+    """Return a text for a spreadsheet, which takes one that begins with = + - or @ for a formula.
+
+    Marks that do not print, such as those that move a terminal's cursor, become \\x.. or \\u.... .
+    """
+    text = "".join(
+        mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text
+    )
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 # ---------------------------------------------------------------------------------------------
@@ -223,7 +263,8 @@ def verify(judge: Judge, options: argparse.Namespace) -> int:
     counts, others = Counter[str](), Counter[str]()
     with progress_bar("verify", len(records), "pictures") as bar:
         for record in records:
-            problem = difference(judge, detector, record, elsewhere.get(record.sha256, record.file))
+            file = elsewhere.get(record.sha256) or file_named(record.file)
+            problem = difference(judge, detector, record, file)
             counts["other" if problem else "same"] += 1
             others[other_circumstances(record.detector, detector)] += 1
             print(f"{'DIFFERS' if problem else 'same':<8} {short(record.file, 300)}  {problem}")
@@ -314,7 +355,8 @@ class CsvPrinter:
                 "num_faces": sum(face.box is not None for face in found.faces), "why": why(found),
                 "provenance": str(found.provenance),
             }  # fmt: skip
-        self.writer.writerow(row)
+        cells = {name: as_cell(one) if isinstance(one, str) else one for name, one in row.items()}
+        self.writer.writerow(cells)
 
 
 class JsonPrinter:
@@ -332,15 +374,17 @@ PRINTERS = {"text": TextPrinter, "csv": CsvPrinter, "json": JsonPrinter}
 
 
 def as_json(file: str, found: Record | UnusableImage) -> str:
-    """Return the record of a picture, or its name and error, as one line of JSON."""
-    if isinstance(found, Record):
-        return found.model_dump_json()
-    return json.dumps({"file": file, "verdict": "error", "error": str(found)})
+    """Return the record of a picture, or its name and error, as one line of JSON that prints."""
+    if not isinstance(found, Record):
+        return json.dumps({"file": file, "verdict": "error", "error": str(found)})
+    line = found.model_dump_json()
+    return "".join(mark if mark.isprintable() else json.dumps(mark)[1:-1] for mark in line)
 
 
 def why(record: Record) -> str:
-    """Return in words why a verdict is unsure."""
-    return "; ".join(REASONS[reason] for reason in record.reasons)
+    """Return in words why a verdict is unsure, and which faces it does not count."""
+    told = [REASONS[reason] for reason in record.reasons]
+    return "; ".join([*told, record.not_searched] if record.not_searched else told)
 
 
 def faces_in_words(record: Record) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import PurePath
 
-# In lower case. Names that begin with a dot are droppings too: `._a.jpg`, `.DS_Store`, `.Trash-1000`.
+# In lower case. So are names that begin with a dot: `._a.jpg`, `.DS_Store`, `.Trash-1000`.
 DROPPINGS = {
     "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb",
     "__macosx", "network trash folder", "temporary items", "icon\r",

@@ -61,7 +61,7 @@ def heatmap_of(judge: Judge, part: torch.Tensor) -> tuple[torch.Tensor, np.ndarr
 
 
 def verdict_in_words(record: Record) -> str:
-    """Return what the verdict of a picture means, in sentences."""
+    """Return what the verdict of a picture means, in two sentences."""
     if record.verdict == UNSURE:
         reasons = "; ".join(REASONS[reason] for reason in record.reasons)
         meaning = f"The detector should not be trusted here: {reasons}."
