@@ -1,4 +1,4 @@
-"""How uvicorn serves: connections that ask nothing are closed, which it has no option for."""
+"""How uvicorn serves. It has no option that ends silent connections, so they end here."""
 
 import asyncio
 from typing import Any
