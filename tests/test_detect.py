@@ -403,7 +403,8 @@ def test_an_int8_network_is_used_and_told_apart(
     code, out, err = command("--verify", record)
     assert code == 2
     assert "(int8, face_share" in out
-    assert "records were made elsewhere; here: runtime torch, not onnxruntime" in err
+    words = "made elsewhere; here: arithmetic portable fp32, not native, runtime torch, not onnx"
+    assert words in err
 
 
 @pytest.mark.parametrize("damage", ["network", "facts", "weights"])

@@ -40,7 +40,7 @@ def prepared(workspace: Path, families: list[str]) -> dict[str, pd.DataFrame]:
     """Prepare with these families held out; return the label files."""
     set_params(workspace, {"prepare.hold_out_families": families})
     prepare.main()
-    return {path.stem: read_labels(path) for path in Path("data/labels").iterdir()}
+    return {path.stem: read_labels(path) for path in Path("data/labels").glob("*.csv")}
 
 
 def test_what_is_held_out_is_gone_from_all_that_is_seen(workspace: Path) -> None:
