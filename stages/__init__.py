@@ -15,8 +15,9 @@ if sys.argv[0] == "-m":
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     from stages.lib.core.arithmetic import pin_kernels
+    from stages.lib.core.params import wanted_arithmetic
 
-    pin_kernels()
+    pin_kernels(wanted_arithmetic())
     # Until `run_stage` handles it, Ctrl-C ends the process without a traceback of the imports.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -2,4 +2,4 @@
 
 from stages.lib.core.arithmetic import pin_kernels
 
-pin_kernels()
+pin_kernels("portable")

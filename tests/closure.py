@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 def import_closure(module: str) -> set[str]:
     """Return the paths (relative to the root) of all modules of stages that `module` needs.
 
-    Two files are left out, because they cannot change a result: stages/__init__.py sets up the
-    process, and stages/lib/paths.py has the paths of dvc.yaml.
+    Two files are left out, because nothing in them changes a result: stages/__init__.py calls what
+    is in stages/lib/core, and stages/lib/paths.py has the paths of dvc.yaml.
     """
     found: set[str] = set()
     waiting = [module]

@@ -9,10 +9,6 @@ import os
 import platform
 from typing import Literal
 
-from stages.lib import paths
-from stages.lib.core.errors import UserError
-from stages.lib.core.params import read_yaml
-
 Arithmetic = Literal["portable", "native"]
 # NumPy and OpenBLAS compute labels, thresholds and figures, which must not depend on the setting.
 # OpenBLAS would also split sums among as many threads as there are cores.
@@ -30,21 +26,13 @@ PINNED_IF_PORTABLE = {
 }
 
 
-def pin_kernels() -> None:
-    """Set the variables that the setting in params.yaml asks for; child processes inherit them."""
+def pin_kernels(arithmetic: str) -> None:
+    """Set the variables for an arithmetic; child processes inherit them."""
     if platform.machine() in ("x86_64", "AMD64"):
-        os.environ |= PINNED_ALWAYS | (PINNED_IF_PORTABLE if _setting() == "portable" else {})
+        os.environ |= PINNED_ALWAYS | ({} if arithmetic == "native" else PINNED_IF_PORTABLE)
 
 
 def arithmetic_in_use() -> Arithmetic:
     """Return what the network of this process is computed with; other CPUs have no portable one."""
     is_pinned = all(os.environ.get(name) == value for name, value in PINNED_IF_PORTABLE.items())
     return "portable" if is_pinned else "native"
-
-
-def _setting() -> str:
-    """Return train.arithmetic; a mistake in params.yaml is reported later, by the stage."""
-    try:
-        return read_yaml(paths.PARAMS)["train"]["arithmetic"]
-    except (UserError, KeyError, TypeError):
-        return "portable"

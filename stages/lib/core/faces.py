@@ -63,7 +63,7 @@ class Face:
 def find_faces(image: torch.Tensor, small: bool = True) -> list[Face]:
     """Return the faces in a picture, uint8 (3, H, W), the largest first.
 
-    small: look at a picture larger than LONGEST_SIDE once more, for faces below a twentieth of it.
+    small: look at a picture larger than LONGEST_SIDE once more, for faces below a tenth of it.
     """
     faces, longest = _look(image, LONGEST_SIDE), max(image.shape[1:])
     if small and longest > LONGEST_SIDE:

@@ -123,6 +123,14 @@ def load_params(section: str, model: type[ParamsT], path: Path = paths.PARAMS) -
         raise UserError(f"{path}: " + "; ".join(problems[:3]) + more) from None
 
 
+def wanted_arithmetic() -> str:
+    """Return train.arithmetic, before the stage that reads it all reports any mistake in it."""
+    try:
+        return read_yaml(paths.PARAMS)["train"]["arithmetic"]
+    except (UserError, KeyError, TypeError):
+        return "portable"
+
+
 def _describe(problem: Any, section: str, model: type[StageParams]) -> str:
     """Say one of pydantic's findings in the terms of the user."""
     name = short(".".join(str(part) for part in (section, *problem["loc"])))
