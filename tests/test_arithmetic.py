@@ -67,7 +67,7 @@ def test_a_stage_pins_the_kernels_before_pytorch_is_imported(
 def test_a_detector_that_is_trained_in_bf16_scores_in_fp32_everywhere(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In bf16 scores depend on the batch, and thresholds would not be those of other doors."""
+    """Scores in bf16 are others, and would not fit thresholds that fp32 has chosen."""
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("TRACKING", "off")
     monkeypatch.setattr(runtime, "has_native_bf16", lambda device: True)

@@ -52,9 +52,9 @@ class Hardware:
 def set_up_hardware(device: DeviceName, num_threads: int, bf16: bool = False) -> Hardware:
     """Join the process group where torchrun started one, and make results repeatable.
 
-    bf16: train in it where the device computes it itself. Scores are always computed in fp32: in
-    bf16 they depend on the size of the batch, so no two ways to a verdict would agree. Raises
-    UserError where the wanted device is missing.
+    bf16: train in it where the device computes it itself. Scores are always computed in fp32: those
+    in bf16 are others, and not every machine that judges computes it. Raises UserError where the
+    wanted device is missing.
     """
     # cuBLAS reads this when it is first used; without it, results differ from run to run.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
