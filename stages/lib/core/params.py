@@ -51,9 +51,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     text = _read_text(path)
     try:
-        if _size(YAML(typ="safe", pure=True).compose(text), {}) > MOST_CHARACTERS:
+        yaml = YAML(typ="safe", pure=True)
+        node = yaml.compose(text)
+        if _size(node, {}) > MOST_CHARACTERS:
             raise UserError(f"{path}: aliases (`*`) make it too large; write the values out")
-        content = YAML(typ="safe", pure=True).load(text)
+        content = yaml.constructor.construct_document(node) if node else None
     except DuplicateKeyError as error:
         key = short(str(error.problem).split('"')[1])
         raise UserError(

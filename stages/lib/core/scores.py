@@ -38,10 +38,19 @@ def scores_of(split: str) -> pd.DataFrame:
 
     Raises UserError where the file is not what `predict` wrote with these weights.
     """
-    path = paths.SCORES / f"{split}.csv"
+    return _checked_scores(split, _scored())
+
+
+def _scored() -> dict[str, Any]:
+    """Return what write_views wrote; raises UserError where it is of other weights."""
     known = read_json(paths.SCORED_VIEWS, "weights_sha256", "scores", "labels")
     if known["weights_sha256"] != _weights():
         raise UserError(f"{paths.SCORES}: the scores of other weights than {paths.MODEL}; {REMEDY}")
+    return known
+
+
+def _checked_scores(split: str, known: dict[str, Any]) -> pd.DataFrame:
+    path = paths.SCORES / f"{split}.csv"
     if path.is_file() and known["scores"].get(split) != sha256_of(path):
         raise UserError(f"{path}: damaged, or not as `predict` wrote it; {REMEDY}")
     return read_scores(path)
@@ -65,9 +74,9 @@ def read_evaluation() -> dict[str, Any]:
 def labels_and_scores(split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the label table of a split and its scores, row by row; raises UserError."""
     path = paths.LABELS / f"{split}.csv"
-    labels, scores = read_labels(path), scores_of(split)
-    known = read_json(paths.SCORED_VIEWS, "labels")["labels"]
-    if known.get(split) != sha256_of(path):
+    labels, known = read_labels(path), _scored()
+    scores = _checked_scores(split, known)
+    if known["labels"].get(split) != sha256_of(path):
         raise UserError(f"{paths.SCORES / f'{split}.csv'}: not of the images of {path}; {REMEDY}")
     assert labels["img_name"].equals(scores["img_name"])
     return labels, scores
