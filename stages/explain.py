@@ -21,11 +21,12 @@ from pydantic import Field
 from stages.lib import paths
 from stages.lib.core.files import atomic_folder, write_text
 from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL
-from stages.lib.core.params import StageParams, Threads, load_params
+from stages.lib.core.params import load_params
 from stages.lib.core.scores import labels_and_scores
 from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import LabelledImages
-from stages.lib.detector.hardware import DeviceName, set_up_hardware
+from stages.lib.detector.hardware import set_up_hardware
+from stages.lib.detector.hardware_params import HardwareParams
 from stages.lib.detector.model import Detector, create_model, load_detector
 from stages.lib.detector.preprocessing import decode
 from stages.lib.progress import progress_bar
@@ -42,15 +43,13 @@ SHEET_TITLES = {
 }
 
 
-class ExplainParams(StageParams):
+class ExplainParams(HardwareParams):
     """Section `explain`."""
 
     num_images: Annotated[int, Field(ge=1, le=20)]
     window: Annotated[float, Field(gt=0, le=1)]
     stride: Annotated[float, Field(gt=0, le=1)]
     batch_size: Annotated[int, Field(ge=1)]
-    device: DeviceName
-    num_threads: Threads
 
 
 def main() -> None:
@@ -67,7 +66,7 @@ def main() -> None:
     inputs, maps, alike = [], [], []
     with progress_bar("explain", len(images)) as bar:
         for index in range(len(images)):
-            inputs.append(images[0, index][0])
+            inputs.append(images[index][0])
             on_device = inputs[-1].to(hardware.device)
             trained, random = (
                 occlusion_map(one, on_device, params.window, params.stride, params.batch_size)

@@ -29,7 +29,7 @@ from stages.lib.core.labels import read_labels
 from stages.lib.core.params import load_params
 from stages.lib.core.scores import write_views
 from stages.lib.core.tables import write_table
-from stages.lib.detector.dataset import Key, LabelledImages, make_loader, sequential_batches
+from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
 from stages.lib.detector.hardware import (
     Hardware,
     check_compile,
@@ -147,9 +147,8 @@ class Variants(LabelledImages):
         """Size of the pixels of one item."""
         return self.num_variants * super().item_bytes
 
-    def __getitem__(self, key: Key) -> tuple[torch.Tensor, int, int]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
         """Return (uint8 (V, 3, S, S), target, index)."""
-        index = key[1]
         return self.variants(self.decoded_file(index), index), int(self.targets[index]), index
 
     def variants(self, image: torch.Tensor, index: int) -> torch.Tensor:

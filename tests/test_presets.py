@@ -17,6 +17,7 @@ from stages.lib.core.params import load_params, read_yaml
 from stages.lib.core.tables import read_scores
 from stages.lib.detector.model import count_parameters, create_model, input_size_args, zero_head
 from stages.lib.prediction.params import PredictParams
+from stages.lib.training.batches import check_batch_size
 from stages.lib.training.optimization import make_optimizer, set_trainable
 from stages.lib.training.params import TrainParams
 from tests.conftest import ROOT, readme_commands, run, set_params
@@ -53,7 +54,7 @@ def test_the_sample_is_what_params_yaml_has() -> None:
 def test_a_preset_sets_its_values_and_keeps_the_rest(name: str, tmp_path: Path) -> None:
     params = params_of(name, tmp_path)
     load_params("predict", PredictParams, tmp_path / "params.yaml")
-    train._check(params, 10_000)
+    check_batch_size(params, 10_000, world_size=1)
     before, after, wanted = (
         leaves(read_yaml(path))
         for path in (ROOT / "params.yaml", tmp_path / "params.yaml", PRESETS / f"{name}.yaml")

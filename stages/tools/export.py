@@ -100,7 +100,7 @@ def _write_networks(
     if int8:
         calibration = _images("calibration", examiner)
         chosen = np.linspace(0, len(calibration) - 1, min(len(calibration), MOST_RANGED))
-        inputs = torch.stack([calibration[0, int(index)][0] for index in chosen])
+        inputs = torch.stack([calibration[int(index)][0] for index in chosen])
         quantise(folder / ONNX_FILE, folder / INT8_FILE, inputs, BATCH_SIZE)
         networks[INT8_FILE] = onnx_network(folder / INT8_FILE, threads)
     return networks

@@ -88,7 +88,7 @@ def compare(folder: Path, num_images: int, repeats: int, side: int) -> Rates:
     for name, load in DECODERS.items():
         runs[name] = lambda load=load: [load(content) for content in contents] and None
     for name, images in ours(folder, table).items():
-        runs[name] = lambda images=images: [images[(0, i)] for i in range(num_images)] and None
+        runs[name] = lambda images=images: [images[i] for i in range(num_images)] and None
     if torch.cuda.is_available():
         runs["nvJPEG"] = lambda: with_nvjpeg(contents)
     threads = torch.get_num_threads()

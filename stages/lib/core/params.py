@@ -17,17 +17,32 @@ MOST_CHARACTERS = 1_000_000  # of a YAML file whose aliases are written out
 
 
 class StageParams(pydantic.BaseModel):
-    """Base of the parameters of every stage: frozen, no unknown keys, no silent conversions."""
+    """Base of the parameters of every stage: frozen, no unknown keys, no silent conversions.
+
+    A validator of a whole model raises ValueError with a message that begins with the name of one
+    of its fields: "accumulate = 2: the reason; the remedy". The section is added to it.
+    """
 
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False
     )
 
 
+def _check_order(limits: list[Any]) -> list[Any]:
+    if limits[0] > limits[1]:
+        raise ValueError("give the lowest number first")
+    return limits
+
+
+NumberT = TypeVar("NumberT")
+Range = Annotated[  # the lowest and the highest number
+    list[NumberT],
+    pydantic.Field(min_length=2, max_length=2),
+    pydantic.AfterValidator(_check_order),
+]
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]  # of a whole, also as a probability
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]  # what NumPy and PyTorch both take
 Threads = Annotated[int, pydantic.Field(ge=1, le=1024)]
-Workers = Annotated[int, pydantic.Field(ge=0, le=1024)]  # processes that decode
-Processes = Annotated[int, pydantic.Field(ge=1, le=1024)]
 
 
 def one_of(names: Collection[str]) -> pydantic.AfterValidator:
@@ -141,4 +156,9 @@ def _describe(problem: Any, section: str, model: type[StageParams]) -> str:
         return f"{name} is not a parameter{hint}"
     if problem["type"] == "missing":
         return f"{name} is missing"
-    return f"{name} = {short(repr(problem['input']))}: {problem['msg'].lower()}"
+    if problem["type"] != "value_error":
+        return f"{name} = {short(repr(problem['input']))}: {problem['msg'].lower()}"
+    reason = problem["ctx"]["error"]  # the ValueError of a validator of ours
+    if isinstance(problem["input"], dict):  # of a whole model, see StageParams
+        return f"{name}.{reason}"
+    return f"{name} = {short(repr(problem['input']))}: {reason}"
