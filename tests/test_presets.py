@@ -28,11 +28,11 @@ TEXT = (ROOT / "params.yaml").read_text()
 
 def leaves(values: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Return dotted parameters with their values."""
-    found: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for key, value in values.items():
         is_section = isinstance(value, dict) and key != "model_args"
-        found |= leaves(value, f"{path}{key}.") if is_section else {f"{path}{key}": value}
-    return found
+        parameters |= leaves(value, f"{path}{key}.") if is_section else {f"{path}{key}": value}
+    return parameters
 
 
 def params_of(name: str, folder: Path) -> TrainParams:
@@ -43,7 +43,7 @@ def params_of(name: str, folder: Path) -> TrainParams:
 def test_all_presets_set_the_same_parameters() -> None:
     """Else something of an earlier preset would stay."""
     keys = {name: set(leaves(read_yaml(PRESETS / f"{name}.yaml"))) for name in NAMES}
-    assert all(found == keys["sample"] for found in keys.values())
+    assert all(names == keys["sample"] for names in keys.values())
 
 
 def test_the_sample_is_what_params_yaml_has() -> None:
@@ -139,11 +139,17 @@ def test_a_preset_trains_and_scores(
     monkeypatch.setenv("TRACKING", "off")
     root = read_yaml(Path("params.yaml"))["data"]["root"]
     params = params_of(name, workspace)
-    set_params(workspace, {
-        "data.root": root, "train.weights": "random", "train.epochs": 1, "train.batch_size": 16,
-        "train.image_size": SMALLER.get(name, params.image_size),
-        "predict.robustness_images": 0,
-    })  # fmt: skip
+    set_params(
+        workspace,
+        {
+            "data.root": root,
+            "train.weights": "random",
+            "train.epochs": 1,
+            "train.batch_size": 16,
+            "train.image_size": SMALLER.get(name, params.image_size),
+            "predict.robustness_images": 0,
+        },
+    )
     train.main()
     predict.main()
     assert len(read_scores(Path("data/scores/val.csv"))) > 0

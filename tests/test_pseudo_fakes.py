@@ -145,8 +145,8 @@ def test_where_no_face_is_found_the_mask_has_the_width_that_was_given(
             one = Source(pixels, [width, width], lambda random: pixels)
             assert one.face is None
             make_pair(one, only("blend"), np.random.default_rng(seed))
-        found = [(mask[0] > 0).any(dim=0).float().mean().item() for mask in masks[-30:]]
-        widths.append(np.mean(found))
+        measured = [(mask[0] > 0).any(dim=0).float().mean().item() for mask in masks[-30:]]
+        widths.append(np.mean(measured))
     assert widths == pytest.approx([0.35, 0.7], abs=0.06)
 
 
@@ -171,8 +171,8 @@ def test_a_swap_moves_the_donor_onto_the_face() -> None:
     moved = donors.draw_donor(
         Source(real, [0.5, 0.5], lambda random: donor), np.random.default_rng(0)
     )
-    wanted, *found = (landmarks_of(one) for one in (real, donor, moved))
-    errors = [np.abs(one - wanted).mean() for one in found]
+    wanted, *landmarks = (landmarks_of(one) for one in (real, donor, moved))
+    errors = [np.abs(one - wanted).mean() for one in landmarks]
     assert errors[1] < errors[0] / 2  # YuNet misplaces landmarks of a drawn face by a few pixels
 
 
@@ -187,8 +187,8 @@ def test_pasting_takes_the_region_where_the_mask_is_1() -> None:
     base, region = torch.zeros((3, 8, 8), dtype=torch.uint8), torch.full((3, 8, 8), 200).byte()
     mask = torch.zeros((1, 8, 8))
     mask[:, 2:4], mask[:, 4:6] = 1.0, 0.5
-    found = paste(region, base, mask)
-    assert [int(found[0, row, 0]) for row in (1, 3, 5, 7)] == [0, 200, 100, 0]
+    pasted = paste(region, base, mask)
+    assert [int(pasted[0, row, 0]) for row in (1, 3, 5, 7)] == [0, 200, 100, 0]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -297,9 +297,9 @@ def alone(rank: int = 0, world_size: int = 1) -> Hardware:
 
 @pytest.mark.parametrize(("epoch", "pairs"), [(0, 0), (2, 4), (4, 8)])
 def test_the_share_of_pairs_follows_the_curriculum(epoch: int, pairs: int) -> None:
-    found = batches(epoch, 0.0, 1.0, alone())
-    assert [len(batch) for batch in found] == [8] * 12
-    for first, second in zip(found[::2], found[1::2], strict=True):
+    micro_batches = batches(epoch, 0.0, 1.0, alone())
+    assert [len(batch) for batch in micro_batches] == [8] * 12
+    for first, second in zip(micro_batches[::2], micro_batches[1::2], strict=True):
         roles = [draw.role for draw in first + second]
         assert roles.count(PAIR_REAL) == roles.count(PAIR_FAKE) == pairs
         assert roles.count(PLAIN) == 16 - 2 * pairs

@@ -193,15 +193,34 @@ def test_two_processes_keep_the_weights_that_they_judged(workspace: Path) -> Non
 @pytest.mark.parametrize(
     "options",
     [
-        {"class_balance": "weights", "ema_decay": 0.9, "clip_grad": 1.0, "optimizer": "sgd",
-         "schedule": "step", "label_smoothing": 0.1},
-        {"class_balance": "sampler", "optimizer": "adam", "schedule": "constant",
-         "channels_last": False, "early_stopping": 1, "epochs": 12, "lr": 1e-9},
-        {"arithmetic": "native", "interpolation": "bilinear", "mean": [0.5, 0.5, 0.5],
-         "std": [0.2, 0.2, 0.2], "batch_size": 8, "epochs": 1},
+        {
+            "class_balance": "weights",
+            "ema_decay": 0.9,
+            "clip_grad": 1.0,
+            "optimizer": "sgd",
+            "schedule": "step",
+            "label_smoothing": 0.1,
+        },
+        {
+            "class_balance": "sampler",
+            "optimizer": "adam",
+            "schedule": "constant",
+            "channels_last": False,
+            "early_stopping": 1,
+            "epochs": 12,
+            "lr": 1e-9,
+        },
+        {
+            "arithmetic": "native",
+            "interpolation": "bilinear",
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.2, 0.2, 0.2],
+            "batch_size": 8,
+            "epochs": 1,
+        },
     ],
     ids=["ema-weights-sgd-step", "sampler-adam-constant-stopping", "bf16-own-input"],
-)  # fmt: skip
+)
 def test_every_option_trains(workspace: Path, options: dict[str, Any]) -> None:
     train(workspace, **options)
     table = history(workspace)
@@ -320,10 +339,12 @@ class Fetches(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     "options",
-    [{"ema_decay": 0.9, "clip_grad": 1.0, "mixup": 0.5, "accumulate": 2},
-     {"optimizer": "sgd", "class_balance": "weights"}],
+    [
+        {"ema_decay": 0.9, "clip_grad": 1.0, "mixup": 0.5, "accumulate": 2},
+        {"optimizer": "sgd", "class_balance": "weights"},
+    ],
     ids=["adamw-ema-clip-mixup", "sgd-weights"],
-)  # fmt: skip
+)
 def test_the_device_is_waited_for_once_an_epoch(options: dict[str, Any]) -> None:
     loop = loop_of(**options, batch_size=8, image_size=32)
     params = loop.params
@@ -392,10 +413,13 @@ def test_what_is_found_is_what_is_trained_with(
 
 @pytest.mark.parametrize(
     ("fast", "tolerance"),
-    [({"channels_last": True}, 1e-3), ({"arithmetic": "native"}, 0.05),
-     pytest.param({"compile": "default"}, 1e-3, marks=pytest.mark.slow)],
+    [
+        ({"channels_last": True}, 1e-3),
+        ({"arithmetic": "native"}, 0.05),
+        pytest.param({"compile": "default"}, 1e-3, marks=pytest.mark.slow),
+    ],
     ids=["channels-last", "bf16", "compiled"],
-)  # fmt: skip
+)
 def test_the_fast_path_agrees_with_the_plain_one(
     workspace: Path, fast: dict[str, Any], tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

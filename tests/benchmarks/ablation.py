@@ -184,11 +184,11 @@ def measure(clone: Path, changes: dict[str, Any]) -> dict[str, float]:
 def first_seconds(config: Path, seconds: float) -> float:
     """Return how long these weights took when they were trained, not restored from a cache."""
     weights = json.loads(config.read_text())["weights_sha256"]
-    known = FOLDER / "seconds" / weights
-    if not known.exists():
-        known.parent.mkdir(parents=True, exist_ok=True)
-        known.write_text(f"{seconds:.0f}")
-    return float(known.read_text())
+    file = FOLDER / "seconds" / weights
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{seconds:.0f}")
+    return float(file.read_text())
 
 
 def table_of(results: list[dict[str, Any]]) -> str:

@@ -83,7 +83,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}:{line}: not valid YAML: a control character") from None
     except RecursionError:
         raise UserError(
-            f"{path}: not valid YAML: too many brackets, one in the other, or an alias in itself"
+            f"{path}: not valid YAML: too many nested brackets, or an alias in itself"
         ) from None
     except TypeError:
         raise UserError(f"{path}: not valid YAML: a list or a mapping as a key") from None
@@ -98,19 +98,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _size(node: Any, known: dict[int, int]) -> int:
-    """Return about how many characters a node has, those that aliases repeat counted each time.
+def _size(node: Any, sizes: dict[int, int]) -> int:
+    """Return about how many characters a node has, with what aliases repeat counted each time.
 
-    node: a scalar with a string, or a list of nodes, or of pairs of them. known: the sizes of
-    nodes by their ids. Raises RecursionError for an alias in itself.
+    node: a scalar with a string, or a list of nodes, or of pairs of them. sizes: of the
+    nodes so far, by their ids. Raises RecursionError for an alias in itself.
     """
     if isinstance(node, tuple):
-        return sum(_size(part, known) for part in node)
+        return sum(_size(part, sizes) for part in node)
     content = node.value if node else ""  # an empty file has no node
-    if id(node) not in known:
+    if id(node) not in sizes:
         parts = content if isinstance(content, list) else []
-        known[id(node)] = 1 + (sum(_size(part, known) for part in parts) or len(content))
-    return known[id(node)]
+        sizes[id(node)] = 1 + (sum(_size(part, sizes) for part in parts) or len(content))
+    return sizes[id(node)]
 
 
 def _read_text(path: Path) -> str:
@@ -141,7 +141,7 @@ def load_params(section: str, model: type[ParamsT], path: Path = paths.PARAMS) -
 
 
 def wanted_arithmetic() -> str:
-    """Return train.arithmetic, before the stage that reads it all reports any mistake in it."""
+    """Return train.arithmetic, without a word on mistakes, which the stage reports later."""
     try:
         return read_yaml(paths.PARAMS)["train"]["arithmetic"]
     except (UserError, KeyError, TypeError):
@@ -149,7 +149,7 @@ def wanted_arithmetic() -> str:
 
 
 def _describe(problem: Any, section: str, model: type[StageParams]) -> str:
-    """Say one of pydantic's findings in the terms of the user."""
+    """Return one of pydantic's errors in the words of the user."""
     name = short(".".join(str(part) for part in (section, *problem["loc"])))
     if problem["type"] == "extra_forbidden":
         hint = did_you_mean(str(problem["loc"][-1]), model.model_fields)

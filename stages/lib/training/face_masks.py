@@ -1,7 +1,7 @@
 """Where a pseudo-fake is changed: soft masks of a face or a part of it.
 
-The masks follow the box and the landmarks of the largest face. Where no face is found, an ellipse
-and templates that suit a face in the middle take their place.
+The masks follow the box and the landmarks of the largest face. Where no face is detected, they are
+an ellipse and templates that suit a face in the middle.
 """
 
 from collections.abc import Callable

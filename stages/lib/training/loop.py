@@ -240,7 +240,7 @@ def validation_loader(
     images: LabelledImages, params: TrainParams, hardware: Hardware
 ) -> DataLoader:
     """Return a loader of the images that this process validates; each image is loaded once."""
-    size = params.micro_batch_size(hardware.world_size)  # which is known to fit
+    size = params.micro_batch_size(hardware.world_size)  # which fits into memory
     batches = sequential_batches(len(images), size, hardware.rank, hardware.world_size)
     return make_loader(images, batches, params.num_workers, pin=hardware.device.type == "cuda")
 
