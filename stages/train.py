@@ -11,6 +11,7 @@ goes on from its last checkpoint (stages/lib/training/checkpoint.py).
 """
 
 import os
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,14 +94,7 @@ def train(
 ) -> None:
     """Train for params.epochs and write data/model (first process only)."""
     detector, config = make_detector(params, hardware)
-    train_images = TrainingImages(
-        labels["train"],
-        paths.PACKED,
-        config.preprocessing,
-        params.augmentation,
-        params.pseudo_fakes,
-        params.seed,
-    )
+    train_images = TrainingImages(labels["train"], paths.PACKED, config.preprocessing, params)
     val_images = LabelledImages(labels["val"], paths.PACKED, config.preprocessing)
     if params.accumulate == "auto":
         if checkpoints.loaded:
@@ -176,9 +170,7 @@ def train_epochs(
     if checkpoints.loaded:
         resume(results, loop, tracker, checkpoints.loaded)
 
-    def state() -> tuple[dict[str, Any], dict[str, Any]]:
-        return state_of(params, results, loop, tracker)
-
+    state = partial(state_of, params, results, loop, tracker)
     if hardware.rank == 0:
         report_start(results, loop)
     while not results.is_finished(params):
@@ -247,13 +239,9 @@ def write_model(
 ) -> None:
     """Write data/model, and to MLflow which weights the run belongs to."""
     best = results.best
-    config = config.model_copy(
-        update={
-            "best_epoch": best.epoch,
-            "averaged_epochs": best.averaged,
-            "trained_on": summarise_images(labels, params.augmentation),
-        }
-    )
+    summary = summarise_images(labels, params.augmentation)
+    changes = {"best_epoch": best.epoch, "averaged_epochs": best.averaged, "trained_on": summary}
+    config = config.model_copy(update=changes)
     with atomic_folder(paths.MODEL) as folder:
         weights_sha256 = save_detector(folder, best.weights, config)
         write_table(pd.DataFrame(results.history), folder / paths.HISTORY.name)

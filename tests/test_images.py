@@ -171,9 +171,8 @@ def load(images: LabelledImages, batches: list, num_workers: int) -> dict[int, t
 
 def test_chance_depends_on_seed_epoch_and_image_alone(labels: pd.DataFrame, tmp_path: Path) -> None:
     def loaded(seed: int, epoch: int, order: list[int], num_workers: int) -> torch.Tensor:
-        images = TrainingImages(
-            labels, tmp_path, PREPROCESSING, BOTH_FLIPS, PARAMS.pseudo_fakes, seed
-        )
+        params = PARAMS.model_copy(update={"augmentation": BOTH_FLIPS, "seed": seed})
+        images = TrainingImages(labels, tmp_path, PREPROCESSING, params)
         batches = [[Draw(epoch, i, PLAIN) for i in part] for part in (order[:7], order[7:])]
         found = load(images, batches, num_workers)
         return torch.stack([found[index] for index in range(20)])

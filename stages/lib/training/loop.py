@@ -60,11 +60,9 @@ class TrainingLoop:
         self.network = torch.compile(network, mode=params.compile) if params.compile else network
         self.class_weights = self._class_weights().to(hardware.device)
         self.mix = make_mixup(params)
-        self.ema = (
-            ModelEmaV3(detector, decay=params.ema_decay, use_warmup=True)
-            if params.ema_decay
-            else None
-        )
+        self.ema: ModelEmaV3 | None = None
+        if params.ema_decay:
+            self.ema = ModelEmaV3(detector, decay=params.ema_decay, use_warmup=True)
 
     @property
     def evaluated_detector(self) -> Detector:
