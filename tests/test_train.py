@@ -271,10 +271,8 @@ def test_layer_decay_slows_the_first_layers_down() -> None:
 
 
 def test_the_average_of_the_last_epochs_is_their_mean(workspace: Path) -> None:
-    states = [
-        {"a": torch.tensor([1.0, 3.0]), "n": torch.tensor(4)},
-        {"a": torch.tensor([3.0, 5.0]), "n": torch.tensor(6)},
-    ]
+    states = [{"a": torch.tensor([1.0, 3.0]), "n": torch.tensor(4)},
+              {"a": torch.tensor([3.0, 5.0]), "n": torch.tensor(6)}]  # fmt: skip
     mean = average_states(states)
     assert torch.equal(mean["a"], torch.tensor([2.0, 4.0]))
     assert torch.equal(mean["n"], torch.tensor(5))
