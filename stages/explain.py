@@ -26,8 +26,9 @@ from stages.lib.core.scores import labels_and_scores
 from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.hardware import DeviceName, set_up_hardware
-from stages.lib.detector.model import Detector, create_model, load_detector
-from stages.lib.detector.preprocessing import decode
+from stages.lib.detector.inference import Inference
+from stages.lib.detector.model import Detector, create_model
+from stages.lib.images.decoding import decode_image
 from stages.lib.progress import progress_bar
 from stages.lib.report.heatmap import occlusion_map, rank_correlation
 from stages.lib.report.html import html_image, html_page
@@ -57,26 +58,23 @@ def main() -> None:
     """Write the sheets, the page and the table of the images, or nothing."""
     params = load_params("explain", ExplainParams)
     hardware = set_up_hardware(params.device, params.num_threads)
-    detector, config = load_detector(paths.MODEL)
+    inference = Inference.load(paths.MODEL, hardware)
+    config = inference.config
     torch.manual_seed(0)
-    untrained = create_model(config.model, config.model_args, "random")
-    detectors = [detector, Detector(untrained, config.preprocessing).eval()]
-    detectors = [one.to(hardware.device) for one in detectors]
+    model = create_model(config.model, config.model_args, "random")
+    untrained = Detector(model, config.preprocessing).eval().to(hardware.device)
     chosen = choose(*labels_and_scores("val"), params.num_images)
     images = LabelledImages(chosen, paths.PACKED, config.preprocessing)
-    inputs, maps, alike = [], [], []
+    inputs = [images.inputs(index) for index in range(len(images))]
+    window = (params.window, params.stride, params.batch_size)
+    maps, correlations = [], []
     with progress_bar("explain", len(images)) as bar:
-        for index in range(len(images)):
-            inputs.append(images[0, index][0])
-            on_device = inputs[-1].to(hardware.device)
-            trained, random = (
-                occlusion_map(one, on_device, params.window, params.stride, params.batch_size)
-                for one in detectors
-            )
-            maps.append(trained)
-            alike.append(rank_correlation(trained, random))
+        for image in inputs:
+            maps.append(occlusion_map(inference.detector, image, *window))
+            random = occlusion_map(untrained, image, *window)
+            correlations.append(rank_correlation(maps[-1], random))
             bar.update(1)
-    chosen["random_weights_correlation"] = np.round(alike, 4)
+    chosen["random_weights_correlation"] = np.round(correlations, 4)
     write(chosen, images, inputs, maps)
     page = paths.EXPLANATIONS / "page.html"
     print(f"{page}: {len(chosen)} validation images; {sanity(chosen)}")
@@ -120,8 +118,7 @@ def choose(labels: pd.DataFrame, scores: pd.DataFrame, num_images: int) -> pd.Da
 
 def original(images: LabelledImages, index: int) -> np.ndarray:
     """Return an image as it was before it became the input of the model: uint8 (H, W, 3)."""
-    whole = images.preprocessing.model_copy(update={"scaled_decoding": False})
-    return decode(images.content(index), whole).permute(1, 2, 0).numpy()
+    return decode_image(images.content(index)).pixels
 
 
 def title_of(label: pd.Series) -> str:
@@ -133,10 +130,10 @@ def title_of(label: pd.Series) -> str:
 
 def sanity(chosen: pd.DataFrame) -> str:
     """Say how much the maps resemble those of random weights."""
-    found = chosen["random_weights_correlation"]
+    values = chosen["random_weights_correlation"]
     return (
-        f"rank correlation of the heatmaps with those of random weights: mean {found.mean():.2f}, "
-        f"{found.min():.2f} to {found.max():.2f}"
+        f"rank correlation of the heatmaps with those of random weights: mean {values.mean():.2f}, "
+        f"{values.min():.2f} to {values.max():.2f}"
     )
 
 

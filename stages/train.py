@@ -45,7 +45,6 @@ from stages.lib.detector.model import (
     save_detector,
     zero_head,
 )
-from stages.lib.detector.preprocessing import CHANNELS_WITH_RESIDUALS
 from stages.lib.images.packed_images import FACTS_FILE
 from stages.lib.running import run_stage
 from stages.lib.tracking.run import WEIGHTS_TAG, Tracker, training_run
@@ -204,15 +203,13 @@ def make_detector(params: TrainParams, hardware: Hardware) -> tuple[Detector, De
     """Return the untrained detector on its device, and what is known of it before the training."""
     torch.manual_seed(params.seed)  # the initial weights
     model_args = input_size_args(params.model, params.image_size) | params.model_args
-    if params.residuals:
-        model_args["in_chans"] = CHANNELS_WITH_RESIDUALS
     model = create_model(params.model, model_args, params.weights)
     if params.zero_head:
         zero_head(model)
     preprocessing = resolve_preprocessing(
         model, image_size=params.image_size, interpolation=params.interpolation,
         mean=params.mean, std=params.std, reencode=params.reencode,
-        scaled_decoding=params.scaled_decoding, residuals=params.residuals,
+        scaled_decoding=params.scaled_decoding,
         face_crop=params.face_crop,
     )  # fmt: skip
     config = DetectorConfig(

@@ -41,7 +41,7 @@ PREPROCESSINGS = {
     "faces": PLAIN.model_copy(
         update={"interpolation": "bicubic", "face_crop": 1.2, "reencode": [70, 90]}
     ),
-    "scaled": PLAIN.model_copy(update={"scaled_decoding": True, "residuals": "srm"}),
+    "scaled": PLAIN.model_copy(update={"scaled_decoding": True}),
 }
 
 
@@ -78,8 +78,7 @@ def draw(number: int, form: str) -> bytes:
 
 def untrained_judge(folder: Path, preprocessing: Preprocessing) -> Examiner:
     """Return a judge with weights from NumPy, written to and read from a folder."""
-    channels = {"in_chans": 6} if preprocessing.residuals else {}
-    model = create_model("test_resnet", channels, "random")
+    model = create_model("test_resnet", {}, "random")
     random = np.random.default_rng(0)
     state = {}
     for name, tensor in model.state_dict().items():
@@ -91,7 +90,7 @@ def untrained_judge(folder: Path, preprocessing: Preprocessing) -> Examiner:
         drawn = drawn * 20 if name.startswith("fc.") else drawn  # far apart
         state[name] = torch.as_tensor(drawn).to(tensor.dtype)
     config = DetectorConfig(
-        model="test_resnet", model_args=channels, preprocessing=preprocessing, num_parameters=1,
+        model="test_resnet", model_args={}, preprocessing=preprocessing, num_parameters=1,
         initial_weights="random", trained_in="portable fp32", best_epoch=1,
     )  # fmt: skip
     rules = drawn_rules(save_detector(folder, state, config))

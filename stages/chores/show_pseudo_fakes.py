@@ -58,7 +58,7 @@ def pair_with_difference(kind: str, number: int) -> list[torch.Tensor]:
 
 def draw_face(random: np.random.Generator) -> torch.Tensor:
     """Return a drawn face, uint8 (3, S, S)."""
-    return decode(photograph(draw_person(random), "", SIDE, random), DECODING)
+    return decode(photograph(draw_person(random), "", SIDE, random), DECODING).tensor
 
 
 if __name__ == "__main__":

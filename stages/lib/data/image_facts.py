@@ -9,11 +9,10 @@ import pyarrow as pa
 from PIL import Image
 from scipy import ndimage
 
-from stages.lib.images.decoding import decode_image
+from stages.lib.images.decoding import decode_image, middle_of
 
 # Numbers for a whole image that say nothing about manipulation: what a lazy detector would learn.
 IMAGE_CUES = ("brightness", "contrast", "saturation", "sharpness", "high_frequency")
-LARGEST_SIDE = 2048  # pixels of an image from which its cues are taken
 FACTS_SCHEMA = pa.schema(
     [
         ("img_name", pa.string()),
@@ -79,11 +78,9 @@ def image_cues(image: Image.Image) -> dict[str, float]:
 
     Brightness, contrast (standard deviation) and saturation on a scale of 0 to 255, sharpness as
     the variance of the Laplacian (Pech-Pacheco et al. 2000), and the share of the spectrum's energy
-    beyond half the highest frequency. Of a large image the middle counts, to save memory.
+    beyond half the highest frequency. Of a large image the middle counts.
     """
-    width, height = (min(side, LARGEST_SIDE) for side in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    image = image.crop((left, top, left + width, top + height))
+    image = Image.fromarray(middle_of(np.asarray(image)))
     luma = np.asarray(image.convert("L"), dtype=np.float32)
     energy = np.abs(np.fft.rfft2(luma - luma.mean())) ** 2
     vertical, horizontal = np.fft.fftfreq(luma.shape[0]), np.fft.rfftfreq(luma.shape[1])

@@ -254,6 +254,11 @@ class Detector(torch.nn.Module):
         self.normalize = Normalize(preprocessing)
         self.model = model
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        return self.normalize.scale.device
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (N, 3, S, S) -> float (N, 2)."""
         return self.model(self.normalize(images))

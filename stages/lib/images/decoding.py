@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from stages.lib.core.errors import short
+
+if TYPE_CHECKING:
+    import torch
 
 # Of all that Pillow knows: formats of images, none that starts another program or has pages.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
@@ -33,6 +37,7 @@ UPRIGHT = {
 TRANSPOSING = [UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 PLAIN_MODES = ("1", "L", "P", "RGB", "YCbCr", "CMYK")  # 8 bits, without transparency
 CLEAR_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+MIDDLE_SIDE = 2048  # pixels, see middle_of
 GROUND = (255, 255, 255)  # what shows through where an image is transparent
 
 
@@ -49,6 +54,13 @@ class DecodedImage:
     mode: str  # Pillow's name, of the file
     size: tuple[int, int]  # width and height of the file, upright; `pixels` may be fewer
     jpeg_tables: dict[int, list[int]] | None  # quantisation tables of a JPEG, by number
+
+    @property
+    def tensor(self) -> "torch.Tensor":
+        """The pixels as PyTorch has them, uint8 (3, H, W), in the same memory."""
+        import torch  # here, because other stages use this module without it
+
+        return torch.from_numpy(self.pixels).permute(2, 0, 1)
 
     @property
     def jpeg_quality(self) -> int | None:
@@ -180,6 +192,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     kind = {"I": "32-bit integers", "F": "floating point numbers"}.get(image.mode, image.mode)
     raise UnusableImage(f"pixels are {kind}; save the image with 8 bits per channel in RGB")
+
+
+def middle_of(pixels: np.ndarray) -> np.ndarray:
+    """Return the middle of an image, (H, W, 3), at most MIDDLE_SIDE pixels of each side.
+
+    It saves memory where traces of processing are looked for, which shrinking would hide.
+    """
+    height, width = pixels.shape[:2]
+    top, left = max(0, height - MIDDLE_SIDE) // 2, max(0, width - MIDDLE_SIDE) // 2
+    return pixels[top : top + MIDDLE_SIDE, left : left + MIDDLE_SIDE]
 
 
 @cache
