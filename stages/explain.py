@@ -1,4 +1,4 @@
-"""Show what drives the verdict: in images that are judged wrongly, and in the most certain ones.
+"""Show what drives the verdict: in images with a wrong verdict, and in the most certain ones.
 
 params.yaml: explain; data/model, data/scores/{val.csv,views.json}, data/labels/val.*, data/packed
   ->  data/explanations/{page.html, images.csv, sheets/{wrong,confident}_{real,fake}.png}
@@ -93,11 +93,11 @@ def write(
         (folder / paths.SHEETS.name).mkdir()
         sheets = {}
         for name, rows in chosen.groupby("sheet", sort=False):
-            parts = [
-                Row(title_of(chosen.loc[row]), original(images, row), inputs[row], maps[row])
-                for row in rows.index
-            ]
-            sheets[name] = draw_sheet(SHEET_TITLES[name], parts)
+            drawn = []
+            for row in rows.index:
+                pixels = decode_image(images.content(row)).pixels
+                drawn.append(Row(title_of(chosen.loc[row]), pixels, inputs[row], maps[row]))
+            sheets[name] = draw_sheet(SHEET_TITLES[name], drawn)
             (folder / paths.SHEETS.name / f"{name}.png").write_bytes(sheets[name])
         write_text(folder / "page.html", make_page(sheets, chosen))
 
@@ -114,11 +114,6 @@ def choose(labels: pd.DataFrame, scores: pd.DataFrame, num_images: int) -> pd.Da
     }
     tables = [table.assign(sheet=name) for name, table in sheets.items()]
     return pd.concat(tables, ignore_index=True)
-
-
-def original(images: LabelledImages, index: int) -> np.ndarray:
-    """Return an image as it was before it became the input of the model: uint8 (H, W, 3)."""
-    return decode_image(images.content(index)).pixels
 
 
 def title_of(label: pd.Series) -> str:
@@ -143,7 +138,7 @@ def sanity(chosen: pd.DataFrame) -> str:
 
 def make_page(sheets: dict[str, bytes], chosen: pd.DataFrame) -> str:
     """Return the page with all sheets."""
-    parts = [
+    sections = [
         f"<h2>{SHEET_TITLES[name]}</h2>\n{html_image(png, name)}" for name, png in sheets.items()
     ]
     check = (
@@ -151,7 +146,7 @@ def make_page(sheets: dict[str, bytes], chosen: pd.DataFrame) -> str:
         "near 1 would mean that they show the image and the architecture, not the training.</p>"
     )
     title = "What drives the verdict"
-    return html_page(title, "\n".join([f"<h1>{title}</h1>", HOW_TO_READ, check, *parts]))
+    return html_page(title, "\n".join([f"<h1>{title}</h1>", HOW_TO_READ, check, *sections]))
 
 
 if __name__ == "__main__":

@@ -164,6 +164,6 @@ def test_the_spectrum_shows_the_grid_that_enlarging_leaves() -> None:
 def test_every_view_has_the_images_size(size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     for name, view in FORENSIC_VIEWS.items():
-        found = view(image)
-        assert found.shape == size, name
-        assert found.min() >= 0 and np.isfinite(found).all(), name
+        shown = view(image)
+        assert shown.shape == size, name
+        assert shown.min() >= 0 and np.isfinite(shown).all(), name

@@ -59,10 +59,10 @@ def test_every_image_is_decoded_once_also_for_several_views(
         predict.main()
         logits["+".join(views)] = scores()["val"]["logit"].to_numpy()
         assert len(decoded) == len(set(decoded)) == 60 + 10
-    known = json.loads(Path("data/scores/views.json").read_text())
-    assert known["views"] == ["plain", "mirrored"]
-    assert known["weights_sha256"] == sha256_of(Path("data/model/weights.safetensors"))
-    assert set(known["scores"]) == {*predict.SETS, "robustness"}
+    written = json.loads(Path("data/scores/views.json").read_text())
+    assert written["views"] == ["plain", "mirrored"]
+    assert written["weights_sha256"] == sha256_of(Path("data/model/weights.safetensors"))
+    assert set(written["scores"]) == {*predict.SETS, "robustness"}
     both = (logits["plain"] + logits["mirrored"]) / 2
     assert logits["plain+mirrored"] == pytest.approx(both, abs=1e-5)
     assert np.abs(logits["plain"] - logits["mirrored"]).max() > 1e-4

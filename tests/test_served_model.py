@@ -58,11 +58,14 @@ def test_rows_may_differ_in_what_they_give(
 ) -> None:
     content = Path(files[0]).read_bytes()
     array = decode(Path(files[2]).read_bytes(), SEEN).pixels
-    table = pd.DataFrame({
-        "image": [content, None, None], "path": [None, files[1], None],
+    columns = {
+        "image": [content, None, None],
+        "path": [None, files[1], None],
         "pixels": [None, None, array],
-    })  # fmt: skip
-    assert model.predict(table)["score"].tolist() == pytest.approx(list(expected.expected[:3]))
+    }
+    assert model.predict(pd.DataFrame(columns))["score"].tolist() == pytest.approx(
+        list(expected.expected[:3])
+    )
 
 
 def test_the_schema_is_written_down(model: PyFuncModel) -> None:
@@ -139,7 +142,7 @@ def test_a_row_with_two_images_is_refused(model: PyFuncModel, files: list[str]) 
 def test_models_of_different_code_and_a_package_of_the_same_name_live_in_one_process(
     pipeline: Path, tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [one for one in sys.modules if one.split(".")[0] == "stages"]:
+    for name in [module for module in sys.modules if module.split(".")[0] == "stages"]:
         monkeypatch.setitem(sys.modules, name, None)  # whoever imports it gets an ImportError
     logged = next((pipeline / "mlartifacts/models").glob("*/artifacts"))
     for name in "AB":
@@ -160,8 +163,8 @@ def test_models_of_different_code_and_a_package_of_the_same_name_live_in_one_pro
     ]
     # The same code from another place is not imported again, and needs no file of the first place.
     shutil.copytree(logged, tmp_path / "C")
-    known = set(sys.modules)
+    before = set(sys.modules)
     shutil.rmtree(tmp_path / "A")
     assert score("C") == first
-    new = {one for one in set(sys.modules) - known if "deepfake" in one}
+    new = {module for module in set(sys.modules) - before if "deepfake" in module}
     assert not new

@@ -1,6 +1,6 @@
 """From the pixels of an image to its score: the one path of every stage and command that scores.
 
-decode -> crop_of (both in preprocessing.py) -> inputs_of -> Inference.logits -> score_table.
+decode -> crop_of (both in preprocessing.py) -> inputs_of_views -> Inference.logits -> score_table.
 
 The logit of an input is the mean over some of SCORED_VIEWS (test-time augmentation), which are made
 of batches of inputs on the device. CHANGED_VIEWS change what a detector sees before it is resized,
@@ -57,7 +57,7 @@ CHANGED_VIEWS: dict[str, tuple[PixelOperation, float]] = {
 }
 
 
-def inputs_of(crop: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+def inputs_of_views(crop: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     """Return the inputs of an image, unchanged and in CHANGED_VIEWS: uint8 (1 + V, 3, S, S).
 
     crop: what the detector sees of the image, uint8 (3, H, W), as crop_of returns it.
@@ -79,7 +79,7 @@ class ChangedImages(LabelledImages):
     def inputs(self, index: int) -> torch.Tensor:
         """Return uint8 (1 + V, 3, S, S)."""
         crop = crop_of(self.decoded_file(index), self.preprocessing)
-        return inputs_of(crop, self.preprocessing)
+        return inputs_of_views(crop, self.preprocessing)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,6 @@ class Inference:
         return torch.stack(logits).mean(dim=0)
 
 
-@torch.inference_mode()
 def gather_logits(
     network: Network, loader: DataLoader, hardware: Hardware, title: str
 ) -> torch.Tensor:

@@ -68,8 +68,8 @@ def choose_images(labels: pd.DataFrame, num_images: int) -> pd.DataFrame:
     """Draw labelled images, half of them real where there are enough, and keep their order."""
     half = num_images // 2
     drawn = [
-        part.sample(min(half, len(part)), random_state=0)
-        for _, part in labels.dropna(subset=["target"]).groupby("target")
+        rows.sample(min(half, len(rows)), random_state=0)
+        for _, rows in labels.dropna(subset=["target"]).groupby("target")
     ]
     return pd.concat(drawn).sort_index().reset_index(drop=True)
 

@@ -78,11 +78,11 @@ class ServedDetector(PythonModel):
         verdicts = self.examiner.examine_decoded(map(self._read, rows))
         return pd.DataFrame(
             {
-                "score": [one.faces[0].score for one in verdicts],
-                "doubt": [one.doubt and DOUBTS[one.doubt] for one in verdicts],
-                "verdict": [one.verdict for one in verdicts],
-                "probability": np.array([one.probability for one in verdicts], dtype=float),
-                "reasons": [",".join(one.reasons) for one in verdicts],
+                "score": [image.faces[0].score for image in verdicts],
+                "doubt": [image.doubt and DOUBTS[image.doubt] for image in verdicts],
+                "verdict": [image.verdict for image in verdicts],
+                "probability": np.array([image.probability for image in verdicts], dtype=float),
+                "reasons": [",".join(image.reasons) for image in verdicts],
             }
         )
 

@@ -17,7 +17,7 @@ from stages.lib.core.errors import UserError, short
 from stages.lib.core.files import sha256_of
 from stages.lib.core.schema import FrozenModel
 from stages.lib.detector.hardware import Hardware
-from stages.lib.detector.inference import CHANGED_VIEWS, Inference, inputs_of, score_table
+from stages.lib.detector.inference import CHANGED_VIEWS, Inference, inputs_of_views, score_table
 from stages.lib.detector.model import CONFIG_FILE
 from stages.lib.detector.preprocessing import Preprocessing, crops_of, decode
 from stages.lib.evaluation.verdict_rules import UNSURE, Doubt, read_rules
@@ -26,7 +26,7 @@ from stages.lib.images.faces import Face, find_faces, smallest_found
 from stages.lib.verdict.networks import choose_network
 
 RULES_FILE = paths.VERDICT_RULES.name
-MOST_FACES = 32  # of an image that are judged, the largest ones
+MOST_FACES = 32  # of an image that are examined, the largest ones
 VerdictName = Literal["real", "fake", "unsure"]
 RANKING: tuple[VerdictName, ...] = ("fake", "unsure", "real")  # of a face decides for the image
 
@@ -71,27 +71,24 @@ class ImageVerdict(FrozenModel):
         """Return in words which faces the verdict does not count, or nothing."""
         told = []
         if self.not_judged:
-            told.append(f"of the faces found, {self.not_judged} smaller ones were not judged")
+            told.append(f"of the faces found, {self.not_judged} smaller ones were not examined")
         if self.missed_below:
             told.append(f"faces below {self.missed_below} pixels were not looked for")
         return "; ".join(told)
 
 
 @dataclass(frozen=True)
-class OpenedImage:
-    """A decoded image, and what the detector sees of it."""
+class PreparedImage:
+    """What is known of an image before it is scored, without its pixels."""
 
     sha256: str  # of the file
     format: str
     size: tuple[int, int]  # width and height
     jpeg_quality: int | None
-    faces: list[Face | None]  # of each crop, in pixels of the file; None: no face found
-    crops: list[torch.Tensor]  # uint8 (3, h, w) each
-    not_judged: int = 0  # see ImageVerdict
-    missed_below: int = 0
-
-
-Prepared = tuple[OpenedImage, torch.Tensor]  # and the inputs of its faces, uint8 (F, V, 3, S, S)
+    faces: list[Face | None]  # that are scored, in pixels of the file; None: no face found
+    inputs: torch.Tensor  # of each of them, uint8 (F, 1 + V, 3, S, S)
+    not_judged: int  # see ImageVerdict
+    missed_below: int
 
 
 def rules_file(folder: Path) -> Path:
@@ -156,79 +153,80 @@ class Examiner:
 
     def examine_decoded(self, images: Iterable[DecodedImage]) -> list[ImageVerdict]:
         """Return the verdict of each decoded image, without the digest of a file."""
-        return self._verdicts([self._prepare(self.open_decoded(image, "")) for image in images])
-
-    def open(self, content: bytes) -> OpenedImage:
-        """Decode an image file and find what to examine in it; raises UnusableImage."""
-        return self.open_decoded(self.decode(content), hashlib.sha256(content).hexdigest())
+        return self._verdicts([self._prepare(image) for image in images])
 
     def decode(self, content: bytes) -> DecodedImage:
         """Decode an image file; raises UnusableImage."""
         return decode(content, self.preprocessing, self.max_pixels)
 
-    def open_decoded(self, image: DecodedImage, sha256: str) -> OpenedImage:
-        """Find what to examine in a decoded image."""
-        is_cut, pixels = bool(self.face_share), image.tensor
-        faces = find_faces(pixels, small=is_cut)
-        examined = faces[: MOST_FACES if is_cut else 1]
-        scale = image.size[0] / pixels.shape[2]  # not 1 where a JPEG was decoded smaller
-        return OpenedImage(
-            sha256=sha256,
-            format=image.format,
-            size=image.size,
-            jpeg_quality=image.jpeg_quality,
-            faces=[face.scaled(scale) for face in examined] or [None],
-            crops=crops_of(pixels, examined, self.preprocessing),
-            not_judged=len(faces) - len(examined) if is_cut else 0,
-            missed_below=smallest_found(*image.size) if is_cut else 0,
-        )
+    def crops(self, content: bytes) -> list[torch.Tensor]:
+        """Return what the detector sees of each face in an image file, uint8 (3, h, w)."""
+        pixels = self.decode(content).tensor
+        faces, _ = self._find_faces(pixels)
+        return crops_of(pixels, faces, self.preprocessing)
 
-    def _prepare_file(self, content: bytes) -> Prepared | UnusableImage:
+    def _find_faces(self, pixels: torch.Tensor) -> tuple[list[Face], int]:
+        """Return the faces in an image that are examined, and how many more there are."""
+        if not self.face_share:
+            return find_faces(pixels, small=False)[:1], 0
+        faces = find_faces(pixels, small=True)
+        return faces[:MOST_FACES], max(0, len(faces) - MOST_FACES)
+
+    def _prepare_file(self, content: bytes) -> PreparedImage | UnusableImage:
         """Return an image file as _prepare does, or what is wrong with it."""
         try:
-            return self._prepare(self.open(content))
+            return self._prepare(self.decode(content), hashlib.sha256(content).hexdigest())
         except UnusableImage as error:
             return error
         except MemoryError:
             return UnusableImage("too large for the memory of this machine")
 
-    def _prepare(self, image: OpenedImage) -> Prepared:
-        """Return an opened image without its pixels, and its inputs; raises UnusableImage."""
+    def _prepare(self, image: DecodedImage, sha256: str = "") -> PreparedImage:
+        """Find the faces in an image and make their inputs; raises UnusableImage."""
+        pixels = image.tensor
+        faces, not_judged = self._find_faces(pixels)
+        crops = crops_of(pixels, faces, self.preprocessing)
         try:
-            inputs = [inputs_of(crop, self.preprocessing) for crop in image.crops]
+            inputs = [inputs_of_views(crop, self.preprocessing) for crop in crops]
         except (ValueError, RuntimeError, OSError) as error:  # of an encoder of the changed views
             raise UnusableImage(f"cannot be compressed again: {short(error, 100)}") from error
-        return replace(image, crops=[]), torch.stack(inputs)
+        scale = image.size[0] / pixels.shape[2]  # not 1 where a JPEG was decoded smaller
+        return PreparedImage(
+            sha256=sha256,
+            format=image.format,
+            size=image.size,
+            jpeg_quality=image.jpeg_quality,
+            faces=[face.scaled(scale) for face in faces] or [None],
+            inputs=torch.stack(inputs),
+            not_judged=not_judged,
+            missed_below=smallest_found(*image.size) if self.face_share else 0,
+        )
 
-    def _verdicts(self, prepared: Sequence[Prepared]) -> list[ImageVerdict]:
+    def _verdicts(self, images: Sequence[PreparedImage]) -> list[ImageVerdict]:
         """Return the verdicts of images; all their faces are scored together."""
-        if not prepared:
+        if not images:
             return []
-        logits = self.inference.logits(torch.cat([inputs for _, inputs in prepared]))
+        logits = self.inference.logits(torch.cat([image.inputs for image in images]))
         if not logits.isfinite().all():
             raise UserError(
                 f"weights {self.config.weights_sha256[:12]} give scores that are no numbers; take "
                 "another model, or train again with a lower train.lr"
             )
-        of_images = logits.split([len(inputs) for _, inputs in prepared])
-        return [
-            self._verdict(image, own.numpy())
-            for (image, _), own in zip(prepared, of_images, strict=True)
-        ]
+        of_images = logits.split([len(image.faces) for image in images])
+        return [self._verdict(*pair) for pair in zip(images, of_images, strict=True)]
 
-    def _verdict(self, image: OpenedImage, logits: np.ndarray) -> ImageVerdict:
+    def _verdict(self, image: PreparedImage, logits: torch.Tensor) -> ImageVerdict:
         """Return the verdict of an image; logits: of its faces, float64 (F, 1 + V)."""
         width, height = image.size
-        quality = np.nan if image.jpeg_quality is None else image.jpeg_quality
-        table = score_table(logits).assign(
+        table = score_table(logits.numpy()).assign(
             face=[face.size if face else 0.0 for face in image.faces],
             width=width,
             height=height,
-            jpeg_quality=quality,
+            jpeg_quality=np.nan if image.jpeg_quality is None else image.jpeg_quality,
         )
         verdicts, reasons = self.rules.apply(table)
         faces = [
-            self._face_verdict(face, logits[row], verdicts[row], reasons.loc[row])
+            self._face_verdict(face, logits[row].numpy(), verdicts[row], reasons.loc[row])
             for row, face in enumerate(image.faces)
         ]
         verdict = min((face.verdict for face in faces), key=RANKING.index)

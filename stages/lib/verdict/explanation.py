@@ -10,14 +10,14 @@ from stages.lib.report.sheets import HOW_TO_READ, Row, draw_sheet
 from stages.lib.verdict.examiner import Examiner, FaceVerdict
 from stages.lib.verdict.record import Record
 
-MOST_SHOWN = 8  # faces of an image that are drawn, the largest ones
-NO_PROOF = "It is no proof, in neither direction. It is a reason to look closer, or one less."
+MOST_SHOWN = 8  # faces on the page, the largest ones of the image
+NO_PROOF = "A verdict is a reason to look closer. It does not prove that an image is real or fake."
 NOT_TOLD = [
-    "A detector finds fakes like those that it was trained on. On fakes of other makers it is "
-    "wrong more often than its figures say.",
-    "It looks for traces of manipulation in faces. It does not tell who is shown, when or where a "
+    "A detector recognises fakes like those that it was trained on. On fakes of other generators "
+    "it is wrong more often than its figures say.",
+    "It looks for traces of manipulation in faces. It does not tell who is shown, when or where an "
     "image was taken, or whether its caption is true.",
-    "A file without provenance says nothing by that: most platforms remove it.",
+    "Missing provenance says nothing about an image: most platforms remove it.",
 ]
 
 
@@ -42,7 +42,7 @@ def explain_image(examiner: Examiner, record: Record, content: bytes) -> str:
 def explained_faces(examiner: Examiner, record: Record, content: bytes, most: int) -> list[Row]:
     """Return the first faces of an image with their heatmaps and verdicts; most: how many."""
     rows, inference = [], examiner.inference
-    crops = examiner.open(content).crops[:most]
+    crops = examiner.crops(content)[:most]
     for number, (crop, face) in enumerate(zip(crops, record.faces, strict=False), 1):
         seen = input_of(crop, examiner.preprocessing)
         heat = occlusion_map(inference.detector, seen, WINDOW, STRIDE, inference.batch_size)
@@ -54,13 +54,13 @@ def explained_faces(examiner: Examiner, record: Record, content: bytes, most: in
 
 
 def not_told(doubt: Doubt | None) -> list[str]:
-    """Return what a verdict does not tell; one of a doubted detector is no reason to look."""
+    """Return what a verdict does not tell; that of a doubted detector is no reason to look."""
     return NOT_TOLD if doubt else [NO_PROOF, *NOT_TOLD]
 
 
 def verdict_in_words(record: Record) -> str:
     """Return what the verdict of an image means, in sentences."""
-    told = f" Not judged: {record.not_searched}." if record.not_searched else ""
+    told = f" Not examined: {record.not_searched}." if record.not_searched else ""
     if record.doubt:
         return f"{DOUBTS[record.doubt]} Its verdict is: {record.verdict}.{told}"
     if record.verdict == UNSURE:
