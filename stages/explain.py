@@ -21,11 +21,12 @@ from pydantic import Field
 from stages.lib import paths
 from stages.lib.core.files import atomic_folder, write_text
 from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL
-from stages.lib.core.params import StageParams, Threads, load_params
+from stages.lib.core.params import load_params
 from stages.lib.core.scores import labels_and_scores
 from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import LabelledImages
-from stages.lib.detector.hardware import DeviceName, set_up_hardware
+from stages.lib.detector.hardware import set_up_hardware
+from stages.lib.detector.hardware_params import HardwareParams
 from stages.lib.detector.inference import Inference
 from stages.lib.detector.model import Detector, create_model
 from stages.lib.images.decoding import decode_image
@@ -43,15 +44,13 @@ SHEET_TITLES = {
 }
 
 
-class ExplainParams(StageParams):
+class ExplainParams(HardwareParams):
     """Section `explain`."""
 
     num_images: Annotated[int, Field(ge=1, le=20)]
     window: Annotated[float, Field(gt=0, le=1)]
     stride: Annotated[float, Field(gt=0, le=1)]
     batch_size: Annotated[int, Field(ge=1)]
-    device: DeviceName
-    num_threads: Threads
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from stages.lib.detector.preprocessing import (
     resize,
 )
 from stages.lib.images import decoding
-from stages.lib.training.batches import PLAIN
+from stages.lib.training.batches import PLAIN, Draw
 from stages.lib.training.images import TrainingImages
 from stages.lib.training.params import TrainParams
 from tests.conftest import ROOT, run
@@ -156,10 +156,9 @@ def load(images: LabelledImages, batches: list, num_workers: int) -> dict[int, t
 
 def test_chance_depends_on_seed_epoch_and_image_alone(labels: pd.DataFrame, tmp_path: Path) -> None:
     def loaded(seed: int, epoch: int, order: list[int], num_workers: int) -> torch.Tensor:
-        images = TrainingImages(
-            labels, tmp_path, PREPROCESSING, BOTH_FLIPS, PARAMS.pseudo_fakes, seed
-        )
-        batches = [[(epoch, i, PLAIN) for i in part] for part in (order[:7], order[7:])]
+        params = PARAMS.model_copy(update={"augmentation": BOTH_FLIPS, "seed": seed})
+        images = TrainingImages(labels, tmp_path, PREPROCESSING, params)
+        batches = [[Draw(epoch, i, PLAIN) for i in part] for part in (order[:7], order[7:])]
         inputs = load(images, batches, num_workers)
         return torch.stack([inputs[index] for index in range(20)])
 
@@ -176,7 +175,7 @@ def test_packed_jpegs_do_not_take_the_detour_of_other_formats(
     monkeypatch.setattr(decoding, "_to_rgb", lambda _: pytest.fail("Pillow has decoded"))
     for preprocessing in (PREPROCESSING, SCALED):
         images = LabelledImages(labels, tmp_path, preprocessing)
-        assert images[(0, 0)][0].shape == (3, 24, 24)
+        assert images[0][0].shape == (3, 24, 24)
 
 
 @pytest.mark.parametrize(("free_mb", "ahead"), [(1000, 4), (64, 3), (40, 1)])
@@ -217,7 +216,7 @@ break_off()
 def test_an_image_is_the_one_that_its_label_names(labels: pd.DataFrame, tmp_path: Path) -> None:
     images = LabelledImages(labels, tmp_path, PREPROCESSING)
     for index, (target, row) in enumerate(zip(labels["target"], labels["row"], strict=True)):
-        image, *others = images[(0, index)]
+        image, *others = images[index]
         expected = decode(encoded(photograph(seed=row), "JPEG"), PREPROCESSING).tensor
         assert torch.equal(image, resize(expected, PREPROCESSING))
         assert others == [target, index]
@@ -227,6 +226,6 @@ def test_an_image_is_the_one_that_its_label_names(labels: pd.DataFrame, tmp_path
 @pytest.mark.parametrize("count", [0, 1, 7, 64, 65])
 def test_every_image_goes_to_exactly_one_process(count: int, world_size: int) -> None:
     parts = [sequential_batches(count, 4, rank, world_size) for rank in range(world_size)]
-    seen = [index for part in parts for batch in part for _, index in batch]
+    seen = [index for part in parts for batch in part for index in batch]
     assert sorted(seen) == list(range(count))
     assert all(0 < len(batch) <= 4 for part in parts for batch in part)

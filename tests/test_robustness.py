@@ -153,7 +153,7 @@ def test_variants_come_from_one_decoding(pipeline: Path, monkeypatch: pytest.Mon
     )
     labels = pd.read_csv("data/labels/val.csv").head(1)
     images = PerturbedImages(labels, paths.PACKED, preprocessing)
-    assert images[0, 0][0].shape == (PerturbedImages.num_inputs, 3, 32, 32)
+    assert images[0][0].shape == (PerturbedImages.num_inputs, 3, 32, 32)
     assert len(decoded) == 1
 
 

@@ -14,7 +14,8 @@ from stages.lib.detector.preprocessing import Preprocessing, decode
 from stages.lib.drawing.photograph import photograph
 from stages.lib.drawing.portrait import draw_person
 from stages.lib.running import run_command
-from stages.lib.training.pseudo_fakes import KINDS, Kinds, Source, make_pair
+from stages.lib.training.face_masks import Source
+from stages.lib.training.pseudo_fakes import KINDS, Kinds, make_pair
 
 SIDE = 128  # pixels
 FACES = 3

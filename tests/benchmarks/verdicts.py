@@ -58,7 +58,7 @@ def main() -> None:
     examiner = load_examiner(str(options.model), "cpu", THREADS, crop=True, max_megapixels=100)
     labels = read_labels(paths.LABELS / "val.csv").head(options.images)
     images = LabelledImages(labels, paths.PACKED, examiner.config.preprocessing)
-    inputs = torch.stack([images[0, index][0] for index in range(len(images))])
+    inputs = torch.stack([images[index][0] for index in range(len(images))])
     with TemporaryDirectory() as folder:
         compare_networks(networks_of(examiner, inputs, Path(folder)), inputs, images.targets)
     files = sorted(options.images.iterdir())
