@@ -22,7 +22,7 @@ from stages.lib import paths
 from stages.lib.core.files import atomic_folder, write_text
 from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL
 from stages.lib.core.params import StageParams, Threads, load_params
-from stages.lib.core.scores import labels_and_scores
+from stages.lib.core.scores import read_labels_and_scores
 from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.hardware import DeviceName, set_up_hardware
@@ -62,7 +62,7 @@ def main() -> None:
     untrained = create_model(config.model, config.model_args, "random")
     detectors = [detector, Detector(untrained, config.preprocessing).eval()]
     detectors = [one.to(hardware.device) for one in detectors]
-    chosen = choose(*labels_and_scores("val"), params.num_images)
+    chosen = choose(*read_labels_and_scores("val"), params.num_images)
     images = LabelledImages(chosen, paths.PACKED, config.preprocessing)
     inputs, maps, alike = [], [], []
     with progress_bar("explain", len(images)) as bar:

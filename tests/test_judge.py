@@ -514,7 +514,7 @@ def test_rows_of_other_images_are_counted_and_no_error(place: Path) -> None:
         ("name,file,p_fake\na,b,0.5\n", "name, file are columns for --name-column; choose one"),
         ("name,logit,score\na,1,0.5\n", "logit, score are columns for --score-column; choose"),
         ("name,p_fake,p_fake\na,1,0.5\n", "p_fake, p_fake are columns for --score-column"),
-        ("name,set,set,logit\na,b,c,1\n", "the column set is there twice"),
+        ("name,set,set,logit\na,b,c,1\n", "the column 'set' is there twice"),
         ("name;p_fake\na;0.5\n", "a.csv: its cells are separated by semicolons; write commas"),
         ("name\tp_fake\na\t0.5\n", "a.csv: its cells are separated by tabs; write commas"),
         ("name,certainty\na,0.5\n", "no column logit, score.*or fake among name, certainty"),

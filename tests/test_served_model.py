@@ -17,7 +17,7 @@ from mlflow.pyfunc import PyFuncModel
 from stages.lib.detector.preprocessing import Preprocessing, decode
 from stages.lib.evaluation.verdict_rules import DOUBTS
 from stages.lib.images.packed_images import PackedImages
-from tests.test_pictures import REFUSED
+from tests.test_decoding import REFUSED
 
 SEEN = Preprocessing(image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.5] * 3)
 

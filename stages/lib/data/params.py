@@ -9,10 +9,11 @@ from stages.lib.core.params import StageParams, Threads
 from stages.lib.data.layouts.find import LayoutName
 from stages.lib.data.layouts.manifest import ManifestParams
 
-# What metrics/evaluation.json and metrics/data.json hold beside the sets.
-RESERVED_NAMES = ("train", "val", "calibration", "test", "held_out", "pooled", "cross",
-                  "robustness", "weights", "threshold", "temperature", "verdicts",
-                  "num_calibration", "better_than_chance")  # fmt: skip
+# What metrics/evaluation.json and metrics/data.json hold beside the evaluation sets.
+RESERVED_NAMES = (
+    "train", "val", "calibration", "test", "held_out", "pooled", "cross", "robustness", "weights",
+    "threshold", "temperature", "verdicts", "num_calibration", "better_than_chance",
+)  # fmt: skip
 
 
 def _check_set_name(name: str) -> str:

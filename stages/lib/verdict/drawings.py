@@ -8,7 +8,8 @@ from matplotlib import colormaps
 from PIL import Image
 
 from stages.lib.core.schema import FrozenModel
-from stages.lib.report.forensics import FORENSIC_VIEWS, middle_of, white_level
+from stages.lib.images.decoding import middle_of
+from stages.lib.report.forensics import FORENSIC_VIEWS, white_level
 from stages.lib.verdict.examiner import Examiner
 from stages.lib.verdict.explanation import heatmap_of, not_told, verdict_in_words
 from stages.lib.verdict.record import Record
