@@ -54,9 +54,9 @@ def make_submission(
     """
     twice = scores["img_name"][scores["img_name"].duplicated()]
     extra = scores["img_name"][~scores["img_name"].isin(listed["img_name"])]
-    for names, what in ((twice, "has two scores"), (extra, "is not in the test list")):
+    for names, problem in ((twice, "has two scores"), (extra, "is not in the test list")):
         if len(names):
-            raise UserError(f"{TEST_SCORES}: {names.iloc[0]} {what} ({len(names)} such images)")
+            raise UserError(f"{TEST_SCORES}: {names.iloc[0]} {problem} ({len(names)} such images)")
     predicted = listed["img_name"].map(scores.set_index("img_name")["score"])
     bad = listed["error"].notna()
     if missing_score is not None:

@@ -174,10 +174,10 @@ def test_a_further_set_is_packed_beside_the_others(workspace: Path) -> None:
     text = "img_name,target,source\nx.jpg,0,museum\ny.jpg,1,\n"
     folder.with_name("valset_label.txt").write_text(text)
     set_params(workspace, {"data.evaluation_sets": {"celeb": "celebrities", "gone": "nowhere"}})
-    pack.main(["celeb"])
+    pack.main("celeb")
     write_train(workspace, {"a.jpg": encoded(0)})
     pack.main()
-    packed = workspace / "data/packed/sets/celeb"
+    packed = workspace / "data/packed/celeb.set"
     assert bytes(PackedImages(packed)[0]) == content
     assert read_facts(packed)["source"].fillna("").tolist() == ["museum", ""]
     for name, words in (
@@ -185,10 +185,10 @@ def test_a_further_set_is_packed_beside_the_others(workspace: Path) -> None:
         ("gone", "data.evaluation_sets.gone = 'nowhere' is not a folder"),
     ):
         with pytest.raises(UserError, match=words):
-            pack.main([name])
+            pack.main(name)
     folder.with_name("valset_label.txt").unlink()
     with pytest.raises(UserError, match="the val set has no list"):
-        pack.main(["celeb"])
+        pack.main("celeb")
 
 
 @pytest.mark.parametrize("name", ["a;touch x", "$(touch x)", "../../raw", "a' b", "a b", "pooled"])
@@ -198,9 +198,9 @@ def test_the_name_of_a_set_is_checked_before_anything_is_written(
     set_params(workspace, {"data.evaluation_sets": {name: "raw"}})
     monkeypatch.setenv("DVC_STAGE", f"pack_set@{name}")
     monkeypatch.setattr(sys, "argv", ["stages.pack"])
-    assert pack.names() == [name]
+    assert pack.wanted_set() == name
     with pytest.raises(UserError, match="name the set with letters"):
-        pack.main(pack.names())
+        pack.main(name)
     assert not list(workspace.glob("**/x")) and not (workspace / "data").exists()
 
 
@@ -422,10 +422,10 @@ def test_sets_in_one_folder_are_remembered_beside_each_other(
         (folder / "a.jpg").write_bytes(encoded(number))
     set_params(workspace, {"data.root": "tree", "data.evaluation_sets": {"same": "tree"}})
     pack.main()
-    pack.main(["same"])
+    pack.main("same")
     names = count_reads(monkeypatch)
     pack.main()
-    pack.main(["same"])
+    pack.main("same")
     assert names == []
 
 

@@ -27,6 +27,15 @@ def _check_set_name(name: str) -> str:
 SetName = Annotated[str, pydantic.AfterValidator(_check_set_name)]
 
 
+def packed_name(set_name: str) -> str:
+    """Return the name of the folder in data/packed of an evaluation set; dvc.yaml has it too.
+
+    DVC removes that folder before any code can check the name of the set. The ending makes sure
+    that it is no folder of the user, even for a name such as `../../tests`.
+    """
+    return f"{set_name}.set"
+
+
 class DataParams(StageParams):
     """Section `data`: folders with images."""
 

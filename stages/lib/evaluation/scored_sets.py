@@ -35,7 +35,7 @@ def labelled_sets(
     reals = sets["val"][sets["val"]["target"] == REAL]
     sets[HELD_OUT] = pd.concat([reals, read(HELD_OUT)], ignore_index=True)
     more = read("evaluation")
-    sets |= {Path(name).name: part for name, part in more.groupby("set", sort=False)}
+    sets |= {Path(name).stem: part for name, part in more.groupby("set", sort=False)}
     return {k: part for k, part in sets.items() if part["target"].nunique() == len(CLASS_NAMES)}
 
 

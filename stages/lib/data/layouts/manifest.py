@@ -92,7 +92,7 @@ def _read(file: Path, wanted: Collection[str]) -> tuple[list[str], pd.DataFrame]
             columns, table = _read_lines(file, wanted, SEPARATORS[kind])
         else:
             columns, table = _read_typed(file, wanted)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read as {kind}: {short(error, 120)}") from None
     if not len(table):
         raise UserError(f"{file}: lists no image")
