@@ -22,7 +22,7 @@ from stages.lib import paths
 from stages.lib.core.files import atomic_folder, write_text
 from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL
 from stages.lib.core.params import load_params
-from stages.lib.core.scores import labels_and_scores
+from stages.lib.core.scores import read_labels_and_scores
 from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.hardware import set_up_hardware
@@ -62,7 +62,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = create_model(config.model, config.model_args, "random")
     untrained = Detector(model, config.preprocessing).eval().to(hardware.device)
-    chosen = choose(*labels_and_scores("val"), params.num_images)
+    chosen = choose(*read_labels_and_scores("val"), params.num_images)
     images = LabelledImages(chosen, paths.PACKED, config.preprocessing)
     inputs = [images.inputs(index) for index in range(len(images))]
     window = (params.window, params.stride, params.batch_size)

@@ -16,7 +16,7 @@ from mlflow.pyfunc import PyFuncModel
 
 from stages.lib.detector.preprocessing import Preprocessing, decode
 from stages.lib.evaluation.verdict_rules import DOUBTS
-from tests.test_pictures import REFUSED
+from tests.test_decoding import REFUSED
 
 SEEN = Preprocessing(image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.5] * 3)
 MODEL = "models:/deepfake-detector-generated-sample/1"  # no better than chance, so no champion

@@ -17,7 +17,7 @@ FACTS_SCHEMA = pa.schema(
     [
         ("img_name", pa.string()),
         ("target", pa.int8()),  # 0 real, 1 fake, null unknown
-        ("family", pa.string()),  # the method of a fake, where the list names it
+        ("family", pa.string()),  # the manipulation method of a fake, where the list names it
         ("source", pa.string()),  # the collection that an image is from, where the list names it
         ("given_group", pa.string()),  # images of one person or source share it, where it is known
         ("video", pa.string()),  # frames of one video share it, null for a single image
@@ -59,7 +59,7 @@ def image_facts(
         "jpeg_tables": _tables_digest(tables) if tables else None,
         "jpeg_quality": decoded.jpeg_quality,
         "face": face_size(decoded.pixels) if find_faces else None,
-        **image_cues(image),
+        **image_cues(decoded.pixels),
     }
 
 
@@ -73,14 +73,14 @@ def face_size(pixels: np.ndarray) -> float:
     return face.size if face else 0.0
 
 
-def image_cues(image: Image.Image) -> dict[str, float]:
-    """Return IMAGE_CUES of an image in RGB, one number each for the whole image.
+def image_cues(pixels: np.ndarray) -> dict[str, float]:
+    """Return IMAGE_CUES of an image, uint8 (H, W, 3), one number each for the whole image.
 
     Brightness, contrast (standard deviation) and saturation on a scale of 0 to 255, sharpness as
     the variance of the Laplacian (Pech-Pacheco et al. 2000), and the share of the spectrum's energy
     beyond half the highest frequency. Of a large image the middle counts.
     """
-    image = Image.fromarray(middle_of(np.asarray(image)))
+    image = Image.fromarray(middle_of(pixels))
     luma = np.asarray(image.convert("L"), dtype=np.float32)
     energy = np.abs(np.fft.rfft2(luma - luma.mean())) ** 2
     vertical, horizontal = np.fft.fftfreq(luma.shape[0]), np.fft.rfftfreq(luma.shape[1])

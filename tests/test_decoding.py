@@ -13,7 +13,7 @@ from PIL import Image
 
 from stages.lib.data.image_facts import image_facts
 from stages.lib.detector.preprocessing import Preprocessing, decode
-from stages.lib.images import decoding as decoding
+from stages.lib.images import decoding
 from stages.lib.images.decoding import GROUND, UPRIGHT, UnusableImage, decode_image
 
 SEEN = Preprocessing(image_size=16, interpolation="bilinear", mean=[0.5] * 3, std=[0.5] * 3)
