@@ -57,11 +57,8 @@ def folder_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
         if meaning.set_name is None or (meaning.target is None and meaning.set_name != "test"):
             unclear.append(path)
             continue
-        image: ListedImage = {
-            "img_name": path,
-            "target": meaning.target,
-            "source": meaning.source,
-        }
+        of_folder = {"target": meaning.target, "source": meaning.source}
+        image: ListedImage = {"img_name": path} | of_folder
         sets[meaning.set_name].append(image)
         if meaning.target is not None:
             members[meaning.class_folder, meaning.target].append((image, meaning.inner))

@@ -39,15 +39,16 @@ class ImageSet:
 
 @dataclass
 class LeftOut:
-    """What a search for images and videos has not taken."""
+    """What is not taken from a data set."""
 
+    notes: list[str] = field(default_factory=list)  # what the layout itself has to say
     suffixes: Counter[str] = field(default_factory=Counter)  # of files of other kinds
     num_ignored: int = 0  # files and folders, without what is in those
     num_elsewhere: int = 0  # images and videos in folders in which the layout has none
 
     def lines(self) -> list[str]:
         """Return what to say of it, such as `left out 2 files ...: 1 .mpg, 1 without a suffix`."""
-        lines = []
+        lines = list(self.notes)
         if total := self.suffixes.total():
             common = self.suffixes.most_common(MOST_SUFFIXES)
             parts = [f"{count} {suffix or 'without a suffix'}" for suffix, count in common]
