@@ -69,11 +69,11 @@ def deepfakebench_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
 def _clips(content: dict[str, Any]) -> Iterator[Clip]:
     """Yield the clips of a list that have frames."""
     for data_set, labels in content.items():
-        for label, splits in labels.items():
-            for split, part in splits.items():
+        for label, parts in labels.items():
+            for word, part in parts.items():
                 for name, facts in _of_one_compression(part).items():
                     if frames := _frames(facts):
-                        yield Clip(data_set, label, SET_WORDS[split.lower()], name, frames)
+                        yield Clip(data_set, label, SET_WORDS[word.lower()], name, frames)
 
 
 def _of_one_compression(part: dict[str, Any]) -> dict[str, Any]:
@@ -124,13 +124,13 @@ def _looks_right(file: Path) -> bool:
     """Return whether a file is an object of objects of objects with the names of sets."""
     if file.stat().st_size > LARGEST:
         return False
-    names, parts = set(), []
+    words: set[str] = set()
     try:
         for labels in json.loads(file.read_bytes()).values():
-            for splits in labels.values():
-                parts += splits.values()
-                names |= {split.lower() for split in splits}
+            for parts in labels.values():
+                if not all(isinstance(part, dict) for part in parts.values()):
+                    return False
+                words |= {word.lower() for word in parts}
     except (ValueError, AttributeError, RecursionError):
         return False
-    is_nested = all(isinstance(part, dict) for part in parts)
-    return bool(names) and names <= set(SET_WORDS) and is_nested
+    return bool(words) and words <= set(SET_WORDS)

@@ -89,7 +89,7 @@ def _refuse_line_breaks(image_set: ImageSet) -> None:
 def _with_pairs(sets: dict[str, ImageSet], root: Path, is_group_kept: bool) -> dict[str, ImageSet]:
     """Return the sets with the pairs of FaceForensics++ as groups, where files have their names.
 
-    Such a pair shows the same two people, so a split must not divide it. is_group_kept: a group
+    Such a pair shows the same two people, so no split may divide it. is_group_kept: a group
     that is known already counts.
     """
     rows = pd.concat({name: image_set.rows for name, image_set in sets.items()})

@@ -17,7 +17,7 @@ SET_NAMES = ("train", "val", "test")
 ROW_TYPES = {
     "img_name": "str",  # path of the file in the folder, with /; unique
     "target": "Int8",  # 0 real, 1 fake, empty: unknown
-    "family": "str",  # the method of a fake, empty: unknown
+    "family": "str",  # the manipulation method of a fake, empty: unknown
     "source": "str",  # the collection that an image is from, empty: unknown
     "given_group": "str",  # images of one person or source share it, empty: not said
     "video": "str",  # frames of one video share it, empty: a single image, or a whole video
@@ -89,17 +89,17 @@ def media_files(root: Path, left_out: LeftOut) -> Iterator[str]:
     left_out counts what it ignores (is_ignored), and files of other kinds by suffix. Linked folders
     are followed, each place once. Raises UserError for what cannot be read or named.
     """
-    seen = set()
+    visited = set()
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: {error.strerror}; make the folder readable")
 
     for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
         place = os.path.realpath(folder)
-        if place in seen:
+        if place in visited:
             folders.clear()
             continue
-        seen.add(place)
+        visited.add(place)
         wanted = sorted(name for name in folders if not is_ignored(PurePath(name)))
         left_out.num_ignored += len(folders) - len(wanted)
         folders[:] = wanted
