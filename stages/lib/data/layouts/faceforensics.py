@@ -65,8 +65,8 @@ def faceforensics_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
         if listed and number not in listed:
             num_unlisted += len(images)
             continue
-        actor = number if "__" in name else name  # of a clip of the part DeepFakeDetection
-        set_name, group = listed.get(number, ("train", pairs.get(name, actor)))
+        person = number if "__" in name else name  # `__`: DeepFakeDetection, by number of actor
+        set_name, group = listed.get(number, ("train", pairs.get(name, person)))
         is_fake = folder.parent.name == MANIPULATED or folder.name in KAGGLE_METHODS
         column, target = ("family", FAKE) if is_fake else ("source", REAL)
         facts = {"target": target, column: folder.name, "given_group": group}
