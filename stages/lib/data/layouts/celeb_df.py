@@ -38,8 +38,8 @@ def celeb_df_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
             sets[set_name] += [image | facts for image in images]
             missing.discard(f"{folder}/{clip}")
     if missing:
-        counts = f"{len(missing)} of the {len(for_testing)}"
-        print(f"{root}: lacks {counts} videos for testing", flush=True)
+        count = f"{len(missing)} of the {len(for_testing)}"
+        left_out.notes.append(f"lacks {count} videos for testing")
     return sets_of(root, sets)
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
 from stages.lib.data.layouts.clips import pairs_in
-from stages.lib.data.layouts.image_set import SET_NAMES, ImageSet, ListedImage, sets_of
+from stages.lib.data.layouts.image_set import SET_NAMES, ImageSet, LeftOut, ListedImage, sets_of
 from stages.lib.data.layouts.words import SET_WORDS, class_of_label
 
 PREFERRED = "c23"
@@ -39,7 +39,7 @@ class Clip(NamedTuple):
     frames: list[str]
 
 
-def deepfakebench_sets(root: Path) -> dict[str, ImageSet]:
+def deepfakebench_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
     """Return the sets that the list in a folder names; raises UserError where it is damaged.
 
     The authors' lists have some clips in several sets. Such a clip stays in test, or else in val.
@@ -62,18 +62,18 @@ def deepfakebench_sets(root: Path) -> dict[str, ImageSet]:
         }
         names = [frame.replace("\\", "/") for frame in clip.frames]
         sets[clip.set_name] += [facts | {"img_name": name} for name in names]
-    _leave_in_one_set(sets, root)
+    _leave_in_one_set(sets, left_out)
     return sets_of(root, sets)
 
 
 def _clips(content: dict[str, Any]) -> Iterator[Clip]:
     """Yield the clips of a list that have frames."""
     for data_set, labels in content.items():
-        for label, splits in labels.items():
-            for split, part in splits.items():
+        for label, parts in labels.items():
+            for word, part in parts.items():
                 for name, facts in _of_one_compression(part).items():
                     if frames := _frames(facts):
-                        yield Clip(data_set, label, SET_WORDS[split.lower()], name, frames)
+                        yield Clip(data_set, label, SET_WORDS[word.lower()], name, frames)
 
 
 def _of_one_compression(part: dict[str, Any]) -> dict[str, Any]:
@@ -102,18 +102,15 @@ def _target(label: str, file: Path) -> int:
     return FAKE if target is None else target
 
 
-def _leave_in_one_set(sets: dict[str, list[ListedImage]], root: Path) -> None:
-    """Leave each clip in one set alone, and say how many were in several."""
+def _leave_in_one_set(sets: dict[str, list[ListedImage]], left_out: LeftOut) -> None:
+    """Leave each clip in one set alone, and note how many were in several."""
     taken: set[object] = set()
     for name in reversed(SET_NAMES):
         clips = {image["video"] for image in sets[name]}
         if twice := clips & taken:
             sets[name] = [image for image in sets[name] if image["video"] not in twice]
-            print(
-                f"{root}: left out {len(twice)} clips of {name}, which the list has in another "
-                "set as well",
-                flush=True,
-            )
+            which = f"{len(twice)} clips of {name}"
+            left_out.notes.append(f"left out {which}, which the list has in another set as well")
         taken |= clips
 
 
@@ -127,13 +124,13 @@ def _looks_right(file: Path) -> bool:
     """Return whether a file is an object of objects of objects with the names of sets."""
     if file.stat().st_size > LARGEST:
         return False
-    names, parts = set(), []
+    words: set[str] = set()
     try:
         for labels in json.loads(file.read_bytes()).values():
-            for splits in labels.values():
-                parts += splits.values()
-                names |= {split.lower() for split in splits}
+            for parts in labels.values():
+                if not all(isinstance(part, dict) for part in parts.values()):
+                    return False
+                words |= {word.lower() for word in parts}
     except (ValueError, AttributeError, RecursionError):
         return False
-    is_nested = all(isinstance(part, dict) for part in parts)
-    return bool(names) and names <= set(SET_WORDS) and is_nested
+    return bool(words) and words <= set(SET_WORDS)

@@ -59,10 +59,9 @@ def dfdc_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
         num_unnamed += len(clips)
         left_out.suffixes.subtract({file.suffix: 1})  # which has just been read
     if num_missing or num_unnamed:
-        print(
-            f"{root}: left out {num_missing} videos that a {FILE} names and its folder lacks, and "
-            f"{num_unnamed} that none names",
-            flush=True,
+        left_out.notes.append(
+            f"left out {num_missing} videos that a {FILE} names and its folder lacks, and "
+            f"{num_unnamed} that none names"
         )
     return sets_of(root, sets)
 

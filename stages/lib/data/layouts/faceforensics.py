@@ -30,13 +30,8 @@ from stages.lib.data.layouts.image_set import (
 ORIGINAL, MANIPULATED = "original_sequences", "manipulated_sequences"
 KAGGLE_ORIGINAL = "original"
 KAGGLE_METHODS = (
-    "Deepfakes",
-    "Face2Face",
-    "FaceShifter",
-    "FaceSwap",
-    "NeuralTextures",
-    "DeepFakeDetection",
-)
+    "Deepfakes", "Face2Face", "FaceShifter", "FaceSwap", "NeuralTextures", "DeepFakeDetection",
+)  # fmt: skip
 PREFERRED = "c23"
 COMPRESSIONS = ("raw", "c0", "c23", "c40")
 
@@ -70,16 +65,14 @@ def faceforensics_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
         if listed and number not in listed:
             num_unlisted += len(images)
             continue
-        actor = number if "__" in name else name  # of a clip of the part DeepFakeDetection
-        set_name, group = listed.get(number, ("train", pairs.get(name, actor)))
+        person = number if "__" in name else name  # `__`: DeepFakeDetection, by number of actor
+        set_name, group = listed.get(number, ("train", pairs.get(name, person)))
         is_fake = folder.parent.name == MANIPULATED or folder.name in KAGGLE_METHODS
         column, target = ("family", FAKE) if is_fake else ("source", REAL)
         facts = {"target": target, column: folder.name, "given_group": group}
         sets[set_name] += [image | facts for image in images]
     if num_unlisted:
-        print(
-            f"{root}: left out {num_unlisted} files that no list of the authors names", flush=True
-        )
+        left_out.notes.append(f"left out {num_unlisted} files that no list of the authors names")
     return sets_of(root, sets)
 
 
@@ -87,7 +80,7 @@ def _find_clips(root: Path, left_out: LeftOut) -> list[tuple[Path, str, list[Lis
     """Return the clips: the folder of a method or of reals, a name, and one video or its frames."""
     if _is_as_unpacked(root):
         folders = [*folders_in(root / ORIGINAL), *folders_in(root / MANIPULATED)]
-        below = _compression(root, folders)
+        below = _compression(root, folders, left_out)
     else:
         names = (KAGGLE_ORIGINAL, *KAGGLE_METHODS)
         folders, below = [root / name for name in names if (root / name).is_dir()], ""
@@ -99,8 +92,8 @@ def _find_clips(root: Path, left_out: LeftOut) -> list[tuple[Path, str, list[Lis
     return clips
 
 
-def _compression(root: Path, folders: list[Path]) -> str:
-    """Return the compression that counts, the same for all folders; says which ones lack it."""
+def _compression(root: Path, folders: list[Path], left_out: LeftOut) -> str:
+    """Return the compression that counts, the same for all folders; notes which ones lack it."""
     names = {name for name in COMPRESSIONS if any((folder / name).is_dir() for folder in folders)}
     if PREFERRED not in names and len(names) != 1:
         raise UserError(
@@ -110,7 +103,7 @@ def _compression(root: Path, folders: list[Path]) -> str:
     compression = PREFERRED if PREFERRED in names else names.pop()
     lacking = [folder.name for folder in folders if not (folder / compression).is_dir()]
     if lacking:
-        print(f"{root}: left out {', '.join(lacking)}, without {compression}", flush=True)
+        left_out.notes.append(f"left out {', '.join(lacking)}, without {compression}")
     return compression
 
 

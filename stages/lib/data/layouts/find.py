@@ -19,15 +19,23 @@ from stages.lib.data.layouts.image_set import ImageSet, LeftOut, folders_in
 from stages.lib.data.layouts.manifest import ManifestParams, manifest_sets
 
 LayoutName = Literal[
-    "auto",
-    "competition",
-    "manifest",
-    "faceforensics",
-    "celeb_df",
-    "dfdc",
-    "deepfakebench",
+    "auto", "competition", "manifest", "faceforensics", "celeb_df", "dfdc", "deepfakebench",
     "folders",
-]
+]  # fmt: skip
+READERS: dict[str, Callable[[Path, LeftOut], dict[str, ImageSet]]] = {
+    "faceforensics": faceforensics_sets,
+    "celeb_df": celeb_df_sets,
+    "dfdc": dfdc_sets,
+    "deepfakebench": deepfakebench_sets,
+    "folders": folder_sets,
+}
+CHECKS: dict[str, Callable[[Path], object]] = {  # whether a folder has a layout, in this order
+    "competition": is_competition,
+    "faceforensics": is_faceforensics,
+    "celeb_df": is_celeb_df,
+    "dfdc": is_dfdc,
+    "deepfakebench": lists_of,
+}
 # The first of these that has both classes is evaluated.
 BEST_FOR_EVALUATION = ("test", "val", "train")
 
@@ -47,16 +55,12 @@ def find_sets(
         )
     name = _find_layout(root, manifest, parameter) if layout == "auto" else layout
     left_out = LeftOut()
-    readers: dict[str, Callable[[Path], dict[str, ImageSet]]] = {
-        "competition": competition_sets,
-        "manifest": lambda root: manifest_sets(root, manifest),
-        "faceforensics": lambda root: faceforensics_sets(root, left_out),
-        "celeb_df": lambda root: celeb_df_sets(root, left_out),
-        "dfdc": lambda root: dfdc_sets(root, left_out),
-        "deepfakebench": deepfakebench_sets,
-        "folders": lambda root: folder_sets(root, left_out),
-    }
-    sets = readers[name](root)
+    if name == "competition":
+        sets = competition_sets(root)
+    elif name == "manifest":
+        sets = manifest_sets(root, manifest)
+    else:
+        sets = READERS[name](root, left_out)
     for line in left_out.lines():
         print(f"{root}: {line}", flush=True)
     if not sets:
@@ -85,7 +89,7 @@ def _refuse_line_breaks(image_set: ImageSet) -> None:
 def _with_pairs(sets: dict[str, ImageSet], root: Path, is_group_kept: bool) -> dict[str, ImageSet]:
     """Return the sets with the pairs of FaceForensics++ as groups, where files have their names.
 
-    Such a pair shows the same two people, so a split must not divide it. is_group_kept: a group
+    Such a pair shows the same two people, so no split may divide it. is_group_kept: a group
     that is known already counts.
     """
     rows = pd.concat({name: image_set.rows for name, image_set in sets.items()})
@@ -126,14 +130,7 @@ def _find_layout(root: Path, manifest: ManifestParams, parameter: str) -> str:
 
 def _known_layout(root: Path) -> str | None:
     """Return the layout of the known data set or list that a folder has; None: it has none."""
-    tests: dict[str, Callable[[Path], object]] = {
-        "competition": is_competition,
-        "faceforensics": is_faceforensics,
-        "celeb_df": is_celeb_df,
-        "dfdc": is_dfdc,
-        "deepfakebench": lists_of,
-    }
-    return next((name for name, fits in tests.items() if fits(root)), None)
+    return next((name for name, fits in CHECKS.items() if fits(root)), None)
 
 
 def training_sets(sets: dict[str, ImageSet], root: Path) -> dict[str, ImageSet]:

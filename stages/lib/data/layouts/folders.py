@@ -57,11 +57,8 @@ def folder_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
         if meaning.set_name is None or (meaning.target is None and meaning.set_name != "test"):
             unclear.append(path)
             continue
-        image: ListedImage = {
-            "img_name": path,
-            "target": meaning.target,
-            "source": meaning.source,
-        }
+        of_folder = {"target": meaning.target, "source": meaning.source}
+        image: ListedImage = {"img_name": path} | of_folder
         sets[meaning.set_name].append(image)
         if meaning.target is not None:
             members[meaning.class_folder, meaning.target].append((image, meaning.inner))
@@ -105,7 +102,7 @@ def _class_places(folders: Collection[str], root: Path) -> dict[str, int | None]
     digits: the `1` in `real/1` is a number where `fake` is there too. Raises UserError where words
     tell one class alone, and digits both.
     """
-    words, digits = _told(folders, in_digits=False), _told(folders, in_digits=True)
+    words, digits = _clear_places(folders, in_digits=False), _clear_places(folders, in_digits=True)
     if len(_classes(words)) == 1 and len(_classes(digits)) == 2:
         raise UserError(
             f"{root}: words in the names of its folders tell one class alone, and the folders 0 "
@@ -119,7 +116,7 @@ def _classes(places: dict[str, int | None]) -> set[int | None]:
     return {class_of(folder.split("/")[at]) for folder, at in places.items() if at is not None}
 
 
-def _told(folders: Collection[str], in_digits: bool) -> dict[str, int | None]:
+def _clear_places(folders: Collection[str], in_digits: bool) -> dict[str, int | None]:
     """Return what _class_places does, of digits alone or of words alone.
 
     A folder with folders of both classes in it says nothing by its own name.

@@ -17,7 +17,7 @@ SET_NAMES = ("train", "val", "test")
 ROW_TYPES = {
     "img_name": "str",  # path of the file in the folder, with /; unique
     "target": "Int8",  # 0 real, 1 fake, empty: unknown
-    "family": "str",  # the method of a fake, empty: unknown
+    "family": "str",  # the manipulation method of a fake, empty: unknown
     "source": "str",  # the collection that an image is from, empty: unknown
     "given_group": "str",  # images of one person or source share it, empty: not said
     "video": "str",  # frames of one video share it, empty: a single image, or a whole video
@@ -39,15 +39,16 @@ class ImageSet:
 
 @dataclass
 class LeftOut:
-    """What a search for images and videos has not taken."""
+    """What is not taken from a data set."""
 
+    notes: list[str] = field(default_factory=list)  # what the layout itself has to say
     suffixes: Counter[str] = field(default_factory=Counter)  # of files of other kinds
     num_ignored: int = 0  # files and folders, without what is in those
     num_elsewhere: int = 0  # images and videos in folders in which the layout has none
 
     def lines(self) -> list[str]:
         """Return what to say of it, such as `left out 2 files ...: 1 .mpg, 1 without a suffix`."""
-        lines = []
+        lines = list(self.notes)
         if total := self.suffixes.total():
             common = self.suffixes.most_common(MOST_SUFFIXES)
             parts = [f"{count} {suffix or 'without a suffix'}" for suffix, count in common]
@@ -88,17 +89,17 @@ def media_files(root: Path, left_out: LeftOut) -> Iterator[str]:
     left_out counts what it ignores (is_ignored), and files of other kinds by suffix. Linked folders
     are followed, each place once. Raises UserError for what cannot be read or named.
     """
-    seen = set()
+    visited = set()
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: {error.strerror}; make the folder readable")
 
     for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
         place = os.path.realpath(folder)
-        if place in seen:
+        if place in visited:
             folders.clear()
             continue
-        seen.add(place)
+        visited.add(place)
         wanted = sorted(name for name in folders if not is_ignored(PurePath(name)))
         left_out.num_ignored += len(folders) - len(wanted)
         folders[:] = wanted

@@ -234,5 +234,5 @@ def _check(rows: pd.DataFrame, sets: pd.Series, file: Path) -> None:
         row = int(unlabelled.idxmax())
         raise UserError(
             f"{_where(file, row)}: no label, and the {sets[row]} set needs one; give each image "
-            "0 or 1, or make it part of the split test"
+            "0 or 1, or put it into the test set"
         )

@@ -1,0 +1,1 @@
+"""Image files: decoding, faces, packed images, and files that a search for images ignores."""
