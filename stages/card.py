@@ -51,7 +51,7 @@ def render(
     config: dict[str, Any], report: dict[str, Any], data: dict[str, Any], tables: Tables
 ) -> str:
     """Return the card in Markdown; tables: those of metrics/tables by name."""
-    shared = data["duplicates"]["groups_across_splits"]
+    shared = data["duplicates"]["groups_across_sets"]
     return fill(
         "model_card.md.j2",
         **figures_of(report, tables),

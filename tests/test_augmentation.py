@@ -72,8 +72,9 @@ def test_degradations_do_what_their_names_say() -> None:
 
 def test_at_most_max_ops_change_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
-    certain = {name: getattr(PARAMS, name).model_copy(update={"probability": 1.0})
-               for name in OPERATIONS}  # fmt: skip
+    certain = {
+        name: getattr(PARAMS, name).model_copy(update={"probability": 1.0}) for name in OPERATIONS
+    }
     for name in OPERATIONS:
         monkeypatch.setitem(OPERATIONS, name, lambda image, *_: counts.append(1) or image)
     for max_ops in (0, 2, 3):

@@ -97,8 +97,8 @@ VERDICTS = {"set": "val", "slice": "all", "num_real": 50, "num_fake": 60, "unsur
 REPORT = {"weights": "abc", "better_than_chance": 1, "threshold": 0.5, "temperature": 1.0,
           "num_calibration": 9, "val": {"num_real": 50, "num_fake": 60}}  # fmt: skip
 DATA = {"generated_sample": False, "bad_images": {"count": 0}, "held_out": {},
-        "shortcut_auc": 0.6, "splits": {},
-        "duplicates": {"groups_across_splits": {"train/val": 2, "val/test": 0}}}  # fmt: skip
+        "shortcut_auc": 0.6, "sets": {},
+        "duplicates": {"groups_across_sets": {"train/val": 2, "val/test": 0}}}  # fmt: skip
 
 
 def card(points: dict | None = None, cross: pd.DataFrame | None = None, **config: object) -> str:
@@ -160,7 +160,7 @@ def test_what_was_not_measured_is_said() -> None:
 def test_limits_name_the_shortcut_and_the_weakest_spots() -> None:
     found = {"val": {"num_bytes": 0.92, "worst": "num_bytes"}, "test": {"width": 0.55,
              "worst": "width"}}  # fmt: skip
-    data = DATA | {"splits": {name: {"shortcuts": one} for name, one in found.items()}}
+    data = DATA | {"sets": {name: {"shortcuts": one} for name, one in found.items()}}
     perturbed = pd.DataFrame(
         [("jpeg", 10, 0.6, 0.5, 0.7), ("blur", 3, 0.55, 0.5, 0.6)],
         columns=["perturbation", "level", "auc", "low", "high"],
@@ -204,7 +204,7 @@ def test_names_of_the_data_are_shown_as_they_are_written(
     intervals = INTERVALS.replace({"slice": {"family=swap": f"family={name}"}})
     split = {"real": 1, "fake": 2, "unlabelled": 0, "num_groups": 3, "families": {name: 2},
              "shortcuts": {}}  # fmt: skip
-    data = DATA | {"splits": {"val": split}, "held_out": {name: 2}}
+    data = DATA | {"sets": {"val": split}, "held_out": {name: 2}}
     tables = {
         "intervals": intervals, "operating_points": pd.DataFrame([POINT]),
         "cross_auc": pd.DataFrame(columns=CROSS_COLUMNS), "robustness": pd.DataFrame(),

@@ -17,6 +17,7 @@ from stages.chores import plots
 from stages.lib.core.digests import write_digest
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import atomic_folder
+from stages.lib.detector.inference import Inference
 from stages.lib.images.packed_images import PackedImages, read_facts
 from stages.lib.running import STORAGE_FAULTS, run_stage
 from stages.lib.training.loop import TrainingLoop
@@ -305,7 +306,7 @@ def test_where_there_is_no_room_nothing_is_computed(
     clone: Path, monkeypatch: pytest.MonkeyPatch, stage: ModuleType, free: int
 ) -> None:
     monkeypatch.setattr(TrainingLoop, "train_epoch", lambda *_: pytest.fail("it has trained"))
-    monkeypatch.setattr(predict, "predict_logits", lambda *_: pytest.fail("it has scored"))
+    monkeypatch.setattr(Inference, "logits_of", lambda *_: pytest.fail("it has scored"))
     usage = shutil.disk_usage(clone)._replace(free=free)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"data: \d MB are free, \d MB are needed; make room"):

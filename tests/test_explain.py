@@ -4,7 +4,6 @@ from base64 import b64encode
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -31,20 +30,19 @@ class BrightCorner(torch.nn.Module):
         return torch.stack([torch.zeros_like(logit), logit], dim=1)
 
 
-def detector(network: torch.nn.Module, residuals: Literal["srm"] | None = None) -> Detector:
+def detector(network: torch.nn.Module) -> Detector:
     preprocessing = Preprocessing(
-        image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.2] * 3, residuals=residuals
+        image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.2] * 3
     )
     return Detector(network, preprocessing).eval()
 
 
-@pytest.mark.parametrize("residuals", [None, "srm"])
 @pytest.mark.parametrize(("brightness", "sign"), [(255, 1), (0, -1)])
 def test_the_map_is_red_where_the_model_finds_fake_and_blue_where_real(
-    brightness: int, sign: int, residuals: Literal["srm"] | None
+    brightness: int, sign: int
 ) -> None:
     image = torch.full((3, 32, 32), brightness, dtype=torch.uint8)
-    heat = sign * occlusion_map(detector(BrightCorner(), residuals), image, *WINDOW)
+    heat = sign * occlusion_map(detector(BrightCorner()), image, *WINDOW)
     assert heat.shape == (32, 32)
     assert heat[:12, :12].min() > 0
     assert np.abs(heat[20:, 20:]).max() == pytest.approx(0, abs=1e-6)
@@ -166,6 +164,6 @@ def test_the_spectrum_shows_the_grid_that_enlarging_leaves() -> None:
 def test_every_view_has_the_images_size(size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     for name, view in FORENSIC_VIEWS.items():
-        found = view(image)
-        assert found.shape == size, name
-        assert found.min() >= 0 and np.isfinite(found).all(), name
+        shown = view(image)
+        assert shown.shape == size, name
+        assert shown.min() >= 0 and np.isfinite(shown).all(), name

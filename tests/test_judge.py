@@ -25,7 +25,7 @@ from stages.lib.core.digests import write_digest
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import LABEL_TYPES
 from stages.lib.detector.model import fake_logit, load_detector
-from stages.lib.detector.preprocessing import to_input
+from stages.lib.detector.preprocessing import crop_of, input_of
 from stages.lib.evaluation.delong import delong_p
 from stages.lib.evaluation.rows import ranked
 from stages.lib.score_files.callables import load_callable
@@ -41,7 +41,7 @@ from tests.conftest import ROOT, run
 
 Examiner = Callable[..., Path]
 SIZES = {"train": 6, "val": 80, "calibration": 60, "test": 4, "held_out": 0, "evaluation": 40}
-PACKED = {"calibration": "val", "held_out": "val", "evaluation": "sets/web"}
+PACKED = {"calibration": "val", "held_out": "val", "evaluation": "web.set"}
 
 
 def labels_of(split: str) -> pd.DataFrame:
@@ -71,8 +71,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "metrics").mkdir()
     for split in SIZES:
         put_labels(labels_of(split), tmp_path / f"data/labels/{split}.csv")
-    data = {"splits": {}, "shortcut_auc": 0.6, "generated_sample": False,
-            "duplicates": {"groups_across_splits": {"train/web": 3, "train/val": 0}}}  # fmt: skip
+    data = {"sets": {}, "shortcut_auc": 0.6, "generated_sample": False,
+            "duplicates": {"groups_across_sets": {"train/web": 3, "train/val": 0}}}  # fmt: skip
     (tmp_path / "metrics/data.json").write_text(json.dumps(data))
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -144,7 +144,7 @@ def test_our_own_scores_as_a_foreign_file_equal_our_own_evaluation(
     monkeypatch.chdir(pipeline)
     perturbed = "data/scores/robustness.csv"
     data = json.loads(paths.DATA_REPORT.read_text())
-    data["duplicates"]["groups_across_splits"]["train/drawn"] = 7
+    data["duplicates"]["groups_across_sets"]["train/drawn"] = 7
     (tmp_path / "data.json").write_text(json.dumps(data))
     monkeypatch.setattr(paths, "DATA_REPORT", tmp_path / "data.json")
     out = judge(tmp_path / "foreign.csv", "own", "--perturbed", perturbed,
@@ -324,7 +324,7 @@ def test_missing_scores_are_refused_with_their_number(place: Path) -> None:
     assert "no score for 3 of 80 images of val, 1 of 40 images of web, first v5.jpg" in message
     assert message.endswith("add them, or choose --missing wrong or leave_out")
     with pytest.raises(UserError, match="; 40 rows name no image, first in line 142; add them"):
-        detector(table.replace({"set": {"sets/web": "test"}}))
+        detector(table.replace({"set": {"web.set": "test"}}))
     with pytest.raises(UserError, match="none of its rows .*: it has v0.jpg, and the pipeline c10"):
         detector(table.assign(set="test"))
 
@@ -442,11 +442,11 @@ def test_other_folders_are_other_images(place: Path) -> None:
 def test_sets_have_short_names_and_unknown_ones_are_told(place: Path) -> None:
     table = scores()
     for name in ("web", "sets\\web"):
-        found = detector(table.replace({"set": {"sets/web": name}}))
+        found = detector(table.replace({"set": {"web.set": name}}))
         assert found.facts["coverage"]["web"]["num_scored"] == 40
     with pytest.raises(UserError) as caught:
-        detector(table.replace({"set": {"sets/web": "Web"}}), "leave_out")
-    assert "theirs.csv:142: set = Web: there is no such set; write one of sets/web, " in one_line(
+        detector(table.replace({"set": {"web.set": "Web"}}), "leave_out")
+    assert "theirs.csv:142: set = Web: there is no such set; write one of web.set, " in one_line(
         caught
     )
 
@@ -459,7 +459,7 @@ def test_a_name_of_two_sets_needs_the_column_set(place: Path, other: str) -> Non
     table = scores()
     table["img_name"] = table["img_name"].str.replace("e", "v" if other == "evaluation" else "e")
     found = detector(table)
-    of_web = table["logit"][table["set"] == "sets/web"].tolist()
+    of_web = table["logit"][table["set"] == "web.set"].tolist()
     assert found.sets["web"]["logit"].tolist() == of_web
     with pytest.raises(UserError) as caught:
         detector(table.drop(columns="set"))
@@ -514,7 +514,7 @@ def test_rows_of_other_images_are_counted_and_no_error(place: Path) -> None:
         ("name,file,p_fake\na,b,0.5\n", "name, file are columns for --name-column; choose one"),
         ("name,logit,score\na,1,0.5\n", "logit, score are columns for --score-column; choose"),
         ("name,p_fake,p_fake\na,1,0.5\n", "p_fake, p_fake are columns for --score-column"),
-        ("name,set,set,logit\na,b,c,1\n", "the column set is there twice"),
+        ("name,set,set,logit\na,b,c,1\n", "the column 'set' is there twice"),
         ("name;p_fake\na;0.5\n", "a.csv: its cells are separated by semicolons; write commas"),
         ("name\tp_fake\na\t0.5\n", "a.csv: its cells are separated by tabs; write commas"),
         ("name,certainty\na,0.5\n", "no column logit, score.*or fake among name, certainty"),
@@ -753,8 +753,9 @@ def test_holms_correction_by_hand() -> None:
 def own_scores(photos: list[np.ndarray]) -> list[float]:
     """Score images as the pipeline in this folder does: a detector that can be called."""
     detector, config = load_detector(paths.MODEL)
+    how = config.preprocessing
     pixels = [torch.from_numpy(image).permute(2, 0, 1) for image in photos]
-    images = torch.stack([to_input(one, config.preprocessing) for one in pixels])
+    images = torch.stack([input_of(crop_of(image, how), how) for image in pixels])
     with torch.inference_mode():
         return torch.sigmoid(fake_logit(detector(images)).double()).tolist()
 

@@ -90,9 +90,9 @@ def test_a_number_that_no_machine_can_take_is_one_line(tmp_path: Path, name: str
     model = loaded_params(section)[section]
     content = read_yaml(ROOT / "params.yaml")[section] | {key: 10**30}
     path = write(tmp_path, yaml.safe_dump({section: content}))
-    with pytest.raises(UserError, match=f"{name} = 10+: input should be less than") as found:
+    with pytest.raises(UserError, match=f"{name} = 10+: input should be less than") as error:
         load_params(section, model, path)
-    assert len(str(found.value)) < 300
+    assert len(str(error.value)) < 300
 
 
 def test_all_wrong_parameters_are_named_at_once(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def bomb(line: bytes) -> bytes:
             r"train.\('a',\) .*: keys should be strings",
         ),
         (b"train: {lr: 1" + b"0" * 5000 + b"}\n", r"not valid YAML: Exceeds the limit"),
-        (b"train: " + b"[" * 3000 + b"\n", r"too many brackets"),
+        (b"train: " + b"[" * 3000 + b"\n", r"too many nested brackets"),
         (b"train: {lr: .inf, epochs: 1, name: a}\n", r"train.lr = inf: input should be a finite"),
         (b"train: {lr: .nan, epochs: 1, name: a}\n", r"train.lr = nan: input should be a finite"),
         (b"train: {lr: 1, epochs: 1, name: " + b"[1]" * 500 + b"}\n", r"not valid YAML"),
@@ -185,11 +185,11 @@ def test_a_changed_file_is_read_right_or_is_one_short_line(
     path = tmp_path_factory.getbasetemp() / "params.yaml"
     path.write_bytes(content)
     try:
-        found = load_params("train", Params, path)
+        params = load_params("train", Params, path)
     except UserError as error:
         message = str(error).replace(str(path), "params.yaml")
         assert message.isprintable() and len(message) < 300
         return
-    assert 0 < found.lr < np.inf
+    assert 0 < params.lr < np.inf
     theirs = parse_yaml(content.decode(), "params.yaml")["train"]
-    assert found.model_dump() == theirs
+    assert params.model_dump() == theirs

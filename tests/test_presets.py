@@ -17,6 +17,7 @@ from stages.lib.core.params import load_params, read_yaml
 from stages.lib.core.tables import read_scores
 from stages.lib.detector.model import count_parameters, create_model, input_size_args, zero_head
 from stages.lib.prediction.params import PredictParams
+from stages.lib.training.batches import check_batch_size
 from stages.lib.training.optimization import make_optimizer, set_trainable
 from stages.lib.training.params import TrainParams
 from tests.conftest import ROOT, readme_commands, run, set_params
@@ -27,11 +28,11 @@ TEXT = (ROOT / "params.yaml").read_text()
 
 def leaves(values: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Return dotted parameters with their values."""
-    found: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for key, value in values.items():
         is_section = isinstance(value, dict) and key != "model_args"
-        found |= leaves(value, f"{path}{key}.") if is_section else {f"{path}{key}": value}
-    return found
+        parameters |= leaves(value, f"{path}{key}.") if is_section else {f"{path}{key}": value}
+    return parameters
 
 
 def params_of(name: str, folder: Path) -> TrainParams:
@@ -42,7 +43,7 @@ def params_of(name: str, folder: Path) -> TrainParams:
 def test_all_presets_set_the_same_parameters() -> None:
     """Else something of an earlier preset would stay."""
     keys = {name: set(leaves(read_yaml(PRESETS / f"{name}.yaml"))) for name in NAMES}
-    assert all(found == keys["sample"] for found in keys.values())
+    assert all(names == keys["sample"] for names in keys.values())
 
 
 def test_the_sample_is_what_params_yaml_has() -> None:
@@ -53,7 +54,7 @@ def test_the_sample_is_what_params_yaml_has() -> None:
 def test_a_preset_sets_its_values_and_keeps_the_rest(name: str, tmp_path: Path) -> None:
     params = params_of(name, tmp_path)
     load_params("predict", PredictParams, tmp_path / "params.yaml")
-    train._check(params, 10_000)
+    check_batch_size(params, 10_000, world_size=1)
     before, after, wanted = (
         leaves(read_yaml(path))
         for path in (ROOT / "params.yaml", tmp_path / "params.yaml", PRESETS / f"{name}.yaml")
@@ -138,11 +139,17 @@ def test_a_preset_trains_and_scores(
     monkeypatch.setenv("TRACKING", "off")
     root = read_yaml(Path("params.yaml"))["data"]["root"]
     params = params_of(name, workspace)
-    set_params(workspace, {
-        "data.root": root, "train.weights": "random", "train.epochs": 1, "train.batch_size": 16,
-        "train.image_size": SMALLER.get(name, params.image_size),
-        "predict.robustness_images": 0,
-    })  # fmt: skip
+    set_params(
+        workspace,
+        {
+            "data.root": root,
+            "train.weights": "random",
+            "train.epochs": 1,
+            "train.batch_size": 16,
+            "train.image_size": SMALLER.get(name, params.image_size),
+            "predict.robustness_images": 0,
+        },
+    )
     train.main()
     predict.main()
     assert len(read_scores(Path("data/scores/val.csv"))) > 0

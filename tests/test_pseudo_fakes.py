@@ -18,15 +18,15 @@ from stages.lib.detector.preprocessing import Preprocessing, decode, resize
 from stages.lib.drawing.photograph import photograph
 from stages.lib.drawing.portrait import draw_person
 from stages.lib.images.faces import largest_face
-from stages.lib.training import pseudo_fakes
-from stages.lib.training.batches import PAIR_FAKE, PAIR_REAL, PLAIN, training_batches
+from stages.lib.training import donors, pseudo_fakes
+from stages.lib.training.batches import PAIR_FAKE, PAIR_REAL, PLAIN, Draw, training_batches
+from stages.lib.training.donors import matched_colours
+from stages.lib.training.face_masks import Source
 from stages.lib.training.params import TrainParams
 from stages.lib.training.pseudo_fakes import (
     KINDS,
     Kinds,
-    Source,
     make_pair,
-    matched_colours,
     paste,
 )
 from tests.conftest import ROOT
@@ -39,13 +39,14 @@ SEEN = Preprocessing(image_size=SIDE, interpolation="bilinear", mean=[0.5] * 3, 
 def face(seed: int) -> torch.Tensor:
     """Return a drawn face, uint8 (3, S, S)."""
     random = np.random.default_rng(seed)
-    return resize(decode(photograph(draw_person(random), "", SIDE, random), SEEN), SEEN)
+    content = photograph(draw_person(random), "", SIDE, random)
+    return resize(decode(content, SEEN).tensor, SEEN)
 
 
 def large_face(seed: int) -> torch.Tensor:
     """Return a drawn face of 200 pixels, in which YuNet finds its landmarks well."""
     random = np.random.default_rng(seed)
-    return decode(photograph(draw_person(random), "", 200, random), SEEN)
+    return decode(photograph(draw_person(random), "", 200, random), SEEN).tensor
 
 
 def landmarks_of(pixels: torch.Tensor) -> np.ndarray:
@@ -106,7 +107,8 @@ def test_a_region_follows_a_face_that_is_not_in_the_middle(
 ) -> None:
     random = np.random.default_rng(3)
     pixels = torch.full((3, 256, 256), 128, dtype=torch.uint8)
-    pixels[:, 100:240, 110:250] = decode(photograph(draw_person(random), "", 140, random), SEEN)
+    face = decode(photograph(draw_person(random), "", 140, random), SEEN)
+    pixels[:, 100:240, 110:250] = face.tensor
     found = Source(pixels, [0.4, 0.5], lambda random: pixels)
     assert found.face
     box = [found.face.top, found.face.top + found.face.height,
@@ -145,8 +147,8 @@ def test_where_no_face_is_found_the_mask_has_the_width_that_was_given(
             one = Source(pixels, [width, width], lambda random: pixels)
             assert one.face is None
             make_pair(one, only("blend"), np.random.default_rng(seed))
-        found = [(mask[0] > 0).any(dim=0).float().mean().item() for mask in masks[-30:]]
-        widths.append(np.mean(found))
+        measured = [(mask[0] > 0).any(dim=0).float().mean().item() for mask in masks[-30:]]
+        widths.append(np.mean(measured))
     assert widths == pytest.approx([0.35, 0.7], abs=0.06)
 
 
@@ -168,18 +170,18 @@ def test_a_swap_takes_the_most_alike_in_the_colours_of_the_face() -> None:
 def test_a_swap_moves_the_donor_onto_the_face() -> None:
     real = large_face(5)
     donor = tv.affine(real, angle=8, translate=[14, -10], scale=0.85, shear=[0])
-    moved = pseudo_fakes.draw_donor(
+    moved = donors.draw_donor(
         Source(real, [0.5, 0.5], lambda random: donor), np.random.default_rng(0)
     )
-    wanted, *found = (landmarks_of(one) for one in (real, donor, moved))
-    errors = [np.abs(one - wanted).mean() for one in found]
+    wanted, *landmarks = (landmarks_of(one) for one in (real, donor, moved))
+    errors = [np.abs(one - wanted).mean() for one in landmarks]
     assert errors[1] < errors[0] / 2  # YuNet misplaces landmarks of a drawn face by a few pixels
 
 
 def test_a_small_face_is_no_more_alike_than_a_large_one_of_the_same_pose() -> None:
     wanted = np.array([[30, 40], [70, 40], [50, 60], [35, 80], [65, 80]], dtype=float)
     turned = wanted + np.array([[8, 0], [-8, 0], [12, 0], [6, 0], [-6, 0]])
-    errors = [pseudo_fakes._fit(wanted, size * turned + 5, 200)[0] for size in (1.0, 0.15)]
+    errors = [donors.align(wanted, size * turned + 5, 200)[0] for size in (1.0, 0.15)]
     assert errors[0] == pytest.approx(errors[1]) and errors[0] > 0.02
 
 
@@ -187,8 +189,8 @@ def test_pasting_takes_the_region_where_the_mask_is_1() -> None:
     base, region = torch.zeros((3, 8, 8), dtype=torch.uint8), torch.full((3, 8, 8), 200).byte()
     mask = torch.zeros((1, 8, 8))
     mask[:, 2:4], mask[:, 4:6] = 1.0, 0.5
-    found = paste(region, base, mask)
-    assert [int(found[0, row, 0]) for row in (1, 3, 5, 7)] == [0, 200, 100, 0]
+    pasted = paste(region, base, mask)
+    assert [int(pasted[0, row, 0]) for row in (1, 3, 5, 7)] == [0, 200, 100, 0]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -284,7 +286,7 @@ def test_a_network_finds_nothing_outside_of_the_mask(masks: list[torch.Tensor]) 
 # Batches
 
 
-def batches(epoch: int, first: float, last: float, hardware: Hardware) -> list[list[tuple]]:
+def batches(epoch: int, first: float, last: float, hardware: Hardware) -> list[list[Draw]]:
     shares = PARAMS.pseudo_fakes.model_copy(update={"first_share": first, "last_share": last})
     changes = {"pseudo_fakes": shares, "batch_size": 16, "epochs": 5, "accumulate": 2}
     targets = np.arange(96) % 3 % 2  # a third is fake
@@ -297,10 +299,10 @@ def alone(rank: int = 0, world_size: int = 1) -> Hardware:
 
 @pytest.mark.parametrize(("epoch", "pairs"), [(0, 0), (2, 4), (4, 8)])
 def test_the_share_of_pairs_follows_the_curriculum(epoch: int, pairs: int) -> None:
-    found = batches(epoch, 0.0, 1.0, alone())
-    assert [len(batch) for batch in found] == [8] * 12
-    for first, second in zip(found[::2], found[1::2], strict=True):
-        roles = [role for _, _, role in first + second]
+    micro_batches = batches(epoch, 0.0, 1.0, alone())
+    assert [len(batch) for batch in micro_batches] == [8] * 12
+    for first, second in zip(micro_batches[::2], micro_batches[1::2], strict=True):
+        roles = [draw.role for draw in first + second]
         assert roles.count(PAIR_REAL) == roles.count(PAIR_FAKE) == pairs
         assert roles.count(PLAIN) == 16 - 2 * pairs
 
@@ -309,7 +311,7 @@ def test_a_real_and_its_pseudo_fake_are_side_by_side_in_one_micro_batch() -> Non
     used = []
     for rank in range(2):
         for batch in batches(4, 0.5, 0.5, alone(rank, 2)):
-            paired = [(index, role) for _, index, role in batch if role != PLAIN]
+            paired = [(draw.index, draw.role) for draw in batch if draw.role != PLAIN]
             for (real, one), (fake, other) in zip(paired[::2], paired[1::2], strict=True):
                 assert (real, one, other) == (fake, PAIR_REAL, PAIR_FAKE)
                 assert real % 3 % 2 == 0
@@ -319,9 +321,9 @@ def test_a_real_and_its_pseudo_fake_are_side_by_side_in_one_micro_batch() -> Non
 
 
 def test_without_pseudo_fakes_the_order_is_what_it_was() -> None:
-    found = [key[:2] for batch in batches(1, 0.0, 0.0, alone()) for key in batch]
+    draws = [draw for batch in batches(1, 0.0, 0.0, alone()) for draw in batch]
     order = np.random.default_rng([PARAMS.seed, 1]).permutation(96)
-    assert sorted(found) == sorted((1, int(index)) for index in order)
+    assert draws == [Draw(1, index, PLAIN) for index in order]
 
 
 def test_the_image_of_all_kinds_shows_a_real_and_what_differs() -> None:

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from stages.lib import progress, running
 from stages.lib.core.errors import UserError
-from stages.train import HEADINGS
+from stages.lib.training.reporting import HEADINGS
 from tests.conftest import ROOT, environment, run, set_params, wait_for
 
 # PyTorch has two sentences for it.

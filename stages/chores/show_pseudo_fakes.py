@@ -14,7 +14,8 @@ from stages.lib.detector.preprocessing import Preprocessing, decode
 from stages.lib.drawing.photograph import photograph
 from stages.lib.drawing.portrait import draw_person
 from stages.lib.running import run_command
-from stages.lib.training.pseudo_fakes import KINDS, Kinds, Source, make_pair
+from stages.lib.training.face_masks import Source
+from stages.lib.training.pseudo_fakes import KINDS, Kinds, make_pair
 
 SIDE = 128  # pixels
 FACES = 3
@@ -58,7 +59,7 @@ def pair_with_difference(kind: str, number: int) -> list[torch.Tensor]:
 
 def draw_face(random: np.random.Generator) -> torch.Tensor:
     """Return a drawn face, uint8 (3, S, S)."""
-    return decode(photograph(draw_person(random), "", SIDE, random), DECODING)
+    return decode(photograph(draw_person(random), "", SIDE, random), DECODING).tensor
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from stages.lib.core.errors import UserError, short
 from stages.lib.core.files import open_regular, write_text
 from stages.lib.evaluation.verdict_rules import DOUBTS, REASONS, Thresholds
 from stages.lib.images.decoding import SUFFIXES, UnusableImage
-from stages.lib.images.ignored_files import is_dropping
+from stages.lib.images.ignored_files import is_ignored
 from stages.lib.progress import progress_bar
 from stages.lib.running import run_command
 from stages.lib.verdict.examiner import Examiner
@@ -122,7 +122,7 @@ def find_files(names: Sequence[str]) -> list[str]:
 def images_in(folder: Path) -> list[str]:
     """Return the images in a folder and say what is passed over; raises UserError for none."""
     files = [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
-    kept = [path for path in files if not is_dropping(path.relative_to(folder))]
+    kept = [path for path in files if not is_ignored(path.relative_to(folder))]
     found = [str(path) for path in kept if path.suffix.lower() in SUFFIXES]
     numbers = {
         "passed over {} hidden files, thumbnails and the like": len(files) - len(kept),

@@ -131,7 +131,7 @@ def score_perturbed(
     shape = (len(chosen), 1 + len(VARIANTS))
     variants = perturbed_images(chosen)
     scores = score_all(detector, variants, shape[0] * shape[1], batch_size, "score perturbed")
-    table = perturbed_table(chosen["img_name"], torch.from_numpy(scores.reshape(shape)))
+    table = perturbed_table(chosen["img_name"], scores.reshape(shape))
     return table.rename(columns={"logit": detector.scale})
 
 

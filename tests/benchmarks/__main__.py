@@ -39,15 +39,15 @@ def main() -> None:
         "packing": lambda folder: data.compare_packing(folder, packed, repeats),
         "DVC experiment": lambda folder: data.compare_tracking(folder, packed, repeats),
     }
-    found = {name: run_race(name, compare) for name, compare in races.items()}
+    results = {name: run_race(name, compare) for name, compare in races.items()}
     # In a process of its own: a child's peak memory is counted from that of its parent.
     command = [sys.executable, "-m", "tests.benchmarks.packing", "--images", str(packed)]
     sizes = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     print(f"packing: {json.dumps(sizes)}")
     FOLDER.mkdir(exist_ok=True)
-    everything = {"machine": machine(), "images_per_second": found, "packing": sizes}
+    everything = {"machine": machine(), "images_per_second": results, "packing": sizes}
     (FOLDER / "bench.json").write_text(json.dumps(everything, indent=2) + "\n")
-    draw(found).savefig(FOLDER / "bench.png")
+    draw(results).savefig(FOLDER / "bench.png")
     print(f"{FOLDER / 'bench.json'}, {FOLDER / 'bench.png'}")
 
 
@@ -59,13 +59,13 @@ def machine() -> dict[str, str]:
             "torch": torch.__version__, "python": platform.python_version()}  # fmt: skip
 
 
-def draw(found: dict[str, Rates]) -> Figure:
+def draw(results: dict[str, Rates]) -> Figure:
     """Draw how many times the baseline each contestant was, every repetition a point."""
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    rows = [(race, name) for race, rates in found.items() for name in rates if name != "baseline"]
+    rows = [(race, name) for race, rates in results.items() for name in rates if name != "baseline"]
     for place, (race, name) in enumerate(rows):
-        times = ratios(found[race], name)
+        times = ratios(results[race], name)
         axes.plot(times, [place] * len(times), "o", color="C0", alpha=0.4)
         axes.plot([statistics.median(times)], [place], "|", color="C0", markersize=18)
     axes.axvline(1, color="grey", linestyle=":")

@@ -65,11 +65,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "pseudo-fakes alone": pairs(1.0, 1.0),
     "curriculum": pairs(0.0, 1.0),
     **{f"only {kind}": pairs(0.33, 0.33) | only(kind) for kind in KINDS},
-    "residuals": {"train.residuals": "srm"},
     "no zero_head": {"train.zero_head": False},
     "norms": {"train.trainable": "norms"},
     "layer_decay": {"train.layer_decay": 0.75},
-    "frozen_epochs": {"train.frozen_epochs": 1},
     "average_last": {"train.average_last": 2},
     "ema": {"train.ema_decay": 0.99},
     "label_smoothing": {"train.label_smoothing": 0.1},
@@ -186,11 +184,11 @@ def measure(clone: Path, changes: dict[str, Any]) -> dict[str, float]:
 def first_seconds(config: Path, seconds: float) -> float:
     """Return how long these weights took when they were trained, not restored from a cache."""
     weights = json.loads(config.read_text())["weights_sha256"]
-    known = FOLDER / "seconds" / weights
-    if not known.exists():
-        known.parent.mkdir(parents=True, exist_ok=True)
-        known.write_text(f"{seconds:.0f}")
-    return float(known.read_text())
+    file = FOLDER / "seconds" / weights
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{seconds:.0f}")
+    return float(file.read_text())
 
 
 def table_of(results: list[dict[str, Any]]) -> str:

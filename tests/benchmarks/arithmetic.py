@@ -85,7 +85,7 @@ def compare_scores() -> None:
     detector = detector.to(memory_format=torch.channels_last)
     labels = read_labels(paths.LABELS / "val.csv")
     images = LabelledImages(labels, paths.PACKED, config.preprocessing)
-    inputs = torch.stack([images[0, index][0] for index in range(len(images))])
+    inputs = torch.stack([images[index][0] for index in range(len(images))])
     scores = []
     for bf16 in (False, True):
         hardware = set_up_hardware("cpu", os.cpu_count() or 1, bf16)

@@ -24,25 +24,30 @@ def main() -> None:
     """Print a table of costs and one of floors."""
     cpu = matrix_rate()
     print(f"this CPU, {os.cpu_count()} threads, fp32 matrix product: {cpu / 1e9:.0f} GFLOP/s\n")
-    print("| model, px | parameters | inference GFLOP | training GFLOP | JPEG KB | uint8 KB | "
-          "activations MB (bf16) |")  # fmt: skip
+    print(
+        "| model, px | parameters | inference GFLOP | training GFLOP | JPEG KB | uint8 KB | "
+        "activations MB (bf16) |"
+    )
     print("|---|---|---|---|---|---|---|")
     costs = {name: cost(name, size) for name, size in MODELS.items()}
-    for name, found in costs.items():
+    for name, numbers in costs.items():
         print(
-            f"| {name}, {MODELS[name]} | {found['parameters'] / 1e6:.1f} M | "
-            f"{found['forward'] / 1e9:.1f} | {found['training'] / 1e9:.1f} | "
-            f"{JPEG_BYTES / 1e3:.0f} | {found['input_bytes'] / 1e3:.0f} | "
-            f"{found['activation_bytes'] / 1e6:.0f} |"
+            f"| {name}, {MODELS[name]} | {numbers['parameters'] / 1e6:.1f} M | "
+            f"{numbers['forward'] / 1e9:.1f} | {numbers['training'] / 1e9:.1f} | "
+            f"{JPEG_BYTES / 1e3:.0f} | {numbers['input_bytes'] / 1e3:.0f} | "
+            f"{numbers['activation_bytes'] / 1e6:.0f} |"
         )
     print("\n| at most, images/s | " + " | ".join(MODELS) + " |")
     print("|---|" + "---|" * len(MODELS))
     machines = {"this CPU, fp32": (cpu, None)} | {f"{k}, bf16": v for k, v in GPUS.items()}
     for machine, (rate, memory) in machines.items():
         for kind in ("training", "forward"):
-            cells = [f"{at_most(found, kind, rate, memory):,.1f}" for found in costs.values()]
-            print(f"| {machine}, {'inference' if kind == 'forward' else kind} | "
-                  + " | ".join(cells) + " |")  # fmt: skip
+            cells = [f"{at_most(numbers, kind, rate, memory):,.1f}" for numbers in costs.values()]
+            print(
+                f"| {machine}, {'inference' if kind == 'forward' else kind} | "
+                + " | ".join(cells)
+                + " |"
+            )
 
 
 def matrix_rate(side: int = 3000, repeats: int = 5) -> float:
@@ -78,16 +83,16 @@ def cost(name: str, size: int) -> dict[str, float]:
     }
 
 
-def at_most(found: dict[str, float], kind: str, rate: float, memory: float | None) -> float:
+def at_most(numbers: dict[str, float], kind: str, rate: float, memory: float | None) -> float:
     """Return images per second that neither arithmetic nor, where given, memory allows to exceed.
 
     Each layer's result is written once and read once in inference; training reads and writes it,
     and its gradient, once more.
     """
-    seconds = found[kind] / rate
+    seconds = numbers[kind] / rate
     if memory:
         passes = 2 if kind == "forward" else 5
-        seconds = max(seconds, passes * found["activation_bytes"] / memory)
+        seconds = max(seconds, passes * numbers["activation_bytes"] / memory)
     return 1 / seconds
 
 

@@ -67,13 +67,13 @@ def with_nvjpeg(contents: list[bytes]) -> None:
 def ours(folder: Path, table: pd.DataFrame) -> dict[str, LabelledImages]:
     """Return what stages.train reads: a pack, scaled decoding, and images decoded ahead."""
     labels = pack(folder, table)
-    found = {
+    sources = {
         "ours": LabelledImages(labels, folder / "packed", EXACT),
         "ours, scaled_decoding": LabelledImages(labels, folder / "packed", SCALED),
         "ours, decoded_gb": LabelledImages(labels, folder / "packed", EXACT),
     }
-    decode_ahead({"train": found["ours, decoded_gb"]}, limit_gb=1, num_workers=0)
-    return found
+    decode_ahead({"train": sources["ours, decoded_gb"]}, limit_gb=1, num_workers=0)
+    return sources
 
 
 def compare(folder: Path, num_images: int, repeats: int, side: int) -> Rates:
@@ -88,7 +88,7 @@ def compare(folder: Path, num_images: int, repeats: int, side: int) -> Rates:
     for name, load in DECODERS.items():
         runs[name] = lambda load=load: [load(content) for content in contents] and None
     for name, images in ours(folder, table).items():
-        runs[name] = lambda images=images: [images[(0, i)] for i in range(num_images)] and None
+        runs[name] = lambda images=images: [images[i] for i in range(num_images)] and None
     if torch.cuda.is_available():
         runs["nvJPEG"] = lambda: with_nvjpeg(contents)
     threads = torch.get_num_threads()

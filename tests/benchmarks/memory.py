@@ -30,13 +30,15 @@ def compare(network: str, folder: Path, num_images: int, repeats: int) -> Rates:
     rates: Rates = {"baseline": [], "kept": []}
     code = "from tests.benchmarks.memory import train; train({!r}, {}, {})"
     for _ in range(repeats):
-        for name, found in rates.items():
+        for name, values in rates.items():
             done = subprocess.run(
                 [sys.executable, "-c", code.format(network, num_images, name == "kept")],
-                env=os.environ | {"GOMP_SPINCOUNT": "5000"}, check=True, capture_output=True,
+                env=os.environ | {"GOMP_SPINCOUNT": "5000"},
+                check=True,
+                capture_output=True,
                 text=True,
-            )  # fmt: skip
-            found.append(float(done.stdout.split()[-1]))
+            )
+            values.append(float(done.stdout.split()[-1]))
     return rates
 
 
@@ -61,5 +63,8 @@ def train(network: str, num_images: int, keeps: bool) -> None:
 
 
 if __name__ == "__main__":
-    run_races(__doc__, 320, {f"{network}, {NETWORKS[network]} px": partial(compare, network)
-                             for network in NETWORKS})  # fmt: skip
+    run_races(
+        __doc__,
+        320,
+        {f"{network}, {NETWORKS[network]} px": partial(compare, network) for network in NETWORKS},
+    )

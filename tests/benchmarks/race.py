@@ -25,7 +25,7 @@ def run_races(
 
 
 def run_race(what: str, compare: Callable[[Path], Rates]) -> Rates:
-    """Run `compare` in a temporary folder, print what it found and return it."""
+    """Run `compare` in a temporary folder, print the rates and return them."""
     with tempfile.TemporaryDirectory() as folder:
         rates = compare(Path(folder))
     report(what, rates)
@@ -53,8 +53,8 @@ def ratios(rates: Rates, name: str) -> list[float]:
 
 def report(what: str, rates: Rates) -> None:
     """Print medians and, against the baseline, ratios with their spread."""
-    for name, found in rates.items():
-        line = f"{what}: {name}: median {statistics.median(found):.1f} images/s"
+    for name, values in rates.items():
+        line = f"{what}: {name}: median {statistics.median(values):.1f} images/s"
         if name != "baseline":
             times = ratios(rates, name)
             line += (

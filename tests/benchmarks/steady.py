@@ -33,12 +33,19 @@ from tests.golden import drawn_rules
 EPOCHS, STEPS, BATCH_SIZE = 20, 100, 4
 PREDICTIONS, EACH, AT_A_TIME = 10_000, 500, 10
 CHANGES = pairs(0.5, 0.5) | {
-    "train.model": "test_resnet", "train.image_size": 32, "train.face_crop": 1.1,
-    "train.epochs": EPOCHS, "train.batch_size": BATCH_SIZE, "train.mixup": 0.2,
-    "train.ema_decay": 0.9, "train.num_workers": 2, "train.reencode": [60, 95],
-    "train.device": "cpu", "train.arithmetic": "portable",
+    "train.model": "test_resnet",
+    "train.image_size": 32,
+    "train.face_crop": 1.1,
+    "train.epochs": EPOCHS,
+    "train.batch_size": BATCH_SIZE,
+    "train.mixup": 0.2,
+    "train.ema_decay": 0.9,
+    "train.num_workers": 2,
+    "train.reencode": [60, 95],
+    "train.device": "cpu",
+    "train.arithmetic": "portable",
     **{f"train.augmentation.{name}.probability": 0.3 for name in ("jpeg", "webp", "blur", "noise")},
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -87,8 +94,11 @@ def used() -> dict[str, float]:
     own = psutil.Process(os.getpid())
     family = [own, *own.children(recursive=True)]
     memory = sum(process.memory_full_info().pss for process in family)
-    return {"MB": round(memory / 1e6), "files": sum(process.num_fds() for process in family),
-            "processes": len(family)}  # fmt: skip
+    return {
+        "MB": round(memory / 1e6),
+        "files": sum(process.num_fds() for process in family),
+        "processes": len(family),
+    }
 
 
 if __name__ == "__main__":

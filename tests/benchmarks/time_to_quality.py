@@ -113,8 +113,13 @@ def measure(recipe: str, options: argparse.Namespace, seed: int) -> dict[str, ob
         with suppress(Finished):
             run(params, images, Path(folder), race)
     reached = race.aucs[-1] >= options.auc
-    return {"recipe": recipe, "seed": seed, "reached": reached, "seconds": round(race.seconds),
-            "auc": race.aucs}  # fmt: skip
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "reached": reached,
+        "seconds": round(race.seconds),
+        "auc": race.aucs,
+    }
 
 
 def of_stage(params: TrainParams, sets: dict[str, ImageSet], folder: Path, race: Race) -> None:
@@ -145,9 +150,11 @@ def of_notebooks(params: TrainParams, sets: dict[str, ImageSet], folder: Path, r
             del images.transform.transforms[1:3]  # the flips
         loaders[name] = DataLoader(images, BATCH_SIZE, shuffle=name == "train", num_workers=2)
     model = timm.create_model(
-        params.model, pretrained=True, pretrained_cfg_overlay={"file": params.weights},
+        params.model,
+        pretrained=True,
+        pretrained_cfg_overlay={"file": params.weights},
         num_classes=2,
-    ).to(device)  # fmt: skip
+    ).to(device)
     train = epoch_of(model, loaders["train"], device)
 
     @torch.no_grad()

@@ -46,10 +46,7 @@ def loop_of(folder: Path, labels: pd.DataFrame) -> TrainingLoop:
     hardware = set_up_hardware(params.device, params.num_threads, bf16=True)
     model = create_model("resnet18", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=IMAGE_SIZE)
-    images = TrainingImages(
-        labels, folder / "packed", preprocessing, params.augmentation,
-        params.pseudo_fakes, params.seed,
-    )  # fmt: skip
+    images = TrainingImages(labels, folder / "packed", preprocessing, params)
     detector = Detector(model, preprocessing).to(hardware.device)
     detector = detector.to(memory_format=torch.channels_last)
     print(f"ours: {hardware}")
@@ -63,10 +60,7 @@ def packed_loop(
     labels = {name: pack_set(folder, one) for name, one in sets.items()}
     hardware = set_up_hardware(params.device, params.num_threads, bf16=True)
     detector, config = make_detector(params, hardware)
-    images = TrainingImages(
-        labels["train"], folder / "packed", config.preprocessing, params.augmentation,
-        params.pseudo_fakes, params.seed,
-    )  # fmt: skip
+    images = TrainingImages(labels["train"], folder / "packed", config.preprocessing, params)
     val = LabelledImages(labels["val"], folder / "packed", config.preprocessing)
     return TrainingLoop(params, detector, images, hardware), val, config
 

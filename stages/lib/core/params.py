@@ -17,17 +17,32 @@ MOST_CHARACTERS = 1_000_000  # of a YAML file whose aliases are written out
 
 
 class StageParams(pydantic.BaseModel):
-    """Base of the parameters of every stage: frozen, no unknown keys, no silent conversions."""
+    """Base of the parameters of every stage: frozen, no unknown keys, no silent conversions.
+
+    A validator of a whole model raises ValueError with a message that begins with the name of one
+    of its fields: "accumulate = 2: the reason; the remedy". The section is added to it.
+    """
 
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False
     )
 
 
+def _check_order(limits: list[Any]) -> list[Any]:
+    if limits[0] > limits[1]:
+        raise ValueError("give the lowest number first")
+    return limits
+
+
+NumberT = TypeVar("NumberT")
+Range = Annotated[  # the lowest and the highest number
+    list[NumberT],
+    pydantic.Field(min_length=2, max_length=2),
+    pydantic.AfterValidator(_check_order),
+]
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]  # of a whole, also as a probability
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]  # what NumPy and PyTorch both take
 Threads = Annotated[int, pydantic.Field(ge=1, le=1024)]
-Workers = Annotated[int, pydantic.Field(ge=0, le=1024)]  # processes that decode
-Processes = Annotated[int, pydantic.Field(ge=1, le=1024)]
 
 
 def one_of(names: Collection[str]) -> pydantic.AfterValidator:
@@ -68,7 +83,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}:{line}: not valid YAML: a control character") from None
     except RecursionError:
         raise UserError(
-            f"{path}: not valid YAML: too many brackets, one in the other, or an alias in itself"
+            f"{path}: not valid YAML: too many nested brackets, or an alias in itself"
         ) from None
     except TypeError:
         raise UserError(f"{path}: not valid YAML: a list or a mapping as a key") from None
@@ -83,19 +98,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _size(node: Any, known: dict[int, int]) -> int:
-    """Return about how many characters a node has, those that aliases repeat counted each time.
+def _size(node: Any, sizes: dict[int, int]) -> int:
+    """Return about how many characters a node has, with what aliases repeat counted each time.
 
-    node: a scalar with a string, or a list of nodes, or of pairs of them. known: the sizes of
-    nodes by their ids. Raises RecursionError for an alias in itself.
+    node: a scalar with a string, or a list of nodes, or of pairs of them. sizes: of the
+    nodes so far, by their ids. Raises RecursionError for an alias in itself.
     """
     if isinstance(node, tuple):
-        return sum(_size(part, known) for part in node)
+        return sum(_size(part, sizes) for part in node)
     content = node.value if node else ""  # an empty file has no node
-    if id(node) not in known:
+    if id(node) not in sizes:
         parts = content if isinstance(content, list) else []
-        known[id(node)] = 1 + (sum(_size(part, known) for part in parts) or len(content))
-    return known[id(node)]
+        sizes[id(node)] = 1 + (sum(_size(part, sizes) for part in parts) or len(content))
+    return sizes[id(node)]
 
 
 def _read_text(path: Path) -> str:
@@ -126,7 +141,7 @@ def load_params(section: str, model: type[ParamsT], path: Path = paths.PARAMS) -
 
 
 def wanted_arithmetic() -> str:
-    """Return train.arithmetic, before the stage that reads it all reports any mistake in it."""
+    """Return train.arithmetic, without a word on mistakes, which the stage reports later."""
     try:
         return read_yaml(paths.PARAMS)["train"]["arithmetic"]
     except (UserError, KeyError, TypeError):
@@ -134,11 +149,16 @@ def wanted_arithmetic() -> str:
 
 
 def _describe(problem: Any, section: str, model: type[StageParams]) -> str:
-    """Say one of pydantic's findings in the terms of the user."""
+    """Return one of pydantic's errors in the words of the user."""
     name = short(".".join(str(part) for part in (section, *problem["loc"])))
     if problem["type"] == "extra_forbidden":
         hint = did_you_mean(str(problem["loc"][-1]), model.model_fields)
         return f"{name} is not a parameter{hint}"
     if problem["type"] == "missing":
         return f"{name} is missing"
-    return f"{name} = {short(repr(problem['input']))}: {problem['msg'].lower()}"
+    if problem["type"] != "value_error":
+        return f"{name} = {short(repr(problem['input']))}: {problem['msg'].lower()}"
+    reason = problem["ctx"]["error"]  # the ValueError of a validator of ours
+    if isinstance(problem["input"], dict):  # of a whole model, see StageParams
+        return f"{name}.{reason}"
+    return f"{name} = {short(repr(problem['input']))}: {reason}"

@@ -6,24 +6,32 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stages.lib.core.errors import UserError
-from stages.lib.detector.preprocessing import Preprocessing, decode, reencode, resize
+from stages.lib.detector.preprocessing import (
+    Preprocessing,
+    crop_of,
+    decode,
+    reencode,
+    resize,
+)
 from stages.lib.images.decoding import UnusableImage
 from stages.lib.images.packed_images import PackedImages
 
-Key = tuple[int, ...]  # (epoch, index) and more
 CHECKSUM_BYTES = 4  # CRC-32, of decoded images: a SHA-256 would take twice as long
 MOST_AHEAD = 4  # batches that each worker prepares
 
 
 class LabelledImages(Dataset):
-    """The images of a label table, decoded and resized. A key is (epoch, index)."""
+    """The images of a label table, decoded and resized."""
+
+    num_inputs = 1  # of each image; more in subclasses that return uint8 (V, 3, S, S)
 
     def __init__(self, labels: pd.DataFrame, packed: Path, preprocessing: Preprocessing) -> None:
         self.names = labels["img_name"].to_numpy(dtype=object)
@@ -42,22 +50,23 @@ class LabelledImages(Dataset):
     @property
     def item_bytes(self) -> int:
         """Size of the pixels of one item."""
-        return 3 * self.preprocessing.image_size**2
+        return self.num_inputs * 3 * self.preprocessing.image_size**2
 
-    def __getitem__(  # pyrefly: ignore[bad-override-param-name]
-        self, key: Key
-    ) -> tuple[torch.Tensor, int, int]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
         """Return (uint8 (3, S, S), target, index); the target of an unlabelled image is -1."""
-        index = key[1]
-        image = reencode(self.resized(index), self.preprocessing, None)
-        return image, int(self.targets[index]), index
+        return self.inputs(index), int(self.targets[index]), index
+
+    def inputs(self, index: int) -> torch.Tensor:
+        """Return the input of an image, uint8 (3, S, S)."""
+        return reencode(self.resized(index), self.preprocessing)
 
     def resized(self, index: int) -> torch.Tensor:
         """Return an image at the size of the model's input, uint8 (3, S, S)."""
         if self.decoded is not None:
             side = self.preprocessing.image_size
             return self._cached(index, self.decoded).view(3, side, side)
-        return resize(self.decoded_file(index), self.preprocessing)
+        crop = crop_of(self.decoded_file(index), self.preprocessing)
+        return resize(crop, self.preprocessing)
 
     def _cached(self, index: int, cache: PackedImages) -> torch.Tensor:
         """Return a copy of the pixels of an image in a cache, uint8 (3 * S * S); raises UserError.
@@ -79,7 +88,7 @@ class LabelledImages(Dataset):
     def decoded_file(self, index: int) -> torch.Tensor:
         """Return an image as it is in its file, uint8 (3, H, W); raises UserError."""
         try:
-            return decode(self.content(index), self.preprocessing)
+            return decode(self.content(index), self.preprocessing).tensor
         except UnusableImage as error:  # pack has accepted it, so the packed file has changed since
             raise UserError(
                 f"{self.packs[self.sets[index]].folder}: {self.names[index]}: {error}; pack it "
@@ -111,29 +120,29 @@ class ResizedImages(Dataset):
         """Size of the pixels of one item."""
         return self.images.item_bytes
 
-    def __getitem__(  # pyrefly: ignore[bad-override-param-name]
-        self, key: Key
-    ) -> tuple[torch.Tensor, int, int]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
         """Return (uint8 (3, S, S), target, index)."""
-        return self.images.resized(key[1]), int(self.images.targets[key[1]]), key[1]
+        return self.images.resized(index), int(self.images.targets[index]), index
 
 
 def make_loader(
     dataset: LabelledImages | ResizedImages,
-    batches: Sequence[Sequence[Key]],
+    batches: Sequence[list[int]] | Sampler[list[Any]],
     num_workers: int,
     pin: bool,
     largest: int | None = None,
 ) -> DataLoader:
-    """Load the given batches of keys, in their order; largest: of the batches, if they come later.
+    """Load batches of the dataset, in their order, with workers that stay for the next pass.
 
-    The workers stay for the next pass, which loads what the list `batches` contains by then. Raises
-    UserError where the workers have no room to hand over batches.
+    batches: the keys of each batch, or a sampler of such batches. largest: the size of the largest
+    batch, which a sampler need not know yet. Raises UserError where the workers have no room to
+    hand over batches.
     """
-    largest = largest or max(map(len, batches), default=1)
+    if largest is None:
+        largest = max(map(len, batches), default=1)
     return DataLoader(
         dataset,
-        batch_sampler=batches,  # pyrefly: ignore[bad-argument-type]
+        batch_sampler=batches,
         num_workers=num_workers,
         pin_memory=pin,
         prefetch_factor=_batches_ahead(largest * dataset.item_bytes, num_workers),
@@ -146,8 +155,8 @@ def make_loader(
 def silence_lost_connections(_: int) -> None:
     """Keep a worker from printing a traceback where the process that it loads for has ended.
 
-    In a worker, only the thread that hands over tensors reports through sys.excepthook, and the
-    process that takes them tells what has happened.
+    In a worker only the thread that hands over tensors reports through sys.excepthook, and the
+    process that receives them reports what has happened.
     """
     sys.excepthook = lambda *_: None
 
@@ -176,7 +185,7 @@ def _batches_ahead(batch_bytes: int, num_workers: int) -> int | None:
 
 def sequential_batches(
     num_images: int, batch_size: int, rank: int = 0, world_size: int = 1
-) -> list[list[Key]]:
-    """Cut one pass without augmentation into batches; each image goes to exactly one process."""
-    keys: list[Key] = [(0, index) for index in range(rank, num_images, world_size)]
-    return [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
+) -> list[list[int]]:
+    """Cut one pass over the images into batches; each image goes to exactly one process."""
+    mine = list(range(rank, num_images, world_size))
+    return [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]

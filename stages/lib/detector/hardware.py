@@ -52,9 +52,9 @@ class Hardware:
 def set_up_hardware(device: DeviceName, num_threads: int, bf16: bool = False) -> Hardware:
     """Join the process group where torchrun started one, and make results repeatable.
 
-    bf16: train in it where the device computes it itself. Scores are always computed in fp32: those
-    in bf16 are others, and not every machine that judges computes it. Raises UserError where the
-    wanted device is missing.
+    bf16: train in it where the device computes it itself. Scores are always computed in fp32: bf16
+    gives other scores, and not every machine that examines images computes it. Raises UserError
+    where the wanted device is missing.
     """
     # cuBLAS reads this when it is first used; without it, results differ from run to run.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -66,15 +66,15 @@ def set_up_hardware(device: DeviceName, num_threads: int, bf16: bool = False) ->
     name = _find_device(device)
     if name == "cpu":
         keep_freed_memory()
-    place = init_distributed_device_so(name)
-    found = torch.device(place["device"])
-    if found.type == "cuda" and found.index is None:  # some functions of torch.cuda need the number
-        found = torch.device("cuda", torch.cuda.current_device())
+    process = init_distributed_device_so(name)
+    own_device = torch.device(process["device"])
+    if own_device.type == "cuda" and own_device.index is None:  # torch.cuda may need the number
+        own_device = torch.device("cuda", torch.cuda.current_device())
     return Hardware(
-        found,
+        own_device,
         bf16=bf16 and has_native_bf16(name),
-        rank=place["global_rank"],
-        world_size=place["world_size"],
+        rank=process["global_rank"],
+        world_size=process["world_size"],
     )
 
 
@@ -83,16 +83,16 @@ def check_compile(stage: str, mode: CompileMode | None, hardware: Hardware) -> N
     if mode and hardware.device.type == "cpu" and arithmetic_in_use() == "portable":
         raise UserError(
             f"{stage}.compile = {mode} makes code for this CPU alone, and train.arithmetic = "
-            "portable promises the same numbers on all; set train.arithmetic: native"
+            "portable promises the same numbers on all CPUs; set train.arithmetic: native"
         )
 
 
 def keep_freed_memory() -> None:
     """Let glibc keep the memory that a step has freed, for the next step.
 
-    It gives large blocks back to the system at once, so each step on the CPU waits for new pages
-    of zeros. Without that wait training is 1.7 times as fast (RESULTS.md has the figures), and
-    needs an eighth more memory. Other C libraries have no mallopt.
+    By default it gives large blocks back to the system at once, so each step on the CPU waits for
+    new pages of zeros. Without that wait training is 1.7 times as fast, and needs an eighth more
+    memory (`python -m tests.benchmarks.memory`). Other C libraries have no mallopt.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -142,16 +142,20 @@ def _become_torchrun(stage: str, num_processes: int) -> None:
 
 
 def _find_device(wanted: DeviceName) -> str:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if wanted == "auto":
-        return next((name for name in ("cuda", "mps") if there[name]), "cpu")
-    if not there.get(wanted, True):
+        return next(name for name, is_available in available.items() if is_available)
+    if not available[wanted]:
         raise UserError(f"device = '{wanted}' is missing on this machine; set it to auto or cpu")
     return wanted
 
 
 def has_native_bf16(device: str) -> bool:
-    """Say whether the device computes bf16 itself; emulation is many times slower than fp32."""
+    """Return whether the device computes bf16 itself; emulation is many times slower than fp32."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "cpu":

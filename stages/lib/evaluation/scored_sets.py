@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.special import expit
 
 from stages.lib.core.labels import CLASS_NAMES, REAL
-from stages.lib.core.scores import labels_and_scores, scores_of
+from stages.lib.core.scores import read_labels_and_scores, read_set_scores
 
 HELD_OUT = "held_out"
 
@@ -17,7 +17,7 @@ def labelled_scores(split: str) -> pd.DataFrame:
 
     Raises UserError where the scores are not those of the present detector for these images.
     """
-    labels, scores = labels_and_scores(split)
+    labels, scores = read_labels_and_scores(split)
     scored = labels.assign(**{name: scores[name] for name in ("logit", "low", "high")})
     # From the logit, as for any detector: the score of the file may differ in its last digit.
     return scored.assign(score=expit(scores["logit"])).dropna(subset=["target"])
@@ -35,11 +35,11 @@ def labelled_sets(
     reals = sets["val"][sets["val"]["target"] == REAL]
     sets[HELD_OUT] = pd.concat([reals, read(HELD_OUT)], ignore_index=True)
     more = read("evaluation")
-    sets |= {Path(name).name: part for name, part in more.groupby("set", sort=False)}
+    sets |= {Path(name).stem: part for name, part in more.groupby("set", sort=False)}
     return {k: part for k, part in sets.items() if part["target"].nunique() == len(CLASS_NAMES)}
 
 
 def perturbed_scores(val: pd.DataFrame) -> pd.DataFrame:
     """Return the scores of perturbed images with the target and the group of each image."""
-    scores = scores_of("robustness")
+    scores = read_set_scores("robustness")
     return scores.merge(val[["img_name", "target", "group"]], on="img_name", validate="many_to_one")

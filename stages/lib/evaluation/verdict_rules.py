@@ -72,7 +72,7 @@ class Rules(FrozenModel):
     """verdict_rules.json: what is needed beside a detector to turn its scores into verdicts."""
 
     weights_sha256: str  # of the detector that the rules belong to
-    views: list[str]  # of stages/lib/detector/views.py, whose mean is the score
+    views: list[str]  # of stages/lib/detector/inference.py, whose mean is the score
     thresholds: Thresholds
     stability: bool  # whether a verdict has to stand slightly changed views
     trained_on: TrainingSummary

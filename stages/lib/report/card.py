@@ -102,7 +102,7 @@ def cross_of(cross: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
 def limits_of_data(data: dict[str, Any]) -> list[str]:
     """Return the shortcuts of the data set that a detector may have learnt."""
     limits = []
-    for name, found in data["splits"].items():
+    for name, found in data["sets"].items():
         worst = found["shortcuts"].get("worst")
         if worst and found["shortcuts"][worst] > data["shortcut_auc"] and name != "calibration":
             limits.append(
@@ -127,7 +127,7 @@ def seen_in_training(data: dict[str, Any]) -> dict[str, int]:
 
     data: what metrics/data.json says.
     """
-    shared = data["duplicates"]["groups_across_splits"]
+    shared = data["duplicates"]["groups_across_sets"]
     pairs = {pair.partition("/"): count for pair, count in shared.items() if count}
     return {name: count for (first, _, name), count in pairs.items() if first == "train"}
 

@@ -7,7 +7,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.lib.report.forensics import FORENSIC_VIEWS, middle_of, white_level
+from stages.lib.images.decoding import middle_of
+from stages.lib.report.forensics import FORENSIC_VIEWS, white_level
 from stages.lib.report.html import as_png
 
 TITLE = {"fontsize": 7, "y": 1.0, "parse_math": False}  # a name of a family may have dollars

@@ -79,7 +79,7 @@ class KnownImages:
     def _sets_of(self, row: Row) -> set[str]:
         """Return the sets that a row may mean: an evaluation set has a short name too."""
         meant = row.set.replace("\\", "/")
-        return self.sets & {meant, f"sets/{meant}"}
+        return self.sets & {meant, f"{meant}.set"}
 
 
 def _normal(name: str) -> str:

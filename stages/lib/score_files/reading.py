@@ -4,12 +4,11 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
 from stages.lib.core.errors import UserError, did_you_mean, short
-from stages.lib.data.csv_rows import read_rows
+from stages.lib.data.csv_rows import Rows, read_csv, refuse_twice
 
 NAME_COLUMNS = ("img_name", "name", "path", "file", "filename", "image")
 SCORE_COLUMNS = ("logit", "score", "prediction", "probability", "p_fake", "fake")
@@ -66,16 +65,12 @@ def read_score_file(request: Request) -> ScoreFile:
     path = request.path
     try:
         content = path.read_bytes()  # once, and as a whole: it may be a pipe
-        lines = StringIO(content.decode("utf-8-sig"), newline="")
-    except UnicodeDecodeError:
-        raise UserError(f"{shown(path)}: not UTF-8; save it as CSV in UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{shown(path)}: {short(reason)}; name a CSV file with scores") from None
-    table = read_rows(lines, shown(path))
-    _, header = next(table, (1, []))
+    header, table = read_csv(content, shown(path))
     columns, scale = _find_columns(header, request)
-    rows = list(_rows(table, header, columns, scale, request))
+    rows = list(_rows(table, columns, scale, request))
     if not rows:
         raise UserError(f"{shown(path)}: has no row; write one row per image under the header")
     return ScoreFile(request, columns, scale, hashlib.sha256(content).hexdigest(), rows)
@@ -88,8 +83,7 @@ def _find_columns(header: list[str], request: Request) -> tuple[tuple[str, str],
         if header.count(column) != 1:
             raise UserError(f"{file}: needs one column {column}, has {header.count(column)}; write "
                             "it with `python -m stages.tools.score`")  # fmt: skip
-    if header.count(SET_COLUMN) > 1:
-        raise UserError(f"{file}: the column {SET_COLUMN} is there twice; remove one")
+    refuse_twice(header, [SET_COLUMN], file)
     name = _find(header, request.name_column, NAME_COLUMNS, "--name-column", file)
     score = _find(header, request.score_column, SCORE_COLUMNS, "--score-column", file)
     if name == score:
@@ -124,26 +118,21 @@ def _find(
     )
 
 
-def _rows(
-    table: Iterator[tuple[int, list[str]]], header: list[str], columns: tuple[str, str], scale: str,
-    request: Request,
-) -> Iterator[Row]:  # fmt: skip
+def _rows(table: Rows, columns: tuple[str, str], scale: str, request: Request) -> Iterator[Row]:
     """Yield the rows of a file."""
-    of_name, of_score = (header.index(column) for column in columns)
-    of_set = header.index(SET_COLUMN) if SET_COLUMN in header else None
-    of_more = [header.index(column) for column in request.more]
+    name_column, score_column = columns
     for line, cells in table:
         at = f"{shown(request.path)}:{line}"
-        name = cells[of_name]
+        name = cells[name_column]
         if not name:
-            raise UserError(f"{at}: the cell {short(columns[0])} is empty; name an image")
-        value = _number(cells[of_score], scale, f"{at}: {short(columns[1])}")
+            raise UserError(f"{at}: the cell {short(name_column)} is empty; name an image")
+        value = _number(cells[score_column], scale, f"{at}: {short(score_column)}")
         value = _logit(value) if scale == "probability" else value
         yield Row(
             line, name,
-            set=cells[of_set] if of_set is not None else "",
+            set=cells.get(SET_COLUMN, ""),
             value=value if request.higher == "fake" else -value,
-            more=tuple(cells[place] for place in of_more),
+            more=tuple(cells[column] for column in request.more),
         )  # fmt: skip
 
 

@@ -5,15 +5,15 @@ that has seen them does not rely on traces that one more compression removes. At
 them change one image; more do not help (arXiv 2506.11490).
 """
 
-from typing import Annotated, Self
+from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from stages.lib.core.params import StageParams
+from stages.lib.core.params import Range, Share, StageParams
 from stages.lib.detector.pixel_operations import (
     PixelOperation,
     blur,
@@ -24,28 +24,21 @@ from stages.lib.detector.pixel_operations import (
     webp,
 )
 
-Probability = Annotated[float, Field(ge=0, le=1)]
 INTERPOLATIONS = [InterpolationMode.NEAREST, InterpolationMode.BILINEAR, InterpolationMode.BICUBIC]
 
 
 class Degradation(StageParams):
     """How often a degradation happens, and the range from which its level is drawn evenly."""
 
-    probability: Probability
-    range: Annotated[list[float], Field(min_length=2, max_length=2)]
-
-    @model_validator(mode="after")
-    def _check_order(self) -> Self:
-        if self.range[0] > self.range[1]:
-            raise ValueError("give the lowest level first")
-        return self
+    probability: Share
+    range: Range[float]
 
 
 class Augmentation(StageParams):
     """Section `train.augmentation`: params.yaml says what the level of each degradation is."""
 
-    horizontal_flip: Probability
-    vertical_flip: Probability
+    horizontal_flip: Share
+    vertical_flip: Share
     max_ops: Annotated[int, Field(ge=0)]
     jpeg: Degradation
     webp: Degradation
@@ -65,10 +58,13 @@ class Augmentation(StageParams):
         if random.random() < self.vertical_flip:
             image = tv.vertical_flip(image)
         degradations: dict[str, Degradation] = {name: getattr(self, name) for name in OPERATIONS}
-        chosen = [name for name, one in degradations.items() if random.random() < one.probability]
+        chosen = []
+        for name, degradation in degradations.items():
+            if random.random() < degradation.probability:
+                chosen.append(name)
         for name in random.permutation(chosen)[: self.max_ops]:
-            low, high = degradations[name].range
-            level = random.uniform(low, high)
+            lowest, highest = degradations[name].range
+            level = random.uniform(lowest, highest)
             image = OPERATIONS[name](image, level, random)
         return image
 
@@ -91,16 +87,19 @@ def colour(image: torch.Tensor, strength: float, random: np.random.Generator) ->
 def crop(image: torch.Tensor, share: float, random: np.random.Generator) -> torch.Tensor:
     """Keep a random square with this share of both sides, enlarged to the whole."""
     height, width = image.shape[1:]
-    size = max(1, round(height * share)), max(1, round(width * share))
-    top, left = random.integers(height - size[0] + 1), random.integers(width - size[1] + 1)
-    return tv.resized_crop(image, int(top), int(left), *size, [height, width], antialias=True)
+    kept_height, kept_width = max(1, round(height * share)), max(1, round(width * share))
+    top = int(random.integers(height - kept_height + 1))
+    left = int(random.integers(width - kept_width + 1))
+    return tv.resized_crop(
+        image, top, left, kept_height, kept_width, [height, width], antialias=True
+    )
 
 
 def shift(image: torch.Tensor, share: float, random: np.random.Generator) -> torch.Tensor:
     """Move by at most this share of the side in a random direction; the border is repeated."""
     side = image.shape[-1]
     reach = round(share * side)
-    x, y = (int(one) for one in random.integers(-reach, reach + 1, 2))
+    x, y = random.integers(-reach, reach + 1, 2).tolist()
     padded = tv.pad(image, [reach] * 4, padding_mode="edge")
     return tv.crop(padded, reach + y, reach + x, *image.shape[1:])
 
@@ -109,10 +108,11 @@ def erase(image: torch.Tensor, share: float, random: np.random.Generator) -> tor
     """Cover a random rectangle of this share of the area with its mean colour (Zhong 2020)."""
     height, width = image.shape[1:]
     aspect = float(np.exp(random.uniform(-0.7, 0.7)))
-    size = [min(height, max(1, round(height * (share * aspect) ** 0.5))),
-            min(width, max(1, round(width * (share / aspect) ** 0.5)))]  # fmt: skip
-    top, left = random.integers(height - size[0] + 1), random.integers(width - size[1] + 1)
-    place = (slice(None), slice(top, top + size[0]), slice(left, left + size[1]))
+    covered_height = min(height, max(1, round(height * (share * aspect) ** 0.5)))
+    covered_width = min(width, max(1, round(width * (share / aspect) ** 0.5)))
+    top = random.integers(height - covered_height + 1)
+    left = random.integers(width - covered_width + 1)
+    place = (slice(None), slice(top, top + covered_height), slice(left, left + covered_width))
     erased = image.clone()
     erased[place] = image[place].float().mean(dim=(1, 2), keepdim=True).round().byte()
     return erased

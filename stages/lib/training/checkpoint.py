@@ -1,9 +1,9 @@
 """Checkpoints: a training that was killed goes on where it was, and ends with the same weights.
 
-A checkpoint is one file in the main workspace, outside the outputs, which DVC removes before a
-stage. Its name is the digest of everything that decides the weights, so that a checkpoint of
-another training is never taken up. It begins with the digest of the rest, because torch.load takes
-a file with changed bits.
+A checkpoint is one file in the main workspace, outside of the outputs, which DVC removes before a
+stage. Its name is a digest of everything that decides the weights, so no training goes on from the
+checkpoint of another one. It begins with the digest of the rest, because torch.load accepts a file
+with changed bits.
 """
 
 import hashlib
@@ -15,7 +15,6 @@ from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 import torch.distributed as dist
@@ -32,16 +31,9 @@ from stages.lib.training.params import TrainParams
 FOLDER = Path(".dvc/tmp/checkpoints")
 KEPT = 4  # files; the oldest ones go first
 STAGES = Path(__file__).parents[2]
-CODE = (
-    "lib/core",
-    "lib/images",
-    "lib/detector",
-    "lib/training",
-    "train.py",
-)  # what decides the weights
+# What decides the weights.
+CODE = ("lib/core", "lib/images", "lib/detector", "lib/training", "train.py")
 DIGEST_BYTES = 32  # of the SHA-256 that a file begins with
-KEPT_KEYS = {"finished", "run_id", "accumulate", "epochs", "best", "history", "last", "own"}
-UNFINISHED_KEYS = {"model", "optimizer"}
 NO_EFFECT = {"num_workers", "decoded_gb", "checkpoint_minutes", "device"}  # on the weights
 State = dict[str, Any]  # of tensors, numbers, strings, lists and dicts
 
@@ -67,73 +59,87 @@ def _python_files(place: Path) -> list[Path]:
 
 
 class Checkpoints:
-    """Keeps what one training has reached. All its processes call each method together."""
+    """Keeps what one training has reached. All its processes call each method together.
+
+    A state is a dict of the parts of a training, each as its `state_dict` returns it, and
+    `is_finished`, which says whether the training has ended. A state of a process is what it alone
+    has; in `loaded` its name is `process`.
+    """
 
     def __init__(self, digest: str, minutes: float, hardware: Hardware) -> None:
         """minutes: between two checkpoints within an epoch; 0: no checkpoints at all."""
         self.path = main_workspace() / FOLDER / f"{digest[:32]}.pt"
         self.minutes, self.hardware = minutes, hardware
         self.group: Any = dist.new_group(backend="gloo") if hardware.world_size > 1 else None
-        self.last = time.monotonic()
-        self.found = self._load()
+        self.last_time = time.monotonic()
+        self.loaded = self._load()
 
     def _load(self) -> State | None:
-        """Return what `save` has kept, with the part of this process as `own`, or None."""
-        found = [self._read() if self.hardware.rank == 0 and self.minutes else None]
+        """Return what `save` has kept, the part of this process as `process`, or None."""
+        states = [self._read() if self.hardware.rank == 0 and self.minutes else None]
         if self.group:
-            dist.broadcast_object_list(found, group=self.group)
-        state = found[0]
-        return None if state is None else state | {"own": state["own"][self.hardware.rank]}
+            dist.broadcast_object_list(states, group=self.group)
+        if states[0] is None:
+            return None
+        state, processes = states[0]
+        return state | {"process": processes[self.hardware.rank]}
 
-    def _read(self) -> State | None:
+    def _read(self) -> tuple[State, list[State]] | None:
+        """Return what all processes share and what each one has, or None."""
         try:
             with self.path.open("rb") as file:
-                state = _content(file)
+                state, processes = _content(file)
         except FileNotFoundError:
             return None
         except Exception as error:  # whatever reading a damaged file raises
             print(f"WARNING: {self.path} is damaged ({short(error)}); training begins with epoch 1")
             return None
-        return None if state["finished"] and not _result_is_missing() else state
+        if state["is_finished"] and not _result_is_missing():
+            return None
+        return state, processes
 
     def save_if_due(self, make_state: Callable[[], tuple[State, State]]) -> None:
         """Save where enough time has passed since the last checkpoint."""
         if not self.minutes:
             return
-        due = torch.tensor(time.monotonic() - self.last >= 60 * self.minutes)
+        is_due = torch.tensor(time.monotonic() - self.last_time >= 60 * self.minutes)
         if self.group:
-            dist.broadcast(due, 0, self.group)
-        if due:
+            dist.broadcast(is_due, 0, self.group)
+        if is_due:
             self.save(*make_state())
 
-    def save(self, shared: State, own: State) -> None:
-        """Keep the state that all processes share, and that of each one; whole or not at all.
+    def save(self, state: State, process: State) -> None:
+        """Keep the state that all processes share, and that of each process; whole or not at all.
 
-        Where it cannot be written, a line says so and the training goes on.
+        Where it cannot be written, a line says so and the training goes on. Where the training has
+        diverged, the last good checkpoint stays.
         """
-        self.last = time.monotonic()
+        self.last_time = time.monotonic()
         if not self.minutes:
             return
-        owns: list[State] = [own] * self.hardware.world_size
+        processes: list[State] = [process] * self.hardware.world_size
         if self.group:
-            first = self.hardware.rank == 0
-            dist.gather_object(own, owns if first else None, group=self.group)
-        diverged = not all(np.isfinite(one.get("loss_sum", 0.0)) for one in owns)
-        if self.hardware.rank == 0 and not diverged:  # the last good one stays
+            is_first = self.hardware.rank == 0
+            dist.gather_object(process, processes if is_first else None, group=self.group)
+        losses = torch.stack([one.get("loss_sum", torch.zeros(())) for one in processes])
+        if self.hardware.rank == 0 and torch.isfinite(losses).all():
             with stop.after_write():
                 try:
-                    self._write(shared | {"own": owns})
+                    self._write((state, processes))
                 except (OSError, RuntimeError) as error:  # RuntimeError: the disk is full
-                    print(f"WARNING: no checkpoint in {self.path.parent} ({short(error)}); the "
-                          "training goes on", flush=True)  # fmt: skip
+                    print(
+                        f"WARNING: no checkpoint in {self.path.parent} ({short(error)}); the "
+                        "training goes on",
+                        flush=True,
+                    )
 
-    def _write(self, state: State) -> None:
+    def _write(self, content: tuple[State, list[State]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         try:
             with partial.open("w+b") as file:
                 file.write(bytes(DIGEST_BYTES))  # room for the digest
-                torch.save(state, file)
+                torch.save(content, file)
                 digest = _digest_of_rest(file)
                 file.seek(0)
                 file.write(digest)
@@ -147,16 +153,12 @@ class Checkpoints:
             file.unlink(missing_ok=True)
 
 
-def _content(file: BufferedReader | BufferedRandom) -> State:
-    """Return the state in an open checkpoint; raises ValueError where it is not what was saved."""
+def _content(file: BufferedReader | BufferedRandom) -> tuple[State, list[State]]:
+    """Return what is in an open checkpoint; raises ValueError where it is not what was saved."""
     if file.read(DIGEST_BYTES) != _digest_of_rest(file):
         raise ValueError("other bytes than were written")
     file.seek(DIGEST_BYTES)
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    needed = KEPT_KEYS if state.get("finished") else KEPT_KEYS | UNFINISHED_KEYS
-    if missing := needed - state.keys():
-        raise ValueError(f"without {', '.join(sorted(missing))}")
-    return state
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _digest_of_rest(file: BufferedReader | BufferedRandom) -> bytes:
@@ -181,9 +183,7 @@ def _result_is_missing() -> bool:
     if entry is None:
         return True
     digests = {dep["path"]: dep["md5"] for dep in entry["deps"]}
-    same_labels = all(
-        digests.get(path.as_posix()) == hashlib.md5(path.read_bytes()).hexdigest()
-        for path in (paths.LABELS / "train.csv", paths.LABELS / "val.csv")
-    )
-    params = read_yaml(paths.PARAMS)["train"]
-    return not (same_labels and entry["params"][str(paths.PARAMS)]["train"] == params)
+    for path in (paths.LABELS / "train.csv", paths.LABELS / "val.csv"):
+        if digests.get(path.as_posix()) != hashlib.md5(path.read_bytes()).hexdigest():
+            return True
+    return entry["params"][str(paths.PARAMS)]["train"] != read_yaml(paths.PARAMS)["train"]

@@ -1,7 +1,7 @@
 """A cache of decoded images on disk, for the epochs and experiments to come.
 
 A cache is a folder of memory-mapped Arrow files that stages/lib/images/packed_images.py reads.
-Image i is the uint8 (3, S, S) bytes of image i of the table, decoded and resized, and their
+Entry i has the uint8 (3, S, S) bytes of image i of the table, decoded and resized, and their
 checksum. Everything random comes later, so training with a cache gives the same weights as without.
 Processes share the pages of the files, and the operating system keeps in memory what fits there.
 """
@@ -26,8 +26,7 @@ from stages.lib.detector.dataset import (
     sealed,
     sequential_batches,
 )
-from stages.lib.images import decoding as decoding
-from stages.lib.images import faces
+from stages.lib.images import decoding, faces
 from stages.lib.images.packed_images import IMAGE_SCHEMA, PackedImages, image_batch
 from stages.lib.progress import progress_bar
 
@@ -69,7 +68,7 @@ def _num_bytes(images: LabelledImages) -> int:
 
 def _digest(images: LabelledImages) -> str:
     """Return a digest of what decides the decoded images: which ones, how, and by which code."""
-    how = images.preprocessing.model_dump(exclude={"mean", "std", "reencode", "residuals"})
+    how = images.preprocessing.model_dump(exclude={"mean", "std", "reencode"})
     modules = (decoding, dataset, faces, preprocessing)
     code = sha256_of(*(Path(str(module.__file__)) for module in modules), Path(__file__))
     versions = [decoding.decoders(), *(version(name) for name in DECODED_WITH)]

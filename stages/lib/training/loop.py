@@ -17,17 +17,16 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.labels import CLASS_NAMES
 from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
 from stages.lib.detector.hardware import Hardware
+from stages.lib.detector.inference import gather_logits
 from stages.lib.detector.model import Detector, fake_logit
-from stages.lib.detector.scoring import gather_logits
-from stages.lib.training.batches import Key, training_batches
-from stages.lib.training.checkpoint import State
+from stages.lib.training.batches import TrainingSampler
 from stages.lib.training.optimization import (
     make_mixup,
     make_optimizer,
     make_schedule,
     set_trainable,
 )
-from stages.lib.training.params import Trainable, TrainParams
+from stages.lib.training.params import TrainParams
 from stages.lib.training.speed import Batch, Clock, timed
 
 STEPS_BETWEEN_CHECKS = 50  # of the losses, each of which waits for the device
@@ -41,40 +40,33 @@ class TrainingLoop:
     ) -> None:
         self.params, self.images, self.hardware = params, images, hardware
         self.detector = detector
-        if hardware.world_size > 1 and hardware.device.type == "cuda":
+        is_cuda = hardware.device.type == "cuda"
+        if hardware.world_size > 1 and is_cuda:
             detector.model = convert_sync_batchnorm(detector.model)
         self.steps_per_epoch = len(images) // params.batch_size
-        self.batches: list[list[Key]] = []  # of the current epoch
         self.done = 0  # micro-batches of the current epoch
         self.loss_sum = torch.zeros((), device=hardware.device)  # of those
         self.first_bad = torch.full((), -1, device=hardware.device)  # of those, not a finite loss
-        pin = hardware.device.type == "cuda"
+        self.sampler = TrainingSampler(params, images.targets, hardware)
         size = params.micro_batch_size(hardware.world_size)
-        self.loader = make_loader(images, self.batches, params.num_workers, pin, largest=size)
+        self.loader = make_loader(images, self.sampler, params.num_workers, is_cuda, largest=size)
+        set_trainable(detector.model, params.trainable)
         self.optimizer = make_optimizer(params, detector.model)
         self.schedule = make_schedule(params, self.optimizer, self.steps_per_epoch)
-        self._let_learn("head" if params.frozen_epochs else params.trainable)
+        self.parallel: DistributedDataParallel | None = None
+        if hardware.world_size > 1:
+            self.parallel = DistributedDataParallel(detector.model)
+        network = self.parallel or detector.model
+        self.network = torch.compile(network, mode=params.compile) if params.compile else network
         self.class_weights = self._class_weights().to(hardware.device)
         self.mix = make_mixup(params)
-        self.ema = (
-            ModelEmaV3(detector, decay=params.ema_decay, use_warmup=True)
-            if params.ema_decay
-            else None
-        )
-
-    def _let_learn(self, which: Trainable) -> None:
-        """Set which parameters learn; processes and the compiler must know before the next step."""
-        set_trainable(self.detector.model, which)
-        self.parallel: DistributedDataParallel | None = None
-        if self.hardware.world_size > 1:
-            self.parallel = DistributedDataParallel(self.detector.model)
-        network = self.parallel or self.detector.model
-        mode = self.params.compile
-        self.network = torch.compile(network, mode=mode) if mode else network
+        self.ema: ModelEmaV3 | None = None
+        if params.ema_decay:
+            self.ema = ModelEmaV3(detector, decay=params.ema_decay, use_warmup=True)
 
     @property
     def evaluated_detector(self) -> Detector:
-        """The detector that validation judges and that is kept: the EMA where there is one."""
+        """The detector that is validated and kept: the moving average where there is one."""
         return self.ema.module if self.ema else self.detector
 
     def _class_weights(self) -> torch.Tensor:
@@ -88,10 +80,7 @@ class TrainingLoop:
         self, epoch: int, after_step: Callable[[], None] | None = None
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Train on every image once; return ({lr, train_loss}, speed)."""
-        if epoch and epoch == self.params.frozen_epochs:
-            self._let_learn(self.params.trainable)
-        batches = training_batches(self.params, self.images.targets, epoch, self.hardware)
-        self.batches[:] = batches[self.done :]
+        self.sampler.set_epoch(epoch, skip=self.done)
         return self.train_on(self.loader, epoch, after_step)
 
     def train_on(
@@ -114,12 +103,10 @@ class TrainingLoop:
         updates += self.done // params.num_micro_batches
         self.schedule.step_update(updates)
         for images, targets in timed(batches, clock, f"epoch {epoch + 1}"):
-            last_of_step = (self.done + 1) % params.num_micro_batches == 0
-            self.loss_sum += self._forward_backward(
-                images, targets, (epoch, self.done), last_of_step
-            )
+            is_last_of_step = (self.done + 1) % params.num_micro_batches == 0
+            self.loss_sum += self._forward_backward(images, targets, epoch, is_last_of_step)
             self.done += 1
-            if last_of_step:
+            if is_last_of_step:
                 updates += 1
                 self._update(updates)
                 if updates % STEPS_BETWEEN_CHECKS == 0:
@@ -141,7 +128,7 @@ class TrainingLoop:
         return {"lr": lr, "train_loss": mean_loss}, speed
 
     def _forward_backward(
-        self, images: torch.Tensor, targets: torch.Tensor, key: tuple[int, int], synchronise: bool
+        self, images: torch.Tensor, targets: torch.Tensor, epoch: int, is_last_of_step: bool
     ) -> torch.Tensor:
         """Add the gradient of one micro-batch; return its mean loss, detached, on the device."""
         params, device = self.params, self.hardware.device
@@ -151,71 +138,83 @@ class TrainingLoop:
             images = images.contiguous(memory_format=torch.channels_last)
         if self.mix:
             # Mixup of timm draws from the global generator of NumPy: set by seed, epoch and batch.
-            np.random.seed(np.random.SeedSequence([params.seed, *key]).generate_state(1))
+            seed = np.random.SeedSequence([params.seed, epoch, self.done]).generate_state(1)
+            np.random.seed(seed)
             images, targets = self.mix(images, targets)
         if self.parallel:  # processes exchange gradients once a step, after its last micro-batch
-            self.parallel.require_backward_grad_sync = synchronise
+            self.parallel.require_backward_grad_sync = is_last_of_step
         with self.hardware.autocast():
             outputs = self.network(images)
         smoothing = 0.0 if self.mix else params.label_smoothing
         losses = F.cross_entropy(
-            outputs.float(), targets, self.class_weights,
-            label_smoothing=smoothing, reduction="none",
-        )  # fmt: skip
+            outputs.float(),
+            targets,
+            self.class_weights,
+            label_smoothing=smoothing,
+            reduction="none",
+        )
         loss = losses.mean()
         is_first_bad = ~torch.isfinite(loss) & (self.first_bad < 0)
         self.first_bad = torch.where(is_first_bad, self.done, self.first_bad)
         (loss / params.num_micro_batches).backward()
         return loss.detach()
 
-    def state(self) -> tuple[State, State]:
-        """Return what a checkpoint needs: what all processes share, and what is of this one."""
-        shared = {
+    def state_dict(self) -> dict[str, Any]:
+        """Return what all processes share, after any step."""
+        state = {
             "model": self.detector.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        own = {
+        if self.ema:
+            state["ema"] = self.ema.module.model.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what state_dict has returned; load_process_state_dict must come next."""
+        self.detector.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.module.model.load_state_dict(state["ema"])
+
+    def process_state_dict(self) -> dict[str, Any]:
+        """Return what only this process has, after any step."""
+        state = {
             "done": self.done,
             "loss_sum": self.loss_sum.cpu(),
             "random": torch.get_rng_state(),
             # Batch statistics: on the CPU each process has its own until the end of the epoch.
             "buffers": _buffers(self.detector),
         }
+        if self.ema:
+            state["ema_buffers"] = _buffers(self.ema.module)
         if self.hardware.device.type == "cuda":
-            own["cuda"] = torch.cuda.get_rng_state(self.hardware.device)
-        if self.ema:
-            shared["ema"] = self.ema.module.model.state_dict()
-            own["ema_buffers"] = _buffers(self.ema.module)
-        return shared, own
+            state["cuda_random"] = torch.cuda.get_rng_state(self.hardware.device)
+        return state
 
-    def resume(self, epoch: int, shared: State, own: State) -> None:
-        """Go on from what `state` returned within this epoch or at its beginning."""
-        if epoch > self.params.frozen_epochs > 0:
-            self._let_learn(self.params.trainable)
-        self.detector.model.load_state_dict(shared["model"] | own["buffers"])
-        self.optimizer.load_state_dict(shared["optimizer"])
+    def load_process_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what process_state_dict has returned in this process."""
+        self.done = state["done"]
+        self.loss_sum.copy_(state["loss_sum"])
+        torch.set_rng_state(state["random"])
+        self.detector.model.load_state_dict(state["buffers"], strict=False)
         if self.ema:
-            self.ema.module.model.load_state_dict(shared["ema"] | own["ema_buffers"])
-        self.done = own["done"]
-        self.loss_sum += own["loss_sum"].to(self.loss_sum.device)
-        torch.set_rng_state(own["random"])
-        if "cuda" in own:
-            torch.cuda.set_rng_state(own["cuda"], self.hardware.device)
+            self.ema.module.model.load_state_dict(state["ema_buffers"], strict=False)
+        if self.hardware.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_random"], self.hardware.device)
 
     def _check_losses(self, epoch: int) -> None:
         """Raise UserError where a loss was not finite; the last checkpoint stays."""
         number = int(self.first_bad)
         if number < 0:
             return
-        micro = self.params.num_micro_batches
-        # Counted from the end: after a resumption the list lacks the first batches of the epoch.
-        keys = self.batches[number - self.steps_per_epoch * micro] if self.batches else []
-        names = ", ".join(str(self.images.names[index]) for _, index, _ in keys[:3])
+        step = number // self.params.num_micro_batches + 1
+        batch = self.sampler.batches[number] if self.sampler.batches else []
+        names = ", ".join(str(self.images.names[draw.index]) for draw in batch[:3])
         lr = self.optimizer.param_groups[0]["lr"]
         raise UserError(
-            f"training diverged in epoch {epoch + 1}, step {number // micro + 1}, at a learning "
-            f"rate of about {lr:.2e}: the loss is not a finite number; images of that step: "
-            f"{names} and {len(keys[3:])} more; lower train.lr, or set train.clip_grad"
+            f"training diverged in epoch {epoch + 1}, step {step}, at a learning rate of about "
+            f"{lr:.2e}: the loss is not a finite number; images of that step: {names} and "
+            f"{len(batch[3:])} more; lower train.lr, or set train.clip_grad"
         )
 
     def _update(self, updates: int) -> None:
@@ -228,18 +227,18 @@ class TrainingLoop:
             self.ema.update(self.detector, updates)  # without the number it would not warm up
 
 
-def _buffers(detector: Detector) -> State:
-    """Return the entries of a state that are no parameters, on the CPU."""
-    learnt = {name for name, _ in detector.model.named_parameters()}
+def _buffers(detector: Detector) -> dict[str, torch.Tensor]:
+    """Return the entries of the network's state_dict that are no parameters, on the CPU."""
+    parameters = dict(detector.model.named_parameters())
     state = detector.model.state_dict()
-    return {name: value.cpu() for name, value in state.items() if name not in learnt}
+    return {name: value.cpu() for name, value in state.items() if name not in parameters}
 
 
 def validation_loader(
     images: LabelledImages, params: TrainParams, hardware: Hardware
 ) -> DataLoader:
     """Return a loader of the images that this process validates; each image is loaded once."""
-    size = params.micro_batch_size(hardware.world_size)  # which is known to fit
+    size = params.micro_batch_size(hardware.world_size)  # which fits into memory
     batches = sequential_batches(len(images), size, hardware.rank, hardware.world_size)
     return make_loader(images, batches, params.num_workers, pin=hardware.device.type == "cuda")
 
@@ -248,7 +247,7 @@ def validate(detector: Detector, loader: DataLoader, hardware: Hardware) -> dict
     """Return AUC, accuracy at 0.5 and loss on the images of validation_loader, in every process."""
     detector.eval()
     logits = gather_logits(
-        lambda inputs: fake_logit(detector(inputs))[:, None], loader, hardware, "validate"
+        lambda inputs: fake_logit(detector(inputs)), loader, hardware, "validate"
     )[:, 0]
     images: Any = loader.dataset
     targets = images.targets

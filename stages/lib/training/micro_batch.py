@@ -24,15 +24,19 @@ def find_accumulate(
     parts of it. Raises UserError where not even the smallest part fits.
     """
     share = params.batch_size // hardware.world_size
-    step = 2 if params.mixup or params.cutmix else 1  # they need an even number of images
+    step = 2 if params.mixes_images else 1  # that needs an even number of images
+    sizes = [size for size in range(share, 0, -step) if share % size == 0]
     alone = replace(hardware, rank=0, world_size=1)
     problem = None
-    for size in (size for size in range(share, 0, -step) if share % size == 0):
-        accumulate = min(
-            2, share // size
-        )  # the second one needs memory beside the gradients of the first
-        changes = {"batch_size": size * accumulate, "accumulate": accumulate, "compile": None,
-                   "num_workers": 0}  # fmt: skip
+    for size in sizes:
+        # A second micro-batch needs memory beside the gradients of the first.
+        accumulate = min(2, share // size)
+        changes = {
+            "batch_size": size * accumulate,
+            "accumulate": accumulate,
+            "compile": None,
+            "num_workers": 0,
+        }
         problem = try_steps(params.model_copy(update=changes), detector, images, alone)
         if hardware.device.type == "cuda":  # the next try needs the memory back
             torch.cuda.empty_cache()
@@ -41,13 +45,13 @@ def find_accumulate(
             break
     else:
         raise UserError(
-            f"train.accumulate = auto: not even {size} of {share} images fit into memory at once; "
-            f"lower train.image_size, or take a smaller train.model ({problem})"
+            f"train.accumulate = auto: not even {sizes[-1]} of {share} images fit into memory at "
+            f"once; lower train.image_size, or take a smaller train.model ({problem})"
         )
-    found = torch.tensor(share // size, device=hardware.device)
+    smallest = torch.tensor(share // size, device=hardware.device)
     if hardware.world_size > 1:
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+        dist.all_reduce(smallest, dist.ReduceOp.MAX)
+    return int(smallest)
 
 
 def try_steps(
@@ -55,8 +59,8 @@ def try_steps(
 ) -> str | None:
     """Take two steps in 90 % of the free memory of a GPU; return what went wrong, or None.
 
-    The second step has the state of the optimizer in memory as well. Libraries have many words for
-    a lack of memory; timm knows them.
+    The second step has the state of the optimizer in memory as well. Each library reports a lack of
+    memory in its own words; timm knows them.
     """
     gpus = [hardware.device] if hardware.device.type == "cuda" else []
     size, side = params.batch_size // params.num_micro_batches, images.preprocessing.image_size

@@ -15,36 +15,38 @@ from stages.lib.training.params import Trainable, TrainParams
 
 def make_optimizer(params: TrainParams, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer; PyTorch's own ones update all tensors in one fused kernel."""
-    # The kernel of SGD fails where some of the momenta begin later than others.
-    fusible = (torch.optim.Adam,) if params.frozen_epochs else (torch.optim.Adam, torch.optim.SGD)
     kind = get_optimizer_class(params.optimizer, bind_defaults=False)
+    is_fusible = issubclass(kind, (torch.optim.Adam, torch.optim.SGD))
     return create_optimizer_v2(
-        model, opt=params.optimizer, lr=params.lr,
-        weight_decay=params.weight_decay, momentum=params.momentum,
+        model,
+        opt=params.optimizer,
+        lr=params.lr,
+        weight_decay=params.weight_decay,
+        momentum=params.momentum,
         layer_decay=params.layer_decay,
-        **({"fused": True} if issubclass(kind, fusible) else {}),
-    )  # fmt: skip
+        **({"fused": True} if is_fusible else {}),
+    )
 
 
 def set_trainable(model: torch.nn.Module, which: Trainable) -> None:
     """Let a timm model learn all parameters, those of the norms and the head, or the head alone."""
-    head: Any = model
-    learning = {id(one) for one in head.get_classifier().parameters()}
+    timm_model: Any = model
+    learning = set(timm_model.get_classifier().parameters())
     if which == "norms":
-        norms = [one for one in model.modules() if "norm" in type(one).__name__.lower()]
-        learning |= {id(one) for norm in norms for one in norm.parameters(recurse=False)}
+        for module in model.modules():
+            if "norm" in type(module).__name__.lower():
+                learning |= set(module.parameters(recurse=False))
     for parameter in model.parameters():
-        parameter.requires_grad_(which == "all" or id(parameter) in learning)
+        parameter.requires_grad_(which == "all" or parameter in learning)
 
 
 def average_states(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Return the mean of the weights of several epochs (Izmailov et al. 2018), in their dtypes."""
-    return {
-        name: torch.stack([state[name].cpu().double() for state in states])
-        .mean(dim=0)
-        .to(tensor.dtype)
-        for name, tensor in states[-1].items()
-    }
+    means = {}
+    for name, tensor in states[-1].items():
+        values = torch.stack([state[name].cpu().double() for state in states])
+        means[name] = values.mean(dim=0).to(tensor.dtype)
+    return means
 
 
 def make_schedule(
@@ -68,9 +70,11 @@ def make_schedule(
 
 def make_mixup(params: TrainParams) -> Mixup | None:
     """Return Mixup (Zhang 2018) or CutMix (Yun 2019) or both, or None where they are off."""
-    if not (params.mixup or params.cutmix):
+    if not params.mixes_images:
         return None
     return Mixup(
-        mixup_alpha=params.mixup, cutmix_alpha=params.cutmix,
-        label_smoothing=params.label_smoothing, num_classes=len(CLASS_NAMES),
-    )  # fmt: skip
+        mixup_alpha=params.mixup,
+        cutmix_alpha=params.cutmix,
+        label_smoothing=params.label_smoothing,
+        num_classes=len(CLASS_NAMES),
+    )

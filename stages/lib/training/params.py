@@ -1,26 +1,35 @@
 """The parameters of training."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
+from timm.optim import list_optimizers
 
 from stages.lib.core.arithmetic import Arithmetic
-from stages.lib.core.params import Processes, Seed, StageParams, Threads, Workers
-from stages.lib.detector.hardware import CompileMode, DeviceName
+from stages.lib.core.errors import did_you_mean
+from stages.lib.core.params import Range, Seed, Share
+from stages.lib.detector.hardware_params import ParallelHardwareParams
 from stages.lib.training.augmentation import Augmentation
 from stages.lib.training.pseudo_fakes import PseudoFakes
 
+
+def _check_optimizer(name: str) -> str:
+    if name not in list_optimizers():
+        raise ValueError(f"not an optimizer of timm{did_you_mean(name, list_optimizers())}")
+    return name
+
+
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+BelowOne = Annotated[Share, Field(lt=1)]
+Factor = Annotated[float, Field(gt=0, le=1)]
 Quality = Annotated[int, Field(ge=1, le=100)]
-
-
+Optimizer = Annotated[str, AfterValidator(_check_optimizer)]
 Trainable = Literal["all", "norms", "head"]
 
 
-class TrainParams(StageParams):
+class TrainParams(ParallelHardwareParams):
     """Section `train`; params.yaml explains each one."""
 
     model: str
@@ -31,51 +40,67 @@ class TrainParams(StageParams):
     interpolation: Literal["bilinear", "bicubic"] | None
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] | None
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] | None
-    reencode: Annotated[list[Quality], Field(min_length=2, max_length=2)] | None
+    reencode: Range[Quality] | None
     face_crop: Annotated[float, Field(ge=0.5, le=10)] | None
     scaled_decoding: bool
-    residuals: Literal["srm"] | None
     decoded_gb: NonNegative
     augmentation: Augmentation
     pseudo_fakes: PseudoFakes
     mixup: NonNegative
     cutmix: NonNegative
-    label_smoothing: Share
+    label_smoothing: BelowOne
     class_balance: Literal["none", "weights", "sampler"]
     epochs: Positive
     early_stopping: Positive | None
     batch_size: Positive
     accumulate: Positive | Literal["auto"]
-    optimizer: str
+    optimizer: Optimizer
     lr: Annotated[float, Field(gt=0)]
-    momentum: Share
+    momentum: BelowOne
     weight_decay: NonNegative
     schedule: Literal["cosine", "step", "constant"]
     warmup_epochs: Count
     min_lr: NonNegative
     decay_epochs: Positive
-    decay_rate: Annotated[float, Field(gt=0, le=1)]
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None
+    decay_rate: Factor
+    layer_decay: Factor | None
     trainable: Trainable
-    frozen_epochs: Count
     average_last: Count
     clip_grad: Annotated[float, Field(gt=0)] | None
-    ema_decay: Share
+    ema_decay: BelowOne
     checkpoint_minutes: NonNegative
     arithmetic: Arithmetic
     channels_last: bool
-    compile: CompileMode | None
-    device: DeviceName
-    num_processes: Processes
-    num_workers: Workers
-    num_threads: Threads
     seed: Seed
+
+    @model_validator(mode="after")
+    def _check_decoding(self) -> Self:
+        if self.face_crop and self.scaled_decoding:
+            raise ValueError(
+                "scaled_decoding = True decodes an image to about train.image_size, and leaves "
+                "too few pixels of a face for train.face_crop; use one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_graphs(self) -> Self:
+        if self.compile == "reduce-overhead" and self.accumulate != 1:
+            raise ValueError(
+                f"accumulate = {self.accumulate}: the CUDA graphs of train.compile = "
+                "reduce-overhead keep no gradient from one micro-batch to the next; set it to 1"
+            )
+        return self
 
     @property
     def num_micro_batches(self) -> int:
         """Micro-batches per optimizer step, once find_accumulate has replaced `auto`."""
         assert self.accumulate != "auto"
         return self.accumulate
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether images are mixed in pairs, so that a micro-batch needs an even number of them."""
+        return bool(self.mixup or self.cutmix)
 
     def micro_batch_size(self, world_size: int) -> int:
         """Return how many images each process computes at a time."""

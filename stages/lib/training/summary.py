@@ -11,20 +11,25 @@ LEAST = 0.5  # share of the images that must have a quality, or a face, to count
 
 def summarise_images(labels: pd.DataFrame, augmentation: Augmentation) -> TrainingSummary:
     """Return the ranges of size, JPEG quality and face; labels: a table of LABEL_TYPES."""
-    side, quality = labels[["width", "height"]].min(axis=1), labels["jpeg_quality"].dropna()
+    side = labels[["width", "height"]].min(axis=1)
+    quality = labels["jpeg_quality"].dropna()
     face = labels["face"][labels["face"] > 0]
-    are_jpegs, have_faces = (len(one) >= LEAST * len(labels) for one in (quality, face))
-    qualities = _range(quality) if are_jpegs else None
-    if qualities and augmentation.jpeg.probability:
-        qualities = min(qualities[0], int(augmentation.jpeg.range[0])), qualities[1]
-    margin = (side[face.index] / face).median() if have_faces else None
-    return TrainingSummary(
+    summary = TrainingSummary(
         num_images=len(labels),
         side=_range(side),
-        jpeg_quality=qualities,
-        face=_range(face) if have_faces else None,
-        face_margin=round(float(margin), 3) if margin else None,
+        jpeg_quality=None,
+        face=None,
+        face_margin=None,
     )
+    if len(quality) >= LEAST * len(labels):
+        lowest, highest = _range(quality)
+        if augmentation.jpeg.probability:
+            lowest = min(lowest, int(augmentation.jpeg.range[0]))
+        summary = summary.model_copy(update={"jpeg_quality": (lowest, highest)})
+    if len(face) >= LEAST * len(labels):
+        margin = round(float((side[face.index] / face).median()), 3)
+        summary = summary.model_copy(update={"face": _range(face), "face_margin": margin})
+    return summary
 
 
 def _range(numbers: pd.Series) -> tuple[int, int]:

@@ -61,7 +61,7 @@ def facts_of(examiner: Examiner) -> DetectorFacts:
         **examiner.digests,
         thresholds=examiner.rules.thresholds,
         face_share=examiner.face_share,
-        device=str(examiner.hardware.device),
+        device=str(examiner.inference.hardware.device),
         arithmetic=examiner.arithmetic,
         quantised=examiner.network.quantised,
         runtime=examiner.network.runtime,
