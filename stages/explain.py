@@ -31,7 +31,7 @@ from stages.lib.detector.preprocessing import decode
 from stages.lib.progress import progress_bar
 from stages.lib.report.heatmap import occlusion_map, rank_correlation
 from stages.lib.report.html import html_image, html_page
-from stages.lib.report.sheets import HOW_TO_READ, Row, draw_sheet
+from stages.lib.report.sheets import HOW_TO_READ, SheetRow, draw_sheet
 from stages.lib.running import run_stage
 
 SHEET_TITLES = {
@@ -96,7 +96,7 @@ def write(
         sheets = {}
         for name, rows in chosen.groupby("sheet", sort=False):
             parts = [
-                Row(title_of(chosen.loc[row]), original(images, row), inputs[row], maps[row])
+                SheetRow(title_of(chosen.loc[row]), original(images, row), inputs[row], maps[row])
                 for row in rows.index
             ]
             sheets[name] = draw_sheet(SHEET_TITLES[name], parts)

@@ -9,7 +9,7 @@ from stages.lib.detector.preprocessing import part_to_input
 from stages.lib.evaluation.verdict_rules import DOUBTS, REASONS, UNSURE, Doubt
 from stages.lib.report.heatmap import STRIDE, WINDOW, occlusion_map
 from stages.lib.report.html import html_image, html_page
-from stages.lib.report.sheets import HOW_TO_READ, Row, draw_sheet
+from stages.lib.report.sheets import HOW_TO_READ, SheetRow, draw_sheet
 from stages.lib.verdict.examiner import Examiner, FaceVerdict
 from stages.lib.verdict.record import Record
 
@@ -34,7 +34,7 @@ def explain_image(examiner: Examiner, record: Record, content: bytes) -> str:
         title = f"face {number}\n{face.verdict}"
         if face.probability is not None:
             title += f", {face.probability:.1%}"
-        rows.append(Row(title, image, seen, heat))
+        rows.append(SheetRow(title, image, seen, heat))
     body = [
         f"<h1>{escape(record.file)}</h1>",
         _verdict(record),
