@@ -244,7 +244,7 @@ def test_any_numbers_in_the_same_order_have_the_same_auc(
 
 def test_platt_scaling_has_the_least_loss_and_comes_from_calibration_alone(place: Path) -> None:
     table = scores().assign(logit=lambda t: 5 * t["logit"] + 30)
-    found = detector(table, scale="any")
+    theirs = detector(table, scale="any")
     of_calibration = table["img_name"].str.startswith("c")
     targets = table["target"][of_calibration].to_numpy()
     values = table["logit"][of_calibration].to_numpy()
@@ -255,10 +255,10 @@ def test_platt_scaling_has_the_least_loss_and_comes_from_calibration_alone(place
         return float(np.sum(np.logaddexp(0, logits) - share * logits))
 
     best = minimize(loss, [0.1, 0.0], tol=1e-12).x
-    assert found.facts["platt"]["slope"] == pytest.approx(best[0], rel=1e-4)
-    assert found.facts["platt"]["offset"] == pytest.approx(best[1] - 30 * best[0], rel=1e-4)
+    assert theirs.facts["platt"]["slope"] == pytest.approx(best[0], rel=1e-4)
+    assert theirs.facts["platt"]["offset"] == pytest.approx(best[1] - 30 * best[0], rel=1e-4)
     others = table["logit"].where(of_calibration, table["logit"] * 2 - 9)
-    assert detector(table.assign(logit=others), scale="any").facts["platt"] == found.facts["platt"]
+    assert detector(table.assign(logit=others), scale="any").facts["platt"] == theirs.facts["platt"]
 
 
 def test_platt_scaling_stays_finite_where_the_values_divide_the_classes() -> None:
@@ -296,9 +296,9 @@ def test_the_size_of_the_numbers_does_not_matter(place: Path, factor: float) -> 
 
 def test_probabilities_of_0_and_1_have_logits_and_stay_as_they_are(place: Path) -> None:
     table = scores().assign(probability=lambda t: (t["logit"] > 0).astype(float))
-    found = detector(table.drop(columns="logit"))
-    assert set(found.sets["val"]["score"]) == {0.0, 1.0}
-    assert np.isfinite(found.sets["val"]["logit"]).all()
+    theirs = detector(table.drop(columns="logit"))
+    assert set(theirs.sets["val"]["score"]) == {0.0, 1.0}
+    assert np.isfinite(theirs.sets["val"]["logit"]).all()
 
 
 def test_logits_that_are_tied_as_probabilities_are_counted(place: Path) -> None:
@@ -328,34 +328,34 @@ def test_missing_scores_are_refused_with_their_number(place: Path) -> None:
 
 def test_missing_scores_are_left_out(place: Path) -> None:
     table = scores()
-    found = detector(table.drop([5, 7, 9, 100]), "leave_out")
+    theirs = detector(table.drop([5, 7, 9, 100]), "leave_out")
     val = table[table["img_name"].str.startswith("v")].drop([5, 7, 9])
-    assert len(found.sets["val"]) == 77 and len(found.calibration) == 59
-    assert auc(found.sets["val"]) == roc_auc_score(val["target"], val["logit"])
-    assert found.facts["coverage"]["val"] == {"num_images": 80, "num_scored": 77}
-    assert found.facts["coverage"]["calibration"] == {"num_images": 60, "num_scored": 59}
+    assert len(theirs.sets["val"]) == 77 and len(theirs.calibration) == 59
+    assert auc(theirs.sets["val"]) == roc_auc_score(val["target"], val["logit"])
+    assert theirs.facts["coverage"]["val"] == {"num_images": 80, "num_scored": 77}
+    assert theirs.facts["coverage"]["calibration"] == {"num_images": 60, "num_scored": 59}
 
 
 def test_missing_scores_are_wrong(place: Path) -> None:
     table = scores()
     gone = [4, 5, 7, 100]  # v4.jpg is real
-    found = detector(table.drop(gone), "wrong")
+    theirs = detector(table.drop(gone), "wrong")
     rest = table.drop(gone)["logit"]
     filled = table.assign(logit=table["logit"].where(~table.index.isin(gone)))
     wrong = np.where(table["target"] == 1, rest.min(), rest.max())
     filled["logit"] = filled["logit"].fillna(pd.Series(wrong))
     val = filled[filled["img_name"].str.startswith("v")]
-    assert found.sets["val"]["logit"].tolist() == val["logit"].tolist()
-    assert auc(found.sets["val"]) < auc(detector(table.drop(gone), "leave_out").sets["val"])
-    assert len(found.calibration) == 59  # no threshold comes from what was not scored
-    assert found.facts["coverage"]["val"]["num_scored"] == 77
+    assert theirs.sets["val"]["logit"].tolist() == val["logit"].tolist()
+    assert auc(theirs.sets["val"]) < auc(detector(table.drop(gone), "leave_out").sets["val"])
+    assert len(theirs.calibration) == 59  # no threshold comes from what was not scored
+    assert theirs.facts["coverage"]["val"]["num_scored"] == 77
 
 
 def test_a_set_without_scores_is_left_out_and_val_must_have_some(place: Path) -> None:
     table = scores()
-    found = detector(table[table["set"] == "val"], "leave_out")
-    assert list(found.sets) == ["val"]
-    assert found.notes == ["Not judged, for lack of scores of both classes: web."]
+    theirs = detector(table[table["set"] == "val"], "leave_out")
+    assert list(theirs.sets) == ["val"]
+    assert theirs.notes == ["Not judged, for lack of scores of both classes: web."]
     only_reals = table[(table["target"] == 0) | ~table["img_name"].str.startswith("v")]
     with pytest.raises(UserError, match="no scores for both classes of val"):
         detector(only_reals, "leave_out")
@@ -395,9 +395,9 @@ def test_an_exact_name_goes_before_the_last_part_of_a_path(place: Path) -> None:
     labels.loc[0, "img_name"] = "inner/v0.jpg"  # its last part is an image of val
     put_labels(labels, Path("data/labels/evaluation.csv"))
     table = scores().replace({"img_name": {"e0.jpg": "inner/v0.jpg"}}).drop(columns="set")
-    found = detector(table)
-    assert found.sets["web"]["logit"].iloc[0] == table["logit"].iloc[140]
-    assert found.sets["val"]["logit"].iloc[0] == table["logit"].iloc[0]
+    theirs = detector(table)
+    assert theirs.sets["web"]["logit"].iloc[0] == table["logit"].iloc[140]
+    assert theirs.sets["val"]["logit"].iloc[0] == table["logit"].iloc[0]
 
 
 def test_the_longest_end_of_a_path_counts(place: Path) -> None:
@@ -429,8 +429,8 @@ def test_other_folders_are_other_images(place: Path) -> None:
     for folder, count in (("", 80), ("/ds/fake/", 80), ("C:\\fake\\", 80), ("/ds/real/", 0)):
         names = np.where(is_val, folder + table["img_name"], table["img_name"])
         if count:
-            found = detector(table.assign(img_name=names).drop(columns="set"))
-            assert found.facts["coverage"]["val"]["num_scored"] == count
+            theirs = detector(table.assign(img_name=names).drop(columns="set"))
+            assert theirs.facts["coverage"]["val"]["num_scored"] == count
         else:
             with pytest.raises(UserError, match="no score for 80 of 80 images of val"):
                 detector(table.assign(img_name=names))
@@ -439,8 +439,8 @@ def test_other_folders_are_other_images(place: Path) -> None:
 def test_sets_have_short_names_and_unknown_ones_are_told(place: Path) -> None:
     table = scores()
     for name in ("web", "sets\\web"):
-        found = detector(table.replace({"set": {"sets/web": name}}))
-        assert found.facts["coverage"]["web"]["num_scored"] == 40
+        theirs = detector(table.replace({"set": {"sets/web": name}}))
+        assert theirs.facts["coverage"]["web"]["num_scored"] == 40
     with pytest.raises(UserError) as caught:
         detector(table.replace({"set": {"sets/web": "Web"}}), "leave_out")
     assert "theirs.csv:142: set = Web: there is no such set; write one of sets/web, " in one_line(
@@ -455,9 +455,9 @@ def test_a_name_of_two_sets_needs_the_column_set(place: Path, other: str) -> Non
     put_labels(labels, Path(f"data/labels/{other}.csv"))
     table = scores()
     table["img_name"] = table["img_name"].str.replace("e", "v" if other == "evaluation" else "e")
-    found = detector(table)
+    theirs = detector(table)
     of_web = table["logit"][table["set"] == "sets/web"].tolist()
-    assert found.sets["web"]["logit"].tolist() == of_web
+    assert theirs.sets["web"]["logit"].tolist() == of_web
     with pytest.raises(UserError) as caught:
         detector(table.drop(columns="set"))
     names = sorted(["val", PACKED.get(other, other)])
@@ -476,12 +476,12 @@ def test_rows_of_other_images_are_counted_and_no_error(place: Path) -> None:
     table = scores()
     names, sets = ["x`1.jpg", "v1.jpg", "t0.jpg", "t1.jpg"], ["", "test", "train", "test"]
     more = pd.DataFrame({"img_name": names, "set": sets, "logit": 0.0})
-    found = detector(pd.concat([table, more]))
-    assert found.notes == [
+    theirs = detector(pd.concat([table, more]))
+    assert theirs.notes == [
         "Rows that name no image of the pipeline: 2, first `x'1.jpg` in line 182."
     ]
-    assert found.facts["num_extra"] == 2
-    assert found.sets["val"]["logit"].tolist() == detector(table).sets["val"]["logit"].tolist()
+    assert theirs.facts["num_extra"] == 2
+    assert theirs.sets["val"]["logit"].tolist() == detector(table).sets["val"]["logit"].tolist()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -535,10 +535,9 @@ def test_columns_are_named_or_found(tmp_path: Path) -> None:
     request = Request(tmp_path / "a.csv", "a", score_column="Fake", scale="probability")
     (row,) = read_score_file(request).rows
     assert (row.line, row.name, row.value) == (2, "b, 1.jpg", pytest.approx(logit(0.25)))
-    found = read_score_file(
-        Request(tmp_path / "a.csv", "a", name_column="Who", score_column="logit")
-    )
-    assert (found.rows[0].name, found.rows[0].value, found.scale) == ("x", 2, "logit")
+    request = Request(tmp_path / "a.csv", "a", name_column="Who", score_column="logit")
+    file = read_score_file(request)
+    assert (file.rows[0].name, file.rows[0].value, file.scale) == ("x", 2, "logit")
     with pytest.raises(UserError, match="no column logits among .*; did you mean logit"):
         read_score_file(Request(tmp_path / "a.csv", "a", score_column="logits"))
 
@@ -600,9 +599,10 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     writer = Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
     writer.start()
-    found = read_score_file(Request(tmp_path / "pipe", "theirs"))
+    file = read_score_file(Request(tmp_path / "pipe", "theirs"))
     writer.join()
-    assert found.sha256 == hashlib.sha256(content).hexdigest() and len(found.rows) == 1
+    assert file.sha256 == hashlib.sha256(content).hexdigest()
+    assert len(file.rows) == 1
 
 
 def test_only_a_folder_of_the_command_is_replaced(place: Path, judge: Judge) -> None:

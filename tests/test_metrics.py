@@ -1,10 +1,9 @@
-"""Metrics against scikit-learn, closed forms and examples worked by hand."""
+"""Metrics against closed forms and examples worked by hand; test_resampling.py has scikit-learn."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from sklearn import metrics as sk
 
 from stages.lib.evaluation.metrics import (
     METRICS,
@@ -36,23 +35,6 @@ def test_an_example_worked_by_hand() -> None:
     assert metrics["accuracy"] == metrics["balanced_accuracy"] == 0.75
     counts = {"true_real": 3, "false_fake": 1, "false_real": 1, "true_fake": 3}
     assert confusion(TARGETS, SCORES, 0.45) == counts
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_scikit_learn_agrees(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    targets = random.integers(0, 2, 500)
-    scores = np.round(1 / (1 + np.exp(-random.normal(targets))), 2)  # with ties
-    metrics = plain_metrics(targets, scores, list(METRICS), threshold=0.6)
-    assert metrics["auc"] == pytest.approx(sk.roc_auc_score(targets, scores))
-    assert metrics["average_precision"] == pytest.approx(
-        sk.average_precision_score(targets, scores)
-    )
-    assert metrics["log_loss"] == pytest.approx(sk.log_loss(targets, scores))
-    assert metrics["brier"] == pytest.approx(sk.brier_score_loss(targets, scores))
-    assert metrics["accuracy"] == pytest.approx(sk.accuracy_score(targets, scores >= 0.6))
-    balanced = sk.balanced_accuracy_score(targets, scores >= 0.6)
-    assert metrics["balanced_accuracy"] == pytest.approx(balanced)
 
 
 def test_a_score_at_the_threshold_is_called_fake() -> None:

@@ -32,9 +32,11 @@ def test_an_image_drawn_twice_counts_as_two() -> None:
     assert metrics == pytest.approx(expected, abs=1e-12)
 
 
-def test_scikit_learns_weights_agree() -> None:
-    targets, scores = draw(400, seed=3)
-    weights = np.random.default_rng(4).random(400)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_scikit_learn_agrees(seed: int, is_weighted: bool) -> None:
+    targets, scores = draw(400, seed)
+    weights = np.random.default_rng(seed).random(400) if is_weighted else np.ones(400)
     ranked = RankedScores(targets, scores, threshold=0.6)
     ours = ranked.metrics(weights[ranked.order], list(METRICS))
     for name, theirs, theirs_of in (
@@ -45,7 +47,8 @@ def test_scikit_learns_weights_agree() -> None:
         ("accuracy", sk.accuracy_score, scores >= 0.6),
         ("balanced_accuracy", sk.balanced_accuracy_score, scores >= 0.6),
     ):
-        assert ours[name] == pytest.approx(theirs(targets, theirs_of, sample_weight=weights)), name
+        expected = theirs(targets, theirs_of, sample_weight=weights)
+        assert ours[name] == pytest.approx(expected), name
 
 
 def test_a_resample_without_one_of_the_classes_has_no_metric() -> None:

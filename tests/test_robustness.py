@@ -37,9 +37,8 @@ from stages.predict import PerturbedImages
 from tests.conftest import set_params
 
 RANDOM = np.random.default_rng(0)
-IMAGE = torch.from_numpy(
-    np.random.default_rng(1).integers(0, 256, (3, 12, 10), dtype=np.uint8)
-).repeat_interleave(10, dim=1).repeat_interleave(10, dim=2)  # fmt: skip
+SQUARES = np.random.default_rng(1).integers(0, 256, (3, 12, 10), dtype=np.uint8)
+IMAGE = torch.from_numpy(SQUARES.repeat(10, axis=1).repeat(10, axis=2))
 
 
 @pytest.mark.parametrize("kind", LEVELS, ids=lambda kind: kind.__name__)
@@ -49,9 +48,9 @@ def test_the_levels_go_from_mild_to_severe(kind: PixelOperation) -> None:
     size = list(textured.shape[1:])
     differences = []
     for level in LEVELS[kind]:
-        found = kind(textured, level, np.random.default_rng(3))
-        assert found.dtype == torch.uint8 and found.shape[0] == 3
-        same_size = tv.resize(found, size, antialias=True).float()
+        perturbed = kind(textured, level, np.random.default_rng(3))
+        assert perturbed.dtype == torch.uint8 and perturbed.shape[0] == 3
+        same_size = tv.resize(perturbed, size, antialias=True).float()
         differences.append(float((same_size - textured.float()).abs().mean()))
     assert differences == sorted(differences)
     assert differences[-1] > 1
@@ -83,13 +82,13 @@ def test_both_classes_are_drawn_alike_and_repeatably() -> None:
 
 def table(scores: dict[str, list[float]]) -> pd.DataFrame:
     """Return perturbed scores of four images, two reals and two fakes."""
-    rows = [
-        {"img_name": str(image), "perturbation": kind, "level": 1.0, "score": score,
-         "target": image // 2, "group": image}
-        for kind, found in scores.items()
-        for image, score in enumerate(found)
-    ]  # fmt: skip
-    return pd.DataFrame(rows).assign(logit=lambda rows: logit(rows["score"]))
+    images = pd.DataFrame({"img_name": ["0", "1", "2", "3"], "target": [0, 0, 1, 1]})
+    images = images.assign(level=1.0, group=range(4))
+    tables = [
+        images.assign(perturbation=kind, score=of_kind, logit=logit(of_kind))
+        for kind, of_kind in scores.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def test_auc_and_flips_of_an_example_worked_by_hand() -> None:
@@ -99,39 +98,40 @@ def test_auc_and_flips_of_an_example_worked_by_hand() -> None:
         "blur": [0.9, 0.8, 0.2, 0.1],
     }
     perturbed = table(scores)
-    found = robustness_table(perturbed, threshold=0.5)
-    assert found["perturbation"].tolist() == ["none", "jpeg", "blur"]
-    assert found["auc"].tolist() == [1.0, 0.75, 0.0]
-    assert found["flip_rate"].tolist() == [0.0, 0.25, 1.0]
-    assert found[["num_real", "num_fake"]].to_numpy().tolist() == [[2, 2]] * 3
-    summary = summarise_robustness(perturbed, found)
+    rows = robustness_table(perturbed, threshold=0.5)
+    assert rows["perturbation"].tolist() == ["none", "jpeg", "blur"]
+    assert rows["auc"].tolist() == [1.0, 0.75, 0.0]
+    assert rows["flip_rate"].tolist() == [0.0, 0.25, 1.0]
+    assert rows[["num_real", "num_fake"]].to_numpy().tolist() == [[2, 2]] * 3
+    summary = summarise_robustness(perturbed, rows)
     assert summary.pop("mean_auc_low") <= 0.375 <= summary.pop("mean_auc_high")
     assert summary == {
-        "plain_auc": 1.0, "mean_auc": 0.375, "worst_auc": 0.0, "mean_flip_rate": 0.625,
-    }  # fmt: skip
-    of_one_group = summarise_robustness(perturbed.assign(group=0), found)
-    assert of_one_group == summary  # without an interval, of which nothing is known
-    assert severities(found).to_dict("list") == {
-        "severity": [0, 1], "jpeg": [1.0, 0.75], "blur": [1.0, 0.0],
-    }  # fmt: skip
+        "plain_auc": 1.0,
+        "mean_auc": 0.375,
+        "worst_auc": 0.0,
+        "mean_flip_rate": 0.625,
+    }
+    of_one_group = summarise_robustness(perturbed.assign(group=0), rows)
+    assert of_one_group == summary  # without an interval, which is not known
+    columns = severities(rows).to_dict("list")
+    assert columns == {"severity": [0, 1], "jpeg": [1.0, 0.75], "blur": [1.0, 0.0]}
 
 
 def test_the_mean_auc_counts_every_kind_once_and_its_interval_takes_images_whole() -> None:
     random = np.random.default_rng(4)
-    targets, plain = np.arange(300) % 2, random.normal(size=300)
-    levels = [("jpeg", 90, 2.0), ("jpeg", 50, 1.0), ("blur", 1, 0.5)]
-    perturbed = pd.concat(
-        pd.DataFrame({"img_name": range(300), "perturbation": kind, "level": level,
-                      "logit": plain + shift * targets,
-                      "score": expit(plain + shift * targets), "target": targets,
-                      "group": range(300)})
-        for kind, level, shift in levels
-    )  # fmt: skip
-    found = robustness_table(perturbed, threshold=0.5).set_index(["perturbation", "level"])
+    targets, noise_of_images = np.arange(300) % 2, random.normal(size=300)
+    images = pd.DataFrame({"img_name": range(300), "target": targets, "group": range(300)})
+    tables = []
+    for kind, level, shift in [("jpeg", 90, 2.0), ("jpeg", 50, 1.0), ("blur", 1, 0.5)]:
+        logits = noise_of_images + shift * targets
+        columns = {"logit": logits, "score": expit(logits)}
+        tables.append(images.assign(perturbation=kind, level=level, **columns))
+    perturbed = pd.concat(tables)
+    rows = robustness_table(perturbed, threshold=0.5).set_index(["perturbation", "level"])
     mean = mean_auc_interval(perturbed)
-    expected = (found["auc"][:2].mean() + found["auc"]["blur", 1]) / 2
+    expected = (rows["auc"][:2].mean() + rows["auc"]["blur", 1]) / 2
     assert mean.value == pytest.approx(expected)
-    widths = found["high"] - found["low"]
+    widths = rows["high"] - rows["low"]
     assert widths.min() < mean.high - mean.low < widths.max()  # no averaging out
 
 
@@ -140,11 +140,11 @@ def test_the_unperturbed_variant_has_the_scores_of_the_validation_set(
 ) -> None:
     monkeypatch.chdir(pipeline)
     labels = pd.read_csv("data/labels/val.csv")
-    found = perturbed_scores(labels)
-    plain = found[found["perturbation"] == "none"].set_index("img_name")["score"]
+    scores = perturbed_scores(labels)
+    plain = scores[scores["perturbation"] == "none"].set_index("img_name")["score"]
     expected = pd.read_csv("data/scores/val.csv").set_index("img_name")["score"]
     assert plain.to_numpy() == pytest.approx(expected[plain.index].to_numpy(), abs=1e-6)
-    assert len(found) == len(plain) * PerturbedImages.num_variants
+    assert len(scores) == len(plain) * PerturbedImages.num_variants
     rows = pd.read_csv("metrics/tables/robustness.csv")
     assert len(rows) == PerturbedImages.num_variants
     assert (rows["low"] <= rows["auc"]).all() and (rows["auc"] <= rows["high"]).all()

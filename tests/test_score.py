@@ -198,8 +198,10 @@ def test_the_command_ends_with_1_where_a_detector_ends_the_process(place: Path) 
     (place / "det.py").write_text("import os\ndef score(images): os._exit(0)\n")
     done = subprocess.run(
         [sys.executable, "-m", "stages.tools.score", "det:score", "--out", "a.csv"],
-        capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("error: the detector's code ended the program")
     assert written(place) - {"__pycache__"} == {"det.py"}
@@ -229,8 +231,13 @@ def test_a_command_in_its_own_process_ends_as_its_code_says(
         f"def main(): {body}\n"
         "run_in_own_process(main)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
-                          cwd=ROOT, start_new_session=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
     assert done.returncode == code and done.stderr.startswith(words)
     assert words or not done.stderr
 
@@ -299,8 +306,18 @@ def small() -> Images:
     return [np.full((16, 16, 3), (9 * n, 255 - 20 * n, 70), dtype=np.uint8) for n in range(10)]
 
 
-@pytest.mark.parametrize("shape", [("N", "H", "W", 3), ("N", 3, "H", 64), ("N", 3, "H", "W"),
-                                   ("N", 1, 64, 64), ("N", 3, 64, 32)])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ("N", "H", "W", 3),
+        ("N", 3, "H", 64),
+        ("N", 3, "H", "W"),
+        ("N", 1, 64, 64),
+        ("N", 3, 64, 32),
+        ("N", 64),
+        (),
+    ],
+)
 def test_other_layouts_of_an_onnx_file_are_refused(
     tmp_path: Path, shape: tuple[str | int, ...]
 ) -> None:
@@ -390,12 +407,12 @@ def test_the_published_detector_of_the_readme_is_loaded(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     photos = [np.full((60, 50, 3), level, dtype=np.uint8) for level in (0, 255)]
-    found = load_callable("xception:score", 1).score(photos)
+    scores = load_callable("xception:score", 1).score(photos)
     with torch.inference_mode():
         inputs = torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 3, 256, 256)
         right = model(inputs).softmax(dim=1)[:, 1]
-    assert found.tolist() == pytest.approx(right.tolist(), abs=1e-6)
-    assert found[0] != found[1]
+    assert scores.tolist() == pytest.approx(right.tolist(), abs=1e-6)
+    assert scores[0] != scores[1]
 
 
 # ---------------------------------------------------------------------------------------------

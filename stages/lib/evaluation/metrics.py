@@ -97,7 +97,9 @@ def _auc(s: Sample) -> float:
 
 
 def _average_precision(s: Sample) -> float:
-    return np.diff(s.tp) @ (s.tp[1:] / np.maximum(s.tp[1:] + s.fp[1:], 1)) / s.tp[-1]
+    called = s.tp[1:] + s.fp[1:]
+    precision = s.tp[1:] / np.where(called > 0, called, 1)  # none called: 0 of 0 counts as 0
+    return np.diff(s.tp) @ precision / s.tp[-1]
 
 
 def _tpr_at(max_fpr: float) -> Callable[[Sample], float]:
