@@ -33,7 +33,7 @@ from stages.lib.images.decoding import decode_image
 from stages.lib.progress import progress_bar
 from stages.lib.report.heatmap import occlusion_map, rank_correlation
 from stages.lib.report.html import html_image, html_page
-from stages.lib.report.sheets import HOW_TO_READ, Row, draw_sheet
+from stages.lib.report.sheets import HOW_TO_READ, SheetRow, draw_sheet
 from stages.lib.running import run_stage
 
 SHEET_TITLES = {
@@ -95,7 +95,7 @@ def write(
             drawn = []
             for row in rows.index:
                 pixels = decode_image(images.content(row)).pixels
-                drawn.append(Row(title_of(chosen.loc[row]), pixels, inputs[row], maps[row]))
+                drawn.append(SheetRow(title_of(chosen.loc[row]), pixels, inputs[row], maps[row]))
             sheets[name] = draw_sheet(SHEET_TITLES[name], drawn)
             (folder / paths.SHEETS.name / f"{name}.png").write_bytes(sheets[name])
         write_text(folder / "page.html", make_page(sheets, chosen))

@@ -26,8 +26,8 @@ from stages.lib.core.scores import read_evaluation
 from stages.lib.core.tables import read_history, read_table, read_tables
 from stages.lib.data.params import PackParams
 from stages.lib.evaluation.metrics import METRICS
-from stages.lib.evaluation.scored_sets import labelled_scores
-from stages.lib.evaluation.slices import REALS_FOR_1E_4
+from stages.lib.evaluation.report import labelled_scores
+from stages.lib.evaluation.tables import REALS_FOR_1E_4
 from stages.lib.evaluation.verdict_rules import read_rules
 from stages.lib.publishing.find_run import find_or_make_run, publishing_lock
 from stages.lib.publishing.logged_model import log_served_model

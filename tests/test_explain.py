@@ -17,7 +17,7 @@ from stages.lib.detector.model import Detector
 from stages.lib.detector.preprocessing import Preprocessing
 from stages.lib.report.forensics import FORENSIC_VIEWS
 from stages.lib.report.heatmap import occlusion_map, rank_correlation
-from stages.lib.report.sheets import Row, draw_sheet
+from stages.lib.report.sheets import SheetRow, draw_sheet
 
 WINDOW = (0.25, 0.125, 7)  # side, step, batch size
 
@@ -81,13 +81,13 @@ def test_a_sheet_has_image_map_and_every_view_for_each_image() -> None:
     assert title_of(label) == "a.jpg\nfake (swap), 0.250"
     image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     seen = torch.zeros((3, 32, 32), dtype=torch.uint8)
-    rows = [Row(title_of(label), image, seen, np.zeros((32, 32)))] * 2
+    rows = [SheetRow(title_of(label), image, seen, np.zeros((32, 32)))] * 2
     png = draw_sheet("title", rows)
     with Image.open(BytesIO(png)) as sheet:
         assert sheet.width > 500 and sheet.height > 300
     assert png == draw_sheet("title", rows)
     label["family"] = "$\\frac$"  # no formula
-    draw_sheet("title", [Row(title_of(label), image, seen, np.zeros((32, 32)))])
+    draw_sheet("title", [SheetRow(title_of(label), image, seen, np.zeros((32, 32)))])
 
 
 def test_the_stage_writes_its_sheets_page_and_table(pipeline: Path) -> None:

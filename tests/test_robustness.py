@@ -17,12 +17,12 @@ from stages.lib.detector import dataset
 from stages.lib.detector.pixel_operations import PixelOperation
 from stages.lib.detector.preprocessing import Preprocessing
 from stages.lib.evaluation.curves import severities
-from stages.lib.evaluation.robustness import (
+from stages.lib.evaluation.report import perturbed_scores
+from stages.lib.evaluation.tables import (
     mean_auc_interval,
     robustness_table,
     summarise_robustness,
 )
-from stages.lib.evaluation.scored_sets import perturbed_scores
 from stages.lib.prediction.perturbations import (
     LEVELS,
     VARIANTS,

@@ -30,10 +30,9 @@ from stages.lib.core.files import read_json, write_json
 from stages.lib.core.params import load_params
 from stages.lib.core.schema import TrainingSummary
 from stages.lib.detector.hardware import set_up_hardware
-from stages.lib.evaluation.judging import EvaluateParams
-from stages.lib.evaluation.scored_sets import labelled_scores
+from stages.lib.evaluation.report import EvaluateParams, labelled_scores
 from stages.lib.evaluation.verdict_rules import REASONS, Doubt, Rules, Thresholds, read_rules
-from stages.lib.evaluation.verdicts import VerdictParams, choose_thresholds, verdict_rows
+from stages.lib.evaluation.verdicts import VerdictParams, choose_thresholds, verdict_table
 from stages.lib.images.faces import Face
 from stages.lib.training.augmentation import Degradation
 from stages.lib.training.summary import summarise_images
@@ -142,12 +141,12 @@ def test_the_sure_verdicts_are_counted_apart() -> None:
     table = pd.DataFrame(rows).assign(
         group=range(10), family=None, source=None, score=lambda t: expit(t["logit"])
     )
-    (whole, *_) = verdict_rows(table, RULES, [128], [50])
+    whole = verdict_table({"val": table}, RULES, [128], [50]).iloc[0]
     assert whole["unsure"] == 0.4 and whole["wrong"] == 0.4 and whole["sure_wrong"] == 0
     assert whole["no_face"] == 4 and whole["unstable"] == 0
     assert 0 < whole["sure_wrong_high"] < 0.5  # six right ones do not rule out errors
     nobody = table.assign(face=0.0)
-    assert "sure_wrong" not in verdict_rows(nobody, RULES, [128], [50])[0]
+    assert np.isnan(verdict_table({"val": nobody}, RULES, [128], [50])["sure_wrong"].iloc[0])
 
 
 def test_a_detector_knows_what_its_training_images_were_like() -> None:

@@ -18,7 +18,7 @@ from stages.lib.core.labels import FAKE, REAL
 from stages.lib.data import packing
 from stages.lib.data.layouts.clips import spread
 from stages.lib.data.videos import read_frames
-from stages.lib.evaluation.videos import video_rows
+from stages.lib.evaluation.tables import video_rows
 from stages.lib.images.decoding import UnusableImage, decode_image
 from stages.lib.images.packed_images import PackedImages, read_facts
 from tests.conftest import ROOT, set_params

@@ -6,7 +6,7 @@ from stages.lib.detector.preprocessing import input_of
 from stages.lib.evaluation.verdict_rules import DOUBTS, REASONS, UNSURE, Doubt
 from stages.lib.report.heatmap import STRIDE, WINDOW, occlusion_map
 from stages.lib.report.html import html_image, html_page
-from stages.lib.report.sheets import HOW_TO_READ, Row, draw_sheet
+from stages.lib.report.sheets import HOW_TO_READ, draw_sheet
 from stages.lib.verdict.examiner import Examiner, FaceVerdict
 from stages.lib.verdict.record import Record
 
@@ -39,7 +39,9 @@ def explain_image(examiner: Examiner, record: Record, content: bytes) -> str:
     return html_page(f"Verdict: {record.file}", "\n".join(body))
 
 
-def explained_faces(examiner: Examiner, record: Record, content: bytes, most: int) -> list[Row]:
+def explained_faces(
+    examiner: Examiner, record: Record, content: bytes, most: int
+) -> list[SheetRow]:
     """Return the first faces of an image with their heatmaps and verdicts; most: how many."""
     rows, inference = [], examiner.inference
     crops = examiner.crops(content)[:most]
@@ -49,7 +51,7 @@ def explained_faces(examiner: Examiner, record: Record, content: bytes, most: in
         title = f"face {number}\n{face.verdict}"
         if face.probability is not None:
             title += f", {face.probability:.1%}"
-        rows.append(Row(title, crop.permute(1, 2, 0).numpy(), seen, heat))
+        rows.append(SheetRow(title, crop.permute(1, 2, 0).numpy(), seen, heat))
     return rows
 
 
