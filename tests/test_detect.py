@@ -6,12 +6,15 @@ import os
 import sys
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from stages.lib.core.errors import UserError
 from stages.lib.evaluation.verdict_rules import DOUBTS, Doubt
+from stages.lib.verdict.image_files import find_files
+from stages.lib.verdict.printing import CSV_COLUMNS
 from stages.tools import detect, export
 from tests.conftest import copy_detector, run
 
@@ -57,7 +60,7 @@ def test_files_folders_globs_and_lists_are_judged(there: Path, command: Command)
     assert files[:2] == [str(first), str(second)] and files[-2:] == files[:2]
     assert len(files) == 4 + len(list(there.iterdir()))
     assert {record["verdict"] for record in records} <= {"real", "fake", "unsure"}
-    assert code == 0 and "0 not judged" in err and "without provenance" in err
+    assert code == 0 and "0 not examined" in err and "without provenance" in err
 
 
 def test_the_three_forms_tell_the_same(there: Path, command: Command, tmp_path: Path) -> None:
@@ -93,7 +96,7 @@ def test_a_detector_that_cannot_be_believed_says_so_before_its_verdicts(
     assert all(f"  [{doubt}]" in line for line in lines)
     for row in csv.DictReader(StringIO(command("--csv", *files)[1])):
         assert list(row)[1:3] == ["doubt", "verdict"] and row["doubt"] == DOUBTS[doubt]
-        assert [row[name] for name in detect.CSV_COLUMNS[3:7]] == [""] * 4
+        assert [row[name] for name in CSV_COLUMNS[3:7]] == [""] * 4
     for line in command("--json", *files)[1].splitlines():
         record = json.loads(line)
         assert line.index(f'"doubt":"{doubt}"') < line.index('"verdict"')
@@ -156,7 +159,7 @@ def test_thumbnails_and_other_files_of_a_folder_are_passed_over_and_counted(
     for name in ("1.jpg", "2/3.PNG", "4.mpg", "5", *droppings):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x")
-    assert detect.find_files([str(folder)]) == [str(folder / "1.jpg"), str(folder / "2/3.PNG")]
+    assert find_files([str(folder)]) == [str(folder / "1.jpg"), str(folder / "2/3.PNG")]
     assert capsys.readouterr().err == (
         f"{folder}: passed over 4 hidden files, thumbnails and the like, left out 2 files without "
         "the suffix of an image\n"
@@ -164,7 +167,7 @@ def test_thumbnails_and_other_files_of_a_folder_are_passed_over_and_counted(
     (folder / "1.jpg").unlink()
     (folder / "2/3.PNG").unlink()
     with pytest.raises(UserError, match=r"without images \(passed over 4 .*left out 2 .*\); name"):
-        detect.find_files([str(folder)])
+        find_files([str(folder)])
 
 
 def test_a_name_that_is_no_utf8_is_found_again(
@@ -232,7 +235,7 @@ def test_a_wrong_command_ends_with_1_and_help_names_the_codes(
     with pytest.raises(SystemExit) as end:
         detect.parse(["--help"])
     assert end.value.code == 0
-    assert "Exit code: 0 all images were judged; 1 none was" in capsys.readouterr().out
+    assert "Exit code: 0 every image has a verdict; 1 none has" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("threshold", "verdict"), [(0.0, "fake"), (1.0, "real")])
@@ -259,17 +262,20 @@ def test_a_record_is_taken_up_where_it_ended(
     command("--record", record, *files[:5])
     with record.open("a") as file:
         file.write('{"sha256":"cut off')
-    judged: list[int] = []
-    real = detect.Examiner.examine
-    monkeypatch.setattr(
-        detect.Examiner, "judge", lambda self, all: judged.append(len(all)) or real(self, all)
-    )
+    batches: list[int] = []
+    examine = detect.Examiner.examine
+
+    def counting(self: detect.Examiner, contents: list[bytes]) -> Any:
+        batches.append(len(contents))
+        return examine(self, contents)
+
+    monkeypatch.setattr(detect.Examiner, "examine", counting)
     code, out, err = command("--json", "--record", record, "--resume", *files)
-    assert code == 0 and judged == [3] and len(out.splitlines()) == 8
+    assert code == 0 and batches == [3] and len(out.splitlines()) == 8
     assert f"{record}:6: half-written by a process that was stopped; no verdict; it is " in err
     assert len(record.read_text().splitlines()) == 8
     code, *_ = command("--json", "--record", record, "--resume", "--no-crop", *files)
-    assert judged == [3, 8]  # cut out or not is another verdict
+    assert batches == [3, 8]  # cut out or not is another verdict
     copy = tmp_path / "copy.jpg"
     copy.write_bytes(files[0].read_bytes())
     command("--record", record, "--resume", copy)

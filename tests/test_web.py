@@ -108,7 +108,7 @@ def test_an_explanation_has_the_verdict_and_its_drawings(address: str, images: l
 
 
 class Counting:
-    """A judge that is slow and counts the images of each batch."""
+    """An examiner that is slow and counts the images of each batch."""
 
     def __init__(self, examiner: Examiner, seconds: float) -> None:
         self.real, self.seconds = examiner, seconds
@@ -117,7 +117,7 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
 
-    def examiner(self, contents: list[bytes]) -> Any:
+    def examine(self, contents: list[bytes]) -> Any:
         time.sleep(self.seconds)
         self.batches.append(len(contents))
         return self.real.examine(contents)
@@ -479,7 +479,7 @@ def test_a_person_is_told_first_that_a_detector_cannot_be_believed(
 
 
 @pytest.mark.slow
-def test_a_person_judges_a_image_with_the_keyboard(
+def test_a_person_examines_an_image_with_the_keyboard(
     believed_address: str, browser: webdriver.Chrome, pipeline: Path, screenshots: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip

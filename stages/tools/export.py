@@ -39,7 +39,7 @@ from stages.lib.verdict.networks import (
     quantise,
     torch_network,
 )
-from stages.tools.command_line import Parser, count
+from stages.tools.command_line import add_threads, parser_of
 
 BATCH_SIZE = 32
 DETECTOR = "detector"  # itself, beside the exported networks
@@ -50,11 +50,11 @@ MOST_RANGED = 256  # calibration images that the ranges of int8 numbers come fro
 
 def main() -> None:
     """Write the folder, or nothing."""
-    parser = Parser(description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__, "stages.tools.export")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", type=Path, default=paths.MODEL)
     parser.add_argument("--int8", action="store_true", help="add a faster network of 8-bit numbers")
-    parser.add_argument("--threads", type=count, default=2)
+    add_threads(parser)
     options = parser.parse_args()
     _check_target(options.folder)
     examiner = load_examiner(

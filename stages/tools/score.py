@@ -41,7 +41,7 @@ from stages.lib.progress import progress_bar
 from stages.lib.score_files.callables import SCALES, CallableDetector, load_callable
 from stages.lib.score_files.matching import JUDGED_SPLITS
 from stages.lib.score_files.own_process import run_in_own_process
-from stages.tools.command_line import Parser, count
+from stages.tools.command_line import add_threads, count, parser_of
 
 ROW_BYTES = 200  # of one image or variant in a file, about
 
@@ -69,7 +69,7 @@ def main() -> None:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options; raises UserError for a wrong command."""
-    parser = Parser(description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__, "stages.tools.score")
     add = parser.add_argument
     add("detector", help="module:function, FILE.onnx or models:/NAME@ALIAS")
     add("--out", type=Path, required=True, metavar="CSV", help="where the scores go")
@@ -77,7 +77,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--scale", choices=SCALES, help="of what it returns; without it, logit for an ONNX file, "
         "else probability")  # fmt: skip
     add("--batch-size", type=count, default=16, help="images at a time, at most")
-    add("--threads", type=count, default=2, help="of the CPU, for an ONNX file")
+    add_threads(parser, "of the CPU, for an ONNX file")
     options = parser.parse_args(arguments)
     if options.perturbed and options.perturbed.resolve() == options.out.resolve():
         raise UserError(f"--perturbed {options.perturbed}: is the file of --out; name another file")

@@ -1,0 +1,1 @@
+"""Chores around the pipeline: experiments, presets, DVC's cache, MLflow's store."""
