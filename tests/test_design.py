@@ -141,7 +141,7 @@ def test_every_command_reads_its_arguments_in_the_same_way(
         command.main()
     printed = capsys.readouterr().out
     assert end.value.code == 0
-    assert printed.startswith(f"usage: python -m {name} ") and command.__doc__ in printed
+    assert printed.startswith(f"usage: python -m {name} ") and str(command.__doc__) in printed
     if name != "stages.chores.plots":  # its arguments are those of dvc
         monkeypatch.setattr(sys, "argv", [name, "--nonsense"])
         with pytest.raises(UserError, match="; see --help$"):

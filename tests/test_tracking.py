@@ -226,7 +226,7 @@ def test_a_deleted_experiment_is_restored_by_the_command_that_is_named(
     assert printed.err.startswith("note: the experiment 'deepfake-detection' was deleted; restore")
     command = printed.err.partition("restore it first with: ")[2]
     run("bash", "-c", command, cwd=Path("/"))
-    assert not find_or_make_run("0" * 64, pd.DataFrame({"epoch": [1], "val_auc": [0.5]})).lost
+    assert not find_or_make_run("0" * 64, pd.DataFrame({"epoch": [1], "val_auc": [0.5]})).is_off
 
 
 def newer_schema(path: Path) -> None:
