@@ -68,17 +68,14 @@ def files_to_publish() -> dict[Path, str | None]:
 
     Raises UserError where a file is missing.
     """
-    files: dict[Path, str | None] = {
-        paths.EVALUATION: None,
-        paths.DATA_REPORT: None,
-        paths.CARD: None,
-        paths.CARD_PAGE: None,
-        paths.SCORES / "val.csv": "scores",
-        paths.EXPLANATIONS / "images.csv": "explanations",
-        paths.EXPLANATIONS / "page.html": "explanations",
-    }
+    files: dict[Path, str | None] = {paths.EVALUATION: None, paths.DATA_REPORT: None}
     for table in checked_tables(paths.TABLES, "evaluate"):
         files[table] = None
+    files[paths.SCORES / "val.csv"] = "scores"
+    files[paths.CARD] = None
+    files[paths.CARD_PAGE] = None
+    for name in ("images.csv", "page.html"):
+        files[paths.EXPLANATIONS / name] = "explanations"
     for sheet in sorted(paths.SHEETS.glob("*.png")):
         files[sheet] = "explanations"
     if len(read_table(paths.SUBMISSION)):

@@ -235,7 +235,7 @@ def test_a_wrong_command_ends_with_1_and_help_names_the_codes(
     with pytest.raises(SystemExit) as end:
         detect.parse(["--help"])
     assert end.value.code == 0
-    assert "Exit code: 0 every image has a verdict; 1 none has" in capsys.readouterr().out
+    assert "Exit code: 0 every image has a verdict; 1 the command" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("threshold", "verdict"), [(0.0, "fake"), (1.0, "real")])

@@ -4,9 +4,9 @@ Run: python -m stages.tools.detect PATH [PATH ...]
      python -m stages.tools.detect --verify RECORD [PATH ...]      repeat the verdicts of a record
 
 PATH is a file, a folder, a glob, or - for a list of names on standard input, one a line.
-Exit code: 0 every image has a verdict; 1 none has, for a mistake in the command or the model; 2
-some have none, or --verify found a difference; 3 with --fail-on-fake, one of them is fake, whatever
-else there is.
+Exit code: 0 every image has a verdict; 1 the command or the model is wrong, and no image has one; 2
+some images have none, or --verify found a difference; 3 with --fail-on-fake, an image is fake,
+whatever else there is.
 """
 
 import argparse

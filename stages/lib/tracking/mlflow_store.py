@@ -108,9 +108,9 @@ def _failures_in_one_line() -> Iterator[None]:
         shown = store_uri() if _is_own() else without_secrets(store_uri())
         if "database schema" in str(error):  # MLflow's error for a store of another version
             raise UserError(
-                f"{shown} was written by another version of MLflow than {version('mlflow')}, which "
-                "is installed. After a newer one, install that. After an older one, keep a copy of "
-                f"the store and run: mlflow db upgrade {_uri_for_a_shell()}"
+                f"{shown} was written by another version of MLflow than the installed one, "
+                f"{version('mlflow')}. Install a newer version; or, for an older store, keep a "
+                f"copy of it and run: mlflow db upgrade {_uri_for_a_shell()}"
             ) from error
         words = str(error).partition("\n")[0]  # the next lines may be SQL
         reason = short(without_secrets(words), 200) or type(error).__name__

@@ -86,7 +86,7 @@ class Guard:
                     await self._answer_in_turn(scope, receive_again, send, deadline)
         except TimeoutError:
             words = "the image did not arrive in time; send it again"
-            await error(408, words, {"Connection": "close"})(scope, receive, send)
+            await error_response(408, words, {"Connection": "close"})(scope, receive, send)
 
     async def _answer_in_turn(
         self, scope: Scope, receive: Receive, send: Send, deadline: float
@@ -94,7 +94,7 @@ class Guard:
         """Answer a request if a place is free."""
         if self.num_requests >= self.limits.requests:
             words = f"{self.limits.requests} requests are waiting; try again in a moment"
-            await error(503, words, {"Retry-After": "1"})(scope, receive, send)
+            await error_response(503, words, {"Retry-After": "1"})(scope, receive, send)
             return
         self.num_requests += 1
         try:
@@ -119,21 +119,23 @@ class Guard:
         except TimeoutError:
             words = f"no answer within {self.limits.seconds:g} seconds; try again later"
             if not has_begun:
-                await error(504, words)(scope, receive, send)
+                await error_response(504, words)(scope, receive, send)
 
     def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
         """Return the answer to a request that is refused, or None."""
         if plain_host(headers.get("host", "")) not in self.hosts:
-            return error(400, "this server does not answer under that name")
+            return error_response(400, "this server does not answer under that name")
         if method != "POST":
             return None
         if not self._is_own_page(headers):
-            return error(403, "pages of other sites may not send images")
+            return error_response(403, "pages of other sites may not send images")
         length = headers.get("content-length", "")
         if "transfer-encoding" in headers or not length.isdigit():
-            return error(411, "send the length of the request in the header Content-Length")
+            return error_response(
+                411, "send the length of the request in the header Content-Length"
+            )
         if int(length) > self.limits.max_bytes:
-            return error(413, f"the file is larger than {self.limits.megabytes:g} MB")
+            return error_response(413, f"the file is larger than {self.limits.megabytes:g} MB")
         return None
 
     def _is_own_page(self, headers: Headers) -> bool:
@@ -158,6 +160,6 @@ def plain_host(text: str) -> str:
         return name
 
 
-def error(status: int, words: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def error_response(status: int, words: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """Return an answer with one sentence in `detail`."""
     return JSONResponse({"detail": words}, status, headers)

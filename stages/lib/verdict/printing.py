@@ -17,9 +17,17 @@ from stages.lib.verdict.record import DetectorIdentity, Record
 Result = tuple[str, Record | UnusableImage]  # a file name, and its record or why it has none
 COLOURS = {"real": "green", "fake": "bold red", "unsure": "yellow", "error": "magenta"}
 CSV_COLUMNS = (
-    "file", "doubt", "verdict", "probability", "fake_from", "real_below", "false_alarms",
-    "num_faces", "why", "provenance",
-)  # fmt: skip
+    "file",
+    "doubt",
+    "verdict",
+    "probability",
+    "fake_from",
+    "real_below",
+    "false_alarms",
+    "num_faces",
+    "why",
+    "provenance",
+)
 
 
 def print_text(results: Iterable[Result], detector: DetectorIdentity, doubt: str | None) -> None:

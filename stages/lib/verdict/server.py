@@ -31,7 +31,7 @@ from stages.lib.images.decoding import UnusableImage
 from stages.lib.verdict.batches import Batches
 from stages.lib.verdict.drawings import Explanation, explain
 from stages.lib.verdict.examiner import Examiner
-from stages.lib.verdict.guard import OPEN_TO_ALL, Guard, Limits, error
+from stages.lib.verdict.guard import OPEN_TO_ALL, Guard, Limits, error_response
 from stages.lib.verdict.record import Record, identity_of, make_record
 
 PAGE = Path(__file__).with_name("page.html")
@@ -71,11 +71,11 @@ def make_app(examiner: Examiner, limits: Limits, hosts: list[str]) -> Guard:
 
     @app.exception_handler(RequestValidationError)
     async def no_file(request: Request, problem: RequestValidationError) -> JSONResponse:
-        return error(422, ONE_IMAGE)
+        return error_response(422, ONE_IMAGE)
 
     @app.exception_handler(Exception)
     async def defect(request: Request, problem: Exception) -> JSONResponse:
-        return error(500, "a defect of the server, which its log names")
+        return error_response(500, "a defect of the server, which its log names")
 
     @app.post("/detect")
     async def detect(request: Request, file: UploadFile) -> Record:

@@ -63,7 +63,7 @@ def verify(examiner: Examiner, record_file: Path, paths: Sequence[str]) -> bool:
 
 
 def files_by_digest(paths: Sequence[str]) -> dict[str, str]:
-    """Return the files of paths by their SHA-256; one that cannot be read is told."""
+    """Return the files of paths by their SHA-256; print which cannot be read."""
     files = {}
     for file in find_files(paths):
         try:
