@@ -51,10 +51,11 @@ class Command:
         return int(end.value.code or 0), captured.out, captured.err
 
 
-def test_files_folders_globs_and_lists_are_judged(there: Path, command: Command) -> None:
+def test_files_folders_globs_and_lists_are_examined(there: Path, command: Command) -> None:
     first, second, *_ = sorted(there.iterdir())
-    code, out, err = command("--json", first, f"{there}/{second.name[:9]}*", there, "-",
-                             stdin=f"{first}\n{second}\n")  # fmt: skip
+    code, out, err = command(
+        "--json", first, f"{there}/{second.name[:9]}*", there, "-", stdin=f"{first}\n{second}\n"
+    )
     records = [json.loads(line) for line in out.splitlines()]
     files = [record["file"] for record in records]
     assert files[:2] == [str(first), str(second)] and files[-2:] == files[:2]
@@ -111,8 +112,15 @@ def test_bad_input_is_a_line_and_disturbs_nothing(
     bomb = BytesIO()
     Image.new("L", (2000, 1000)).save(bomb, "PNG")
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64
-    contents = {"good.jpg": good, "text.png": b"hello", "empty.jpg": b"", "cut.jpg": good[:400],
-                "bomb.png": bomb.getvalue(), "phone.heic": heic, "写真 ü.jpg": good}  # fmt: skip
+    contents = {
+        "good.jpg": good,
+        "text.png": b"hello",
+        "empty.jpg": b"",
+        "cut.jpg": good[:400],
+        "bomb.png": bomb.getvalue(),
+        "phone.heic": heic,
+        "写真 ü.jpg": good,
+    }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
@@ -134,18 +142,17 @@ def test_bad_input_is_a_line_and_disturbs_nothing(
         "gone.jpg": "No such file or directory", "nul\\x00byte": "embedded null byte",
     }  # fmt: skip
     assert errors["cut.jpg"].startswith("damaged: ")
-    judged = {"good.jpg", "写真 ü.jpg", "inside.jpg", "\\xff\\n.jpg"}
-    assert set(rows) - set(errors) == judged
-    assert len({rows[name]["verdict"] for name in judged}) == 1
+    good_names = {"good.jpg", "写真 ü.jpg", "inside.jpg", "\\xff\\n.jpg"}
+    assert set(rows) - set(errors) == good_names
+    assert len({rows[name]["verdict"] for name in good_names}) == 1
     assert code == 2
     text = command(strange, tmp_path / "text.png")[1].splitlines()
     assert len(text) == 3 and "\\xff .jpg" in text[1] and text[2].startswith("error")
 
 
 def test_after_two_dashes_all_are_paths() -> None:
-    assert detect.parse(["a.jpg", "--json", "--", "-b.jpg", "--csv"]).paths == [
-        "a.jpg", "-b.jpg", "--csv",
-    ]  # fmt: skip
+    options = detect.parse(["a.jpg", "--json", "--", "-b.jpg", "--csv"])
+    assert options.paths == ["a.jpg", "-b.jpg", "--csv"]
     assert detect.parse(["--", "--"]).paths == ["--"]
     with pytest.raises(UserError, match="name one image or more"):
         detect.parse(["--"])
@@ -197,8 +204,16 @@ def test_a_name_gives_no_command_to_a_terminal_or_a_spreadsheet(
         assert (out + err).replace("\n", "").isprintable()
         outputs.append(out)
     cells = [row["file"] for row in csv.DictReader(StringIO(outputs[1]))]
-    assert cells == ["'=1+2.jpg", "'+1.jpg", "'-1.jpg", "'@a.jpg", "\\x1b[2Ja.jpg",
-                     "\\x9b1\\u202e.jpg", "ü.jpg", "'@gone\\x1b.jpg"]  # fmt: skip
+    assert cells == [
+        "'=1+2.jpg",
+        "'+1.jpg",
+        "'-1.jpg",
+        "'@a.jpg",
+        "\\x1b[2Ja.jpg",
+        "\\x9b1\\u202e.jpg",
+        "ü.jpg",
+        "'@gone\\x1b.jpg",
+    ]
     files = [json.loads(line)["file"] for line in outputs[2].splitlines()]
     assert files == [*names, "@gone\x1b.jpg"]
 
@@ -227,15 +242,9 @@ def test_a_wrong_command_is_one_line(
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
-def test_a_wrong_command_ends_with_1_and_help_names_the_codes(
-    there: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_command_ends_with_1(there: Path) -> None:
     done = run(sys.executable, "-m", "stages.tools.detect", cwd=Path.cwd(), check=False)
     assert done.returncode == 1 and done.stderr == "error: name one image or more; see --help\n"
-    with pytest.raises(SystemExit) as end:
-        detect.parse(["--help"])
-    assert end.value.code == 0
-    assert "Exit code: 0 every image has a verdict; 1 the command" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("threshold", "verdict"), [(0.0, "fake"), (1.0, "real")])
@@ -280,6 +289,7 @@ def test_a_record_is_taken_up_where_it_ended(
     copy.write_bytes(files[0].read_bytes())
     command("--record", record, "--resume", copy)
     assert json.loads(record.read_text().splitlines()[-1])["file"] == str(copy)
+    command("--record", record, "--resume", files[0], copy)
     assert len(record.read_text().splitlines()) == 17
 
 
@@ -330,8 +340,12 @@ def test_a_page_explains_each_image_without_a_network(
     command(file, "--explain", tmp_path)
     (page,) = tmp_path.glob(f"{file.stem}-*.html")
     text = page.read_text()
-    for words in ("What this does not tell you", "heatmap", "none in this file",
-                  "data:image/png;base64,"):  # fmt: skip
+    for words in (
+        "What this does not tell you",
+        "heatmap",
+        "none in this file",
+        "data:image/png;base64,",
+    ):
         assert words in text
     assert "http" not in text
     told = f"<p><b>{DOUBTS['trained on drawn faces alone']} Its verdict is: "
@@ -343,7 +357,7 @@ def test_a_page_explains_each_image_without_a_network(
         assert words in page.read_text()
 
 
-def test_a_detector_of_the_registry_judges_as_its_folder(
+def test_a_detector_of_the_registry_gives_the_verdicts_of_its_folder(
     there: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(Path.cwd()))

@@ -185,10 +185,12 @@ def test_a_verdict_may_be_repeated_elsewhere(record: Record) -> None:
     """By another network of the same detector too, which is told apart."""
     assert differences(record, record) == []
     for name, change in (
-        ("time", lambda _: "2020-01-01T00:00:00+00:00"), ("file", lambda _: "b.jpg"),
-        ("detector.device", lambda _: "cuda"), ("detector.versions", lambda _: {"torch": "1"}),
+        ("time", lambda _: "2020-01-01T00:00:00+00:00"),
+        ("file", lambda _: "b.jpg"),
+        ("detector.device", lambda _: "cuda"),
+        ("detector.versions", lambda _: {"torch": "1"}),
         ("faces.0.score", lambda number: number + 9e-5),
-    ):  # fmt: skip
+    ):
         assert differences(changed(record, name, change), record) == []
     exported = changed(record, "detector.runtime", lambda _: "onnxruntime")
     exported = changed(exported, "detector.network", lambda _: "f" * 64)

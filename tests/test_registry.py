@@ -60,10 +60,14 @@ def scores(noise: float, seed: int = 0) -> pd.DataFrame:
     """Return a table of validation scores, the worse the noisier."""
     random = np.random.default_rng(seed)
     score = np.clip(0.25 + 0.5 * TARGETS + random.normal(0, noise, 200), 0.01, 0.99)
-    return pd.DataFrame({
-        "img_name": [f"{index:032x}.jpg" for index in range(200)],
-        "target": TARGETS, "score": score, "group": np.arange(200),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "img_name": [f"{index:032x}.jpg" for index in range(200)],
+            "target": TARGETS,
+            "score": score,
+            "group": np.arange(200),
+        }
+    )
 
 
 def enter(

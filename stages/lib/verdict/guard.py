@@ -139,7 +139,7 @@ class Guard:
         return None
 
     def _is_own_page(self, headers: Headers) -> bool:
-        """Return whether a page of this server asks, or a program, which states no origin."""
+        """Return whether the caller is a page of this server, or a program without an origin."""
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return False
         origin = headers.get("origin")
