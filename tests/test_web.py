@@ -263,7 +263,7 @@ def test_a_defect_is_an_error_of_one_request_and_the_server_stays(
         counting.real = None  # pyrefly: ignore[bad-assignment]
         answer = ask(address, images[0])
         assert answer.status_code == 500
-        assert answer.json()["detail"] == "a defect of the server, which its log names"
+        assert answer.json()["detail"] == "an error inside the server; its log has the details"
         counting.real = examiner
         assert ask(address, images[0]).status_code == 200
 

@@ -42,7 +42,7 @@ from stages.tools.command_line import add_device_and_threads, parser_of, positiv
 FILES_AT_A_TIME = 16
 SOME_FAILED, ONE_IS_FAKE = 2, 3
 PRINTERS = {"text": print_text, "csv": print_csv, "json": print_json}
-NO_PROOF = "A verdict proves nothing. It is a reason to look closer."
+NO_PROOF = "A verdict is a reason to look closer. It does not prove that an image is real or fake."
 NO_PROVENANCE = "A file without provenance (C2PA, IPTC, EXIF) says nothing by that."
 
 

@@ -1,1 +1,1 @@
-"""From scores to verdicts, real, fake or unsure, and what a person needs beside a verdict."""
+"""Verdicts on images: the examiner, explanations, records, the command's output, the server."""

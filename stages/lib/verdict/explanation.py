@@ -14,7 +14,7 @@ from stages.lib.verdict.examiner import Examiner, FaceVerdict
 from stages.lib.verdict.record import Record
 
 MOST_SHOWN = 8  # faces of an image that are drawn, the largest ones
-NO_PROOF = "A verdict proves nothing. It is a reason to look closer, or one less."
+NO_PROOF = "It is no proof, in neither direction. It is a reason to look closer, or one less."
 NOT_TOLD = [
     "A detector finds fakes like those that it was trained on. On fakes of other makers it is "
     "wrong more often than its figures say.",

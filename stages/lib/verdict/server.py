@@ -1,11 +1,11 @@
 """The server of verdicts: a JSON interface and a page, for this machine alone.
 
-POST /detect         takes an image as the form field `file`; the record of its verdict
-POST /explain        takes the same; the record, what it means in words, and drawings
-GET  /model          the detector, its rules and what it was trained on
-GET  /health         {"status": "ok"}, also for HEAD and under any name of the server
-GET  /               the page
-GET  /openapi.json   this interface, described for programs
+POST /detect         an image as the form field `file`; returns the record of its verdict
+POST /explain        the same image; returns the record, what it means in words, and drawings
+GET  /model          returns the detector, its rules and what it was trained on
+GET  /health         returns {"status": "ok"}, also for HEAD and under any name of the server
+GET  /               returns the page
+GET  /openapi.json   returns a description of this interface
 
 An error is JSON with one sentence in `detail`. 400: the file is not an image that can be examined,
 or the request names another server. 403: a page of another site asks. 404: there is no such page.
@@ -75,7 +75,7 @@ def make_app(examiner: Examiner, limits: Limits, hosts: list[str]) -> Guard:
 
     @app.exception_handler(Exception)
     async def defect(request: Request, problem: Exception) -> JSONResponse:
-        return error_response(500, "a defect of the server, which its log names")
+        return error_response(500, "an error inside the server; its log has the details")
 
     @app.post("/detect")
     async def detect(request: Request, file: UploadFile) -> Record:
