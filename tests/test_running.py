@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from filelock import FileLock
+from torch.utils.data import DataLoader, Dataset
 
 from stages.lib import progress, running
 from stages.lib.core.errors import UserError
@@ -113,6 +114,29 @@ def test_a_death_is_one_line_and_leaves_nothing(
     assert re.sub(WORKER, "worker died", lines[-1]) == line
     assert not [one for one in children if one.is_running()]
     assert not (endless / "data/model").exists()
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError])
+def test_a_worker_whose_death_is_not_known_yet_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    error: type[Exception],
+) -> None:
+    """Where PyTorch reads from a worker in the moment of its end."""
+
+    class Broken(Dataset):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> int:
+            raise error
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        running.run_stage(lambda: print(*DataLoader(Broken())))
+    assert end.value.code == 1
+    assert capsys.readouterr().err == f"error: DataLoader worker died; {AFTER_A_KILL}\n"
 
 
 def rank_of(process: psutil.Process) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import extract_tb
 from typing import NoReturn
 
 from filelock import FileLock, Timeout
@@ -57,6 +58,12 @@ def _errors_in_one_line() -> Iterator[None]:
     except UserError as error:
         # A worker of a DataLoader puts its own traceback before the message.
         _exit(str(error).rpartition("UserError: ")[2].strip())
+    except (EOFError, ConnectionError) as error:
+        # The connection to a killed worker breaks a moment before PyTorch can see its death.
+        files = [Path(frame.filename).name for frame in extract_tb(error.__traceback__)]
+        if "dataloader.py" not in files:
+            raise
+        _exit(f"DataLoader worker died; {AFTER_A_KILL}")
     except OSError as error:
         if error.errno not in STORAGE_FAULTS:
             raise
