@@ -53,7 +53,7 @@ def main() -> None:
     if options.record:
         recorded, half_line = open_record(options.record)
         if half_line:
-            print(f"{half_line}; it is written over", file=sys.stderr)
+            print(f"{half_line}; it is replaced", file=sys.stderr)
     examiner = load_examiner(
         options.model, options.device, options.threads, options.crop, options.max_megapixels
     )
@@ -79,7 +79,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--json", dest="form", action="store_const", const="json", help="one object a line")
     add("--csv", dest="form", action="store_const", const="csv", help="one row an image")
     add("--record", type=Path, metavar="FILE", help="add one JSON line per image to FILE")
-    add("--resume", action="store_true", help="take verdicts that FILE has from there")
+    add("--resume", action="store_true", help="examine no image that FILE has already")
     add("--explain", type=Path, metavar="DIR", help="write a page for each image into DIR")
     add("--verify", type=Path, metavar="RECORD", help="repeat the verdicts of a record")
     add("--fail-on-fake", action="store_true", help=f"exit with {ONE_IS_FAKE} where one is fake")
@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if not options.paths and not options.verify:
         parser.error("name one image or more")
     if options.resume and not options.record:
-        parser.error("--resume needs --record FILE, which has what is done")
+        parser.error("--resume needs --record FILE, the record to continue")
     return options
 
 
