@@ -129,14 +129,18 @@ def examine_all(
 ) -> Iterator[Result]:
     """Yield the result of each file, a batch at a time; write its record and its page.
 
-    done: records to take as they are. counts: how often there was each verdict, and an error.
+    done: records to take as they are. counts: how often each verdict, or an error, occurs.
     """
+    record_of = {record.sha256: record for record in done}
+    names = {(record.sha256, record.file) for record in done}
     with progress_bar("detect", len(files)) as bar:
         for first in range(0, len(files), FILES_AT_A_TIME):
             batch = files[first : first + FILES_AT_A_TIME]
-            results, contents = examine_files(examiner, detector, batch, done)
+            results, contents = examine_files(examiner, detector, batch, record_of)
             if options.record:
-                add_to_record(options.record, results, done)
+                records = [result for result in results.values() if isinstance(result, Record)]
+                new = [record for record in records if (record.sha256, record.file) not in names]
+                append_records(options.record, new)
             for file in batch:
                 result = results[file]
                 counts[result.verdict if isinstance(result, Record) else "error"] += 1
@@ -147,11 +151,14 @@ def examine_all(
 
 
 def examine_files(
-    examiner: Examiner, detector: DetectorIdentity, files: Sequence[str], done: list[Record]
+    examiner: Examiner,
+    detector: DetectorIdentity,
+    files: Sequence[str],
+    record_of: dict[str, Record],
 ) -> tuple[dict[str, Record | UnusableImage], dict[str, bytes]]:
     """Return by its name the record of each file, or why it has none; and the bytes of all files.
 
-    done: records that are taken as they are for files with their digests.
+    record_of: records by the SHA-256 of their images, which are not examined again.
     """
     results: dict[str, Record | UnusableImage] = {}
     contents: dict[str, bytes] = {}
@@ -160,7 +167,6 @@ def examine_files(
             contents[file] = read_file(file)
         except UnusableImage as error:
             results[file] = error
-    record_of = {record.sha256: record for record in done}
     new = []
     for file, content in contents.items():
         record = record_of.get(hashlib.sha256(content).hexdigest())
@@ -175,15 +181,6 @@ def examine_files(
         else:
             results[file] = make_record(printable_name(file), verdict, detector, contents[file])
     return results, contents
-
-
-def add_to_record(
-    path: Path, results: dict[str, Record | UnusableImage], done: list[Record]
-) -> None:
-    """Add the records to a file that it does not have yet: of new images, and of new names."""
-    names = {(record.sha256, record.file) for record in done}
-    records = [result for result in results.values() if isinstance(result, Record)]
-    append_records(path, [one for one in records if (one.sha256, one.file) not in names])
 
 
 def write_page(examiner: Examiner, record: Record, content: bytes, folder: Path) -> None:
