@@ -267,10 +267,13 @@ def test_what_a_killed_command_has_left_is_removed_by_the_next_one(tmp_path: Pat
     assert [path.name for path in tmp_path.rglob("*")] == ["exported", "whole"]
 
 
-def test_curves_that_are_damaged_are_not_drawn(clone: Path) -> None:
+def test_curves_that_are_damaged_are_not_drawn(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cut("metrics/plots/roc.csv")(clone)
+    monkeypatch.setattr(sys, "argv", ["plots"])
     with pytest.raises(UserError, match="roc.csv: damaged, or changed since it was written"):
-        plots.main([])
+        plots.main()
 
 
 def test_a_file_that_is_damaged_in_the_cache_of_dvc_is_found_and_made_again(tmp_path: Path) -> None:
@@ -286,19 +289,19 @@ def test_a_file_that_is_damaged_in_the_cache_of_dvc_is_found_and_made_again(tmp_
     shutil.rmtree(tmp_path / "out")
     files[1].unlink()
     run("dvc", "checkout", cwd=tmp_path)
-    verify = ("python", "-m", "stages.chores.check_cache")
-    done = run(*verify, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    check_cache = ("python", "-m", "stages.chores.check_cache")
+    done = run(*check_cache, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert "all 3 files in DVC's cache are whole" in done.stdout  # the third one lists the folder
     for file in files:
         file.chmod(0o644)
         os.truncate(file, 5)
         file.chmod(0o444)
-    done = run(*verify, cwd=tmp_path, check=False, PYTHONPATH=str(ROOT))
+    done = run(*check_cache, cwd=tmp_path, check=False, PYTHONPATH=str(ROOT))
     assert done.returncode == 1
     assert done.stderr.startswith("error: 2 of 3 files in DVC's cache were damaged and are removed")
     run("dvc", "repro", cwd=tmp_path)
     assert [file.read_bytes() for file in files] == whole
-    run(*verify, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    run(*check_cache, cwd=tmp_path, PYTHONPATH=str(ROOT))
 
 
 @pytest.mark.parametrize(("stage", "free"), [(train, 1_000_000), (predict, 0)])

@@ -5,6 +5,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from stages.card import main as card
-from stages.chores.store import main as print_store
+from stages.chores import store
 from stages.evaluate import main as evaluate
 from stages.explain import main as explain
 from stages.lib.core.errors import UserError
@@ -34,6 +35,13 @@ from tests.conftest import client_of, environment, run, runs_of, set_params, sto
 def in_workspace(workspace: Path) -> Iterator[None]:
     with store_of(workspace):
         yield
+
+
+def print_store() -> None:
+    """Run the chore of `make ui`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["store"])
+        store.main()
 
 
 def finish() -> None:
@@ -212,22 +220,22 @@ def test_a_deleted_experiment_is_restored_by_the_command_that_is_named(
     (warning,) = capsys.readouterr().out.splitlines()
     assert "'deepfake-detection' was deleted; restore it first with: MLFLOW_TRACKING" in warning
     assert warning.endswith("Publish them later with: dvc repro --force --single-item publish")
-    print_store()  # for `make ui`
+    print_store()
     printed = capsys.readouterr()
     assert printed.out == f"sqlite:///{workspace}/mlflow.db\n"
     assert printed.err.startswith("note: the experiment 'deepfake-detection' was deleted; restore")
     command = printed.err.partition("restore it first with: ")[2]
     run("bash", "-c", command, cwd=Path("/"))
-    assert not find_or_make_run("0" * 64, pd.DataFrame({"epoch": [1], "val_auc": [0.5]})).lost
+    assert not find_or_make_run("0" * 64, pd.DataFrame({"epoch": [1], "val_auc": [0.5]})).is_off
 
 
-def newer_schema(store: Path) -> None:
-    with sqlite3.connect(store) as database:
+def newer_schema(path: Path) -> None:
+    with sqlite3.connect(path) as database:
         database.execute("UPDATE alembic_version SET version_num = 'f00d'")
 
 
-def no_database(store: Path) -> None:
-    store.write_text("no database" * 1000)
+def no_database(path: Path) -> None:
+    path.write_text("no database" * 1000)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +282,7 @@ def test_a_store_that_cannot_be_written_is_read(pipeline: Path, tmp_path: Path) 
     assert done.stderr.startswith("note: [Errno 30] Read-only file system")
     image = next((copy / "data/raw/sample").rglob("*.jpg"))
     detect = "python -m stages.tools.detect --model models:/deepfake-detector-generated-sample/1"
-    assert "1 not judged" not in run(*locked, f"{here} {detect} {image}", cwd=copy).stdout
+    assert "0 not examined" in run(*locked, f"{here} {detect} {image}", cwd=copy).stderr
 
 
 @pytest.mark.parametrize("name", ["a%20b", "a?b", "a#b", "a b"])

@@ -39,9 +39,9 @@ from stages.lib.training.summary import summarise_images
 from stages.lib.verdict import examiner as examiner_module
 from stages.lib.verdict.examiner import Examiner, ImageVerdict
 from stages.lib.verdict.explanation import verdict_in_words
+from stages.lib.verdict.printing import why
 from stages.lib.verdict.provenance import read_provenance
-from stages.lib.verdict.record import Record, facts_of, make_record
-from stages.tools import detect
+from stages.lib.verdict.record import Record, identity_of, make_record
 from tests.test_images import PARAMS
 
 TRAINED_ON = TrainingSummary(
@@ -296,9 +296,9 @@ def test_faces_that_are_not_examined_or_not_looked_for_are_told(
     )
     assert verdict.not_searched == words
     assert (len(whole.faces), whole.not_searched) == (1, "")
-    record = make_record("a.png", verdict, facts_of(cutting), content)
+    record = make_record("a.png", verdict, identity_of(cutting), content)
     assert Record.model_validate_json(record.model_dump_json()) == record
-    assert words in detect.why(record) and f"Not examined: {words}." in verdict_in_words(record)
+    assert words in why(record) and f"Not examined: {words}." in verdict_in_words(record)
     old = record.model_dump_json(exclude={"not_judged", "missed_below"})
     assert Record.model_validate_json(old).not_searched == ""  # of before
 

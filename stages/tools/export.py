@@ -38,7 +38,7 @@ from stages.lib.verdict.networks import (
     onnx_network,
     quantise,
 )
-from stages.tools.command_line import Parser, count
+from stages.tools.command_line import add_threads, parser_of
 
 DETECTOR = "detector"  # itself, beside the exported networks
 LOGIT_TOLERANCE = 1e-3  # of an exported network
@@ -48,11 +48,11 @@ MOST_RANGED = 256  # calibration images that the ranges of int8 numbers come fro
 
 def main() -> None:
     """Write the folder, or nothing."""
-    parser = Parser(description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__, "stages.tools.export")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", type=Path, default=paths.MODEL)
     parser.add_argument("--int8", action="store_true", help="add a faster network of 8-bit numbers")
-    parser.add_argument("--threads", type=count, default=2)
+    add_threads(parser)
     options = parser.parse_args()
     _check_target(options.folder)
     examiner = load_examiner(

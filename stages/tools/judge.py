@@ -37,7 +37,7 @@ from stages.lib.score_files.writing import (
     write_comparison,
     write_detector,
 )
-from stages.tools.command_line import Parser
+from stages.tools.command_line import parser_of
 
 OUT = Path("metrics/judged")
 # Of score files: for each of them its own value, one value for each or for all, one value for all.
@@ -81,7 +81,7 @@ def main() -> None:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options; raises UserError for a wrong command."""
-    parser = Parser.of_tool("judge", __doc__)
+    parser = parser_of(__doc__, "stages.tools.judge")
     add = parser.add_argument
     add("scores", nargs="+", metavar="SCORES", help=f"CSV files, or the word {OWN}")
     add("--names", help="of the detectors, A,B; else the names of the files without their ends")

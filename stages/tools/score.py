@@ -43,7 +43,7 @@ from stages.lib.score_files.callables import CallableDetector, load_callable
 from stages.lib.score_files.matching import JUDGED_TABLES
 from stages.lib.score_files.own_process import run_in_own_process
 from stages.lib.score_files.reading import LOGIT, PROBABILITY
-from stages.tools.command_line import Parser, count
+from stages.tools.command_line import add_threads, count, parser_of
 
 ROW_BYTES = 200  # of one image or variant in a file, about
 
@@ -71,7 +71,7 @@ def main() -> None:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options; raises UserError for a wrong command."""
-    parser = Parser.of_tool("score", __doc__)
+    parser = parser_of(__doc__, "stages.tools.score")
     add = parser.add_argument
     add("detector", help="module:function, FILE.onnx or models:/NAME@ALIAS")
     add("--out", type=Path, required=True, metavar="CSV", help="where the scores go")
@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="of what it returns; without it, logit for an ONNX file, else probability",
     )
     add("--batch-size", type=count, default=16, help="images at a time, at most")
-    add("--threads", type=count, default=2, help="of the CPU, for an ONNX file")
+    add_threads(parser, "of the CPU, for an ONNX file")
     options = parser.parse_args(arguments)
     if options.perturbed and options.perturbed.resolve() == options.out.resolve():
         raise UserError(f"--perturbed {options.perturbed}: is the file of --out; name another file")

@@ -6,7 +6,7 @@ from stages.lib.detector.preprocessing import input_of
 from stages.lib.evaluation.verdict_rules import DOUBTS, REASONS, UNSURE, Doubt
 from stages.lib.report.heatmap import STRIDE, WINDOW, occlusion_map
 from stages.lib.report.html import html_image, html_page
-from stages.lib.report.sheets import HOW_TO_READ, draw_sheet
+from stages.lib.report.sheets import HOW_TO_READ, SheetRow, draw_sheet
 from stages.lib.verdict.examiner import Examiner, FaceVerdict
 from stages.lib.verdict.record import Record
 
