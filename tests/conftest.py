@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+import torch
 import yaml
+from filelock import FileLock
 from hypothesis import settings
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
@@ -38,11 +41,16 @@ TINY = {
     "train.epochs": 2,
     "train.batch_size": 20,
     "train.num_workers": 0,
+    "train.num_threads": 1,
     "predict.num_workers": 0,
+    "predict.num_threads": 1,
     "predict.robustness_images": 20,
     "explain.num_images": 2,
+    "explain.num_threads": 1,
     "explain.stride": 0.25,
 }
+# The test files that take longest, in seconds: the two processes of `make test` begin with them.
+LONGEST = ()
 # Of generated inputs: the same ones in each run, as many as the variable EXAMPLES says.
 EXAMPLES = settings(
     max_examples=int(os.environ.get("EXAMPLES", 300)), derandomize=True, database=None,
@@ -170,31 +178,71 @@ def draw_dataset(root: Path, counts: dict[str, int], size: int = 48) -> Path:
     return root
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, so that no process works alone at the end."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return the folder that `make` fills, once for all processes of this run of the tests."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    with FileLock(root / f"{name}.lock"):
+        if not (root / f"{name}.made").exists():
+            (root / name).mkdir()
+            make(root / name)
+            (root / f"{name}.made").touch()
+    return root / name
+
+
+def run_stages(folder: Path, *names: str) -> None:
+    """Run stages in this folder and in this process, without MLflow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("DVC_ROOT", str(folder))
+        patch.setenv("TRACKING", "off")
+        for name in names:
+            import_module(f"stages.{name}").main()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Compute in one thread, because the processes of the tests share the cores."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone in which `dvc repro` has run on a tiny sample and a further set; only look at it."""
-    drawn = draw_dataset(tmp_path_factory.mktemp("drawn"), {"val": 40})
+    return made_once(tmp_path_factory, "pipeline", make_pipeline)
+
+
+def make_pipeline(clone: Path) -> None:
+    drawn = draw_dataset(clone.with_name("drawn"), {"val": 40})
     more = {
         "data.evaluation_sets": {"drawn": str(drawn)},
         "train.augmentation.jpeg.probability": 0.5,
         "train.pseudo_fakes.first_share": 0.2,
     }
-    clone = clone_project(tmp_path_factory.mktemp("pipeline"), TINY | more)
+    clone_project(clone, TINY | more)
     # MLflow looks at the machine every 10 s by default; this training takes one second.
     done = run("dvc", "repro", cwd=clone, MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="0.05")
     (clone / "repro.log").write_text(done.stdout + done.stderr)
-    return clone
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone with an easy data set packed and prepared, ready to train; copy before changing."""
-    clone = clone_project(tmp_path_factory.mktemp("prepared"), TINY)
+    return made_once(tmp_path_factory, "prepared", make_prepared)
+
+
+def make_prepared(clone: Path) -> None:
+    clone_project(clone, TINY)
     root = draw_dataset(clone / "drawn", {"train": 80, "val": 60, "test": 10})
     set_params(clone, {"data.root": str(root)})
-    for stage in ("pack", "prepare"):
-        run("python", "-m", f"stages.{stage}", cwd=clone)
-    return clone
+    run_stages(clone, "pack", "prepare")
 
 
 @pytest.fixture

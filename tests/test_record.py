@@ -30,7 +30,7 @@ from stages.lib.verdict.record import (
 @pytest.fixture(scope="module")
 def record(pipeline: Path) -> Record:
     """The record of one picture."""
-    hardware = set_up_hardware("cpu", 2)
+    hardware = set_up_hardware("cpu", 1)
     judge = Judge(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
     content = min((pipeline / "data/raw/sample/phase1/valset").iterdir()).read_bytes()
     (found,) = judge.judge([content])

@@ -209,7 +209,7 @@ def test_the_rules_say_what_a_detector_is_worth(
 
 @pytest.fixture(scope="module")
 def judge(pipeline: Path) -> Judge:
-    hardware = set_up_hardware("cpu", 2)
+    hardware = set_up_hardware("cpu", 1)
     return Judge(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
 
 
