@@ -234,15 +234,15 @@ def make_pipeline(clone: Path) -> None:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone with an easy data set packed and prepared, ready to train; copy before changing."""
+    """A clone with a prepared easy data set and an empty store; copy before changing."""
     return made_once(tmp_path_factory, "prepared", make_prepared)
 
 
 def make_prepared(clone: Path) -> None:
-    clone_project(clone, TINY)
     root = draw_dataset(clone / "drawn", {"train": 80, "val": 60, "test": 10})
-    set_params(clone, {"data.root": str(root)})
+    clone_project(clone, TINY | {"data.root": str(root)})
     run_stages(clone, "pack", "prepare")
+    client_of(clone).search_experiments()  # makes the tables, which takes seconds
 
 
 @pytest.fixture
