@@ -30,14 +30,14 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /\1	/p' $(MAKEFILE_LIST) | expand -t 18
 
 preset: $(VENV)/installed  ## write a preset into params.yaml: make preset NAME=fast
-	python -m stages.tools.preset $(NAME)
+	python -m stages.chores.preset $(NAME)
 
 ui: $(VENV)/installed  ## browse the runs
 	@echo 'Runs: $(RUNS)'
-	uri="$$(python -m stages.tools.store)" && mlflow ui --backend-store-uri "$$uri"
+	uri="$$(python -m stages.chores.store)" && mlflow ui --backend-store-uri "$$uri"
 
 plots: $(VENV)/installed  ## draw the curves, as an HTML page in dvc_plots/
-	python -m stages.tools.plots
+	python -m stages.chores.plots
 
 check: $(VENV)/installed  ## check style and types
 	ruff check .

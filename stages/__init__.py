@@ -22,6 +22,6 @@ if sys.argv[0] == "-m":
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if "DVC_STAGE" in os.environ or "RANK" in os.environ:
-        from stages.lib.core.stopping import start_watch
+        from stages.lib.stopping import start_watch
 
         start_watch()

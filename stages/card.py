@@ -14,8 +14,7 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 from stages.lib import paths
-from stages.lib.core.files import fresh_folder, read_json, write_text
-from stages.lib.core.running import run_stage
+from stages.lib.core.files import atomic_folder, read_json, write_text
 from stages.lib.core.scores import read_evaluation
 from stages.lib.core.tables import read_tables
 from stages.lib.report import html
@@ -30,6 +29,7 @@ from stages.lib.report.card import (
     weakest_slice,
 )
 from stages.lib.report.figures import draw_all
+from stages.lib.running import run_stage
 
 FIGURES = ("robustness", "roc", "calibration", "scores")
 MOST_PARAMETERS = 200e6  # a rule of the competition
@@ -42,7 +42,7 @@ def main() -> None:
     data = read_json(paths.DATA_REPORT, "generated_sample", "duplicates")
     text = render(config, read_evaluation(), data, read_tables(paths.TABLES))
     write_text(paths.CARD, text)
-    with fresh_folder(paths.CARD_PAGE.parent) as folder:
+    with atomic_folder(paths.CARD_PAGE.parent) as folder:
         write_text(folder / paths.CARD_PAGE.name, as_html(text))
     print(f"{paths.CARD}, {paths.CARD_PAGE}")
 
@@ -115,11 +115,11 @@ def pretraining(initial_weights: str) -> tuple[str, str]:
 def as_html(text: str) -> str:
     """Return the card as one HTML page, with figures."""
     figures = draw_all(read_tables(paths.PLOTS))
-    pictures = [
+    images = [
         html.html_image(html.as_png(figures[name]), name) for name in FIGURES if name in figures
     ]
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    return html.html_page("Model card", body + "<h2>Curves (val)</h2>\n" + "\n".join(pictures))
+    return html.html_page("Model card", body + "<h2>Curves (val)</h2>\n" + "\n".join(images))
 
 
 if __name__ == "__main__":

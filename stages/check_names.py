@@ -11,8 +11,8 @@ fails. Its output is the same for all names that are right: no set is packed aga
 from stages.lib import paths
 from stages.lib.core.files import write_text
 from stages.lib.core.params import load_params
-from stages.lib.core.running import run_stage
 from stages.lib.data.params import DataParams
+from stages.lib.running import run_stage
 
 
 def main() -> None:

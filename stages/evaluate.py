@@ -18,9 +18,8 @@ import pandas as pd
 
 from stages.lib import paths
 from stages.lib.core.digests import write_folder_digests
-from stages.lib.core.files import fresh_folder, read_json, write_text
+from stages.lib.core.files import atomic_folder, read_json, write_text
 from stages.lib.core.params import load_params
-from stages.lib.core.running import run_stage
 from stages.lib.core.tables import read_history, write_table
 from stages.lib.evaluation.curves import make_curves, severities
 from stages.lib.evaluation.judging import (
@@ -33,13 +32,14 @@ from stages.lib.evaluation.judging import (
     write_tables,
 )
 from stages.lib.evaluation.scored_sets import labelled_scores, labelled_sets, perturbed_scores
+from stages.lib.evaluation.verdict_rules import Rules, doubt_of
 from stages.lib.evaluation.verdicts import (
     SHARES,
     VERDICT_COLUMNS,
     choose_thresholds,
     verdict_rows,
 )
-from stages.lib.verdict.rules import Rules, doubt_of
+from stages.lib.running import run_stage
 
 WEIGHTS_DIGITS = 12  # of the SHA-256 of the weights, which lead from DVC's tables to the MLflow run
 
@@ -60,11 +60,11 @@ def main() -> None:
     add_robustness(report, tables, perturbed_scores(sets["val"]))
     if len(tables["robustness"]):
         curves["robustness"] = severities(tables["robustness"])
-    with fresh_folder(paths.PLOTS) as folder:
+    with atomic_folder(paths.PLOTS) as folder:
         for name, curve in curves.items():
             write_table(curve.round(SIGNIFICANT_DIGITS), folder / f"{name}.csv")
         write_folder_digests(folder)
-    with fresh_folder(paths.TABLES) as folder:
+    with atomic_folder(paths.TABLES) as folder:
         write_tables(tables, folder)
         write_folder_digests(folder)
     write_text(paths.VERDICT_RULES, rules.model_dump_json(indent=2) + "\n")

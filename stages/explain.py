@@ -19,20 +19,20 @@ import torch
 from pydantic import Field
 
 from stages.lib import paths
-from stages.lib.core.files import fresh_folder, write_text
+from stages.lib.core.files import atomic_folder, write_text
 from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL
 from stages.lib.core.params import StageParams, Threads, load_params
-from stages.lib.core.progress import progress_bar
-from stages.lib.core.running import run_stage
 from stages.lib.core.scores import labels_and_scores
 from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.hardware import DeviceName, set_up_hardware
 from stages.lib.detector.model import Detector, create_model, load_detector
 from stages.lib.detector.preprocessing import decode
-from stages.lib.detector.runtime import DeviceName, set_up_hardware
+from stages.lib.progress import progress_bar
 from stages.lib.report.heatmap import occlusion_map, rank_correlation
 from stages.lib.report.html import html_image, html_page
 from stages.lib.report.sheets import HOW_TO_READ, Row, draw_sheet
+from stages.lib.running import run_stage
 
 SHEET_TITLES = {
     "wrong_real": "Reals that score highest: false alarms",
@@ -89,7 +89,7 @@ def write(
     maps: list[np.ndarray],
 ) -> None:
     """Write the table of the images, their sheets, and the page with all sheets."""
-    with fresh_folder(paths.EXPLANATIONS) as folder:
+    with atomic_folder(paths.EXPLANATIONS) as folder:
         columns = ["sheet", "img_name", "target", "family", "score", "random_weights_correlation"]
         write_table(chosen[columns], folder / "images.csv")
         (folder / paths.SHEETS.name).mkdir()
@@ -151,7 +151,7 @@ def make_page(sheets: dict[str, bytes], chosen: pd.DataFrame) -> str:
     ]
     check = (
         f"<p>Do the maps show what was learnt? {sanity(chosen)} ({len(chosen)} images). A value "
-        "near 1 would mean that they show the picture and the architecture, not the training.</p>"
+        "near 1 would mean that they show the image and the architecture, not the training.</p>"
     )
     title = "What drives the verdict"
     return html_page(title, "\n".join([f"<h1>{title}</h1>", HOW_TO_READ, check, *parts]))

@@ -23,13 +23,13 @@ from pathlib import Path
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError
-from stages.lib.core.files import fresh_folder
+from stages.lib.core.files import atomic_folder
 from stages.lib.core.params import load_params
-from stages.lib.core.running import run_stage
+from stages.lib.data.layouts.find import evaluation_set, find_sets, training_sets
+from stages.lib.data.layouts.image_set import SET_NAMES
 from stages.lib.data.packing import pack_empty_set, pack_images
 from stages.lib.data.params import DataParams, PackParams
-from stages.lib.layouts.find import evaluation_set, find_sets, training_sets
-from stages.lib.layouts.image_set import SET_NAMES
+from stages.lib.running import run_stage
 
 
 def main(arguments: Sequence[str] = ()) -> None:
@@ -47,7 +47,7 @@ def pack_root(data: DataParams, params: PackParams) -> None:
     root = Path(data.root)
     sets = training_sets(find_sets(root, data.layout, data.manifest), root)
     for name in SET_NAMES:
-        with fresh_folder(paths.PACKED / name) as folder:
+        with atomic_folder(paths.PACKED / name) as folder:
             if name in sets:
                 pack_images(sets[name], folder, params)
             else:
@@ -61,7 +61,7 @@ def pack_evaluation_set(name: str, data: DataParams, params: PackParams) -> None
         raise UserError(f"give a name of data.evaluation_sets ({known}), not '{name}'")
     root = Path(data.evaluation_sets[name])
     sets = find_sets(root, "auto", data.manifest, f"data.evaluation_sets.{name}")
-    with fresh_folder(paths.PACKED / "sets" / name) as folder:
+    with atomic_folder(paths.PACKED / "sets" / name) as folder:
         image_set = replace(evaluation_set(sets, root), name=f"sets/{name}")
         pack_images(image_set, folder, params)
 

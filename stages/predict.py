@@ -8,7 +8,7 @@ Run: python -m stages.predict          (starts torchrun itself where predict.num
 A score file has one row per row of its label file, in the same order: img_name, logit
 (log(P(fake) / P(real)), which keeps the digits that a score near 1 loses) and score (P(fake)).
 low and high are the least and the most of the logits of slightly changed views (CHANGED_VIEWS in
-stages/lib/prediction/views.py), which a verdict has to stand; they are empty in splits without
+stages/lib/detector/views.py), which a verdict has to stand; they are empty in splits without
 labels, and where predict.stability is off. views.json says of which weights, views and label
 tables the scores are.
 robustness.csv has validation images, unchanged (perturbation `none`) and perturbed in every way of
@@ -24,17 +24,22 @@ import torch
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError
-from stages.lib.core.files import check_room, fresh_folder
+from stages.lib.core.files import atomic_folder, check_disk_space
 from stages.lib.core.labels import read_labels
 from stages.lib.core.params import load_params
-from stages.lib.core.running import run_stage
 from stages.lib.core.scores import write_views
 from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import Key, LabelledImages, make_loader, sequential_batches
+from stages.lib.detector.hardware import (
+    Hardware,
+    check_compile,
+    processes_of,
+    wait_and_compare_files,
+)
 from stages.lib.detector.model import Detector, fake_logit, load_detector
 from stages.lib.detector.preprocessing import seen_part, to_input
-from stages.lib.detector.runtime import Hardware, check_compile, meet, processes_of
 from stages.lib.detector.scoring import gather_logits
+from stages.lib.detector.views import CHANGED_VIEWS, SCORED_VIEWS, plain_and_changed
 from stages.lib.prediction.params import PredictParams
 from stages.lib.prediction.perturbations import (
     VARIANTS,
@@ -42,7 +47,7 @@ from stages.lib.prediction.perturbations import (
     perturbed_table,
     variants_of,
 )
-from stages.lib.prediction.views import CHANGED_VIEWS, SCORED_VIEWS, plain_and_changed
+from stages.lib.running import run_stage
 
 SPLITS = ("val", "calibration", "test", "held_out", "evaluation")
 ROW_BYTES = 200  # of a score file, at most
@@ -61,14 +66,14 @@ def predict(params: PredictParams, hardware: Hardware) -> None:
     """Score all images, this process its share of them; the first process writes."""
     detector, config = load_detector(paths.MODEL)
     detector = detector.to(hardware.device).to(memory_format=torch.channels_last)
-    meet(hardware, str(paths.MODEL), paths.WEIGHTS)
+    wait_and_compare_files(hardware, str(paths.MODEL), paths.WEIGHTS)
     if params.compile:
         check_compile("predict", params.compile, hardware)
         detector.compile(mode=params.compile)
     is_first = hardware.rank == 0
     labels = {split: read_labels(paths.LABELS / f"{split}.csv") for split in SPLITS}
     if is_first:
-        check_room(paths.SCORES.parent, ROW_BYTES * sum(map(len, labels.values())))
+        check_disk_space(paths.SCORES.parent, ROW_BYTES * sum(map(len, labels.values())))
         print(f"device: {hardware}; model: {config.model}, epoch {config.best_epoch}", flush=True)
     tables = {}
     for split, table in labels.items():
@@ -82,7 +87,7 @@ def predict(params: PredictParams, hardware: Hardware) -> None:
     logits = predict_logits(detector, images, params, hardware, "perturbed")
     tables["robustness"] = perturbed_table(chosen["img_name"], logits)
     if is_first:
-        with fresh_folder(paths.SCORES) as folder:
+        with atomic_folder(paths.SCORES) as folder:
             for name, table in tables.items():
                 _write_scores(table, folder / f"{name}.csv")
                 print(f"{name}: {len(table)} scores", flush=True)

@@ -7,7 +7,7 @@ Run: python -m stages.prepare
 A label file has one row per image; its columns are LABEL_TYPES in stages/lib/core/labels.py. The
 calibration split is a part of the validation set. Without a validation set, both are parts of the
 training set. A group has near-duplicates, and images that the data set itself groups (one person,
-one video, one source picture); no split divides it. Fakes of prepare.hold_out_families leave
+one video, one source image); no split divides it. Fakes of prepare.hold_out_families leave
 train, val and calibration; held_out.csv has those of val. evaluation.csv has all sets of
 data.evaluation_sets; one more set changes no other file.
 """
@@ -25,13 +25,13 @@ from stages.lib import paths
 from stages.lib.audit.near_duplicates import duplicates_report, join_groups, near_duplicate_groups
 from stages.lib.audit.shortcuts import audit_split
 from stages.lib.core.errors import UserError, short
-from stages.lib.core.files import fresh_folder, write_json
+from stages.lib.core.files import atomic_folder, write_json
 from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL, write_labels
-from stages.lib.core.packed_images import read_facts
 from stages.lib.core.params import Seed, StageParams, load_params
-from stages.lib.core.running import run_stage
+from stages.lib.data.layouts.image_set import SET_NAMES
 from stages.lib.data.params import DataParams
-from stages.lib.layouts.image_set import SET_NAMES
+from stages.lib.images.packed_images import read_facts
+from stages.lib.running import run_stage
 
 NUM_DRAWS = 100  # of a split that leaves both classes in both parts
 
@@ -76,7 +76,7 @@ def main() -> None:
     }
     _say_what_was_found(report)
     _judge_shortcuts(report["splits"], params)
-    with fresh_folder(paths.LABELS) as labels:
+    with atomic_folder(paths.LABELS) as labels:
         for name in ("train", "val", "calibration", "test"):
             write_labels(splits[name], labels / f"{name}.csv")
         write_labels(held_out, labels / "held_out.csv")
@@ -239,7 +239,7 @@ def _say_what_was_found(report: dict[str, Any]) -> None:
     across, firsts = (report["duplicates"][f"{name}_across_splits"] for name in ("groups", "first"))
     for pair, (one, other) in firsts.items():
         print(
-            f"WARNING: {across[pair]} groups of pictures that belong together are in both splits "
+            f"WARNING: {across[pair]} groups of images that belong together are in both splits "
             f"of {pair}, for example {short(one)} and {short(other)}"
         )
     if report["bad_images"]["count"]:

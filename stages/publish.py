@@ -22,19 +22,19 @@ from stages.lib.core.digests import checked_tables
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import read_json, sha256_of, write_json
 from stages.lib.core.params import StageParams, load_params, one_of
-from stages.lib.core.running import run_stage
 from stages.lib.core.scores import read_evaluation
 from stages.lib.core.tables import read_history, read_table, read_tables
 from stages.lib.data.params import PackParams
 from stages.lib.evaluation.metrics import METRICS
 from stages.lib.evaluation.scored_sets import labelled_scores
 from stages.lib.evaluation.slices import REALS_FOR_1E_4
+from stages.lib.evaluation.verdict_rules import read_rules
 from stages.lib.publishing.find_run import find_or_make_run, publishing_lock
+from stages.lib.publishing.logged_model import log_served_model
 from stages.lib.publishing.registry import register, registered_name
 from stages.lib.report.figures import draw_all
-from stages.lib.serving.logged_model import log_served_model
+from stages.lib.running import run_stage
 from stages.lib.tracking.run import CHANCE_TAG, Tracker
-from stages.lib.verdict.rules import read_rules
 
 
 class PublishParams(StageParams):

@@ -19,14 +19,13 @@ import numpy as np
 from pydantic import Field
 
 from stages.lib import paths
-from stages.lib.core.files import fresh_folder, write_text
+from stages.lib.core.files import atomic_folder, write_text
 from stages.lib.core.labels import FAKE, REAL
 from stages.lib.core.params import Seed, StageParams, load_params
-from stages.lib.core.progress import progress_bar
-from stages.lib.core.running import run_stage
-from stages.lib.drawing.manipulations import FAMILIES
-from stages.lib.drawing.photograph import photograph
+from stages.lib.drawing.photograph import FAMILIES, photograph
 from stages.lib.drawing.portrait import draw_person
+from stages.lib.progress import progress_bar
+from stages.lib.running import run_stage
 
 FOLDERS = {"train": "phase1/trainset", "val": "phase1/valset", "test": "phase2/testset1_seen"}
 PICTURES_PER_PERSON = 5
@@ -48,10 +47,10 @@ def main() -> None:
     """Write all three sets, or none."""
     params = load_params("sample", SampleParams)
     counts = {"train": params.num_train, "val": params.num_val, "test": params.num_test}
-    with fresh_folder(paths.SAMPLE) as root, progress_bar("sample", sum(counts.values())) as bar:
+    with atomic_folder(paths.SAMPLE) as root, progress_bar("sample", sum(counts.values())) as bar:
         for number, (name, folder) in enumerate(FOLDERS.items()):
             write_set(root / folder, name, counts[name], number, params, bar.update)
-    print(f"{paths.SAMPLE}: {sum(counts.values())} drawn pictures")
+    print(f"{paths.SAMPLE}: {sum(counts.values())} drawn images")
 
 
 def write_set(
@@ -76,9 +75,9 @@ def write_set(
 
 
 def family_of(index: int, fake_share: float) -> str:
-    """Spread the fakes evenly over the pictures, and the families evenly over the fakes.
+    """Spread the fakes evenly over the images, and the families evenly over the fakes.
 
-    So the pictures of one person are of both classes, as originals and their fakes are.
+    So the images of one person are of both classes, as originals and their fakes are.
     """
     before, after = int(index * fake_share), int((index + 1) * fake_share)
     return list(FAMILIES)[before % len(FAMILIES)] if after > before else ""

@@ -14,12 +14,12 @@ from pydantic import Field
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError
-from stages.lib.core.files import fresh_folder
-from stages.lib.core.packed_images import read_facts
+from stages.lib.core.files import atomic_folder
 from stages.lib.core.params import StageParams, load_params
-from stages.lib.core.running import run_stage
 from stages.lib.core.scores import scores_of
 from stages.lib.core.tables import write_table
+from stages.lib.images.packed_images import read_facts
+from stages.lib.running import run_stage
 
 TEST_SCORES = paths.SCORES / "test.csv"
 
@@ -35,7 +35,7 @@ def main() -> None:
     params = load_params("submit", SubmitParams)
     listed = read_facts(paths.PACKED / "test")
     submission = make_submission(listed, scores_of("test"), params.missing_score)
-    with fresh_folder(paths.SUBMISSION.parent) as folder:
+    with atomic_folder(paths.SUBMISSION.parent) as folder:
         write_table(submission, folder / paths.SUBMISSION.name)
     if listed.empty:
         print("the data set has no test images: nothing to submit")

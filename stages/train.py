@@ -22,13 +22,17 @@ from torch.utils.data import DataLoader
 from stages.lib import paths
 from stages.lib.core.digests import write_digest
 from stages.lib.core.errors import UserError, did_you_mean
-from stages.lib.core.files import check_room, fresh_folder, sha256_of
+from stages.lib.core.files import atomic_folder, check_disk_space, sha256_of
 from stages.lib.core.labels import FAKE, read_labels
-from stages.lib.core.packed_images import FACTS_FILE
 from stages.lib.core.params import load_params
-from stages.lib.core.running import run_stage
 from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.hardware import (
+    Hardware,
+    check_compile,
+    processes_of,
+    wait_and_compare_files,
+)
 from stages.lib.detector.model import (
     Detector,
     DetectorConfig,
@@ -42,7 +46,8 @@ from stages.lib.detector.model import (
     zero_head,
 )
 from stages.lib.detector.preprocessing import CHANNELS_WITH_RESIDUALS
-from stages.lib.detector.runtime import Hardware, check_compile, meet, processes_of
+from stages.lib.images.packed_images import FACTS_FILE
+from stages.lib.running import run_stage
 from stages.lib.tracking.run import WEIGHTS_TAG, Tracker, training_run
 from stages.lib.training.checkpoint import Checkpoints, State, training_digest
 from stages.lib.training.decode_cache import decode_ahead
@@ -51,7 +56,7 @@ from stages.lib.training.loop import TrainingLoop, validate, validation_loader
 from stages.lib.training.micro_batch import find_accumulate
 from stages.lib.training.optimization import average_states
 from stages.lib.training.params import TrainParams
-from stages.lib.training.summary import summarise_pictures
+from stages.lib.training.summary import summarise_images
 
 SPLITS = ("train", "val")
 INPUTS = [
@@ -89,7 +94,7 @@ def _check(params: TrainParams, num_images: int) -> None:
         raise UserError(f"train.reencode = {params.reencode}: give the lowest quality first")
     if params.face_crop and params.scaled_decoding:
         raise UserError(
-            "train.scaled_decoding decodes a picture to about train.image_size, and leaves too few "
+            "train.scaled_decoding decodes an image to about train.image_size, and leaves too few "
             "pixels of a face for train.face_crop; use one of the two"
         )
     kinds = params.pseudo_fakes.kinds
@@ -171,10 +176,12 @@ def train(
         params = params.model_copy(update={"accumulate": accumulate})
     is_first = hardware.rank == 0
     if is_first:
-        check_room(paths.MODEL.parent, 2 * 4 * config.num_parameters)  # fp32, and as much to spare
+        check_disk_space(
+            paths.MODEL.parent, 2 * 4 * config.num_parameters
+        )  # fp32, and as much to spare
         _announce(params, detector, labels, hardware, tracker)
     fits = not params.decoded_gb or decode_ahead(images, params.decoded_gb, params.num_workers)
-    meet(hardware, "data/labels or data/packed", *INPUTS)
+    wait_and_compare_files(hardware, "data/labels or data/packed", *INPUTS)
     if is_first and not fits:
         print(f"train.decoded_gb = {params.decoded_gb}, or the free space of the disk, is too "
               "small: decoding in every epoch")  # fmt: skip
@@ -182,10 +189,10 @@ def train(
     progress = train_epochs(params, loop, images["val"], tracker, checkpoints)
     if is_first:
         best = progress.best
-        with fresh_folder(paths.MODEL) as folder:
-            pictures = summarise_pictures(labels["train"], params.augmentation)
+        with atomic_folder(paths.MODEL) as folder:
+            summary = summarise_images(labels["train"], params.augmentation)
             found = {"best_epoch": best.epoch, "averaged_epochs": best.averaged}
-            known = config.model_copy(update=found | {"trained_on": pictures})
+            known = config.model_copy(update=found | {"trained_on": summary})
             weights = save_detector(folder, best.state, known)
             write_table(pd.DataFrame(progress.history), folder / paths.HISTORY.name)
             write_digest(folder / paths.HISTORY.name)

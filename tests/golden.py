@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 
 from stages.lib.core.files import write_json, write_text
-from stages.lib.core.pictures import read_picture
-from stages.lib.core.training_pictures import TrainingPictures
+from stages.lib.core.schema import TrainingSummary
+from stages.lib.detector.hardware import set_up_hardware
 from stages.lib.detector.model import DetectorConfig, create_model, save_detector
 from stages.lib.detector.preprocessing import Preprocessing
-from stages.lib.detector.runtime import set_up_hardware
 from stages.lib.drawing.portrait import draw_person, portrait
-from stages.lib.verdict.judge import RULES_FILE, Judge, PictureVerdict
-from stages.lib.verdict.rules import Rules, Thresholds
+from stages.lib.evaluation.verdict_rules import Rules, Thresholds
+from stages.lib.images.decoding import decode_image
+from stages.lib.verdict.examiner import RULES_FILE, Examiner, ImageVerdict
 
 FILE = Path(__file__).with_suffix(".json")
 FORMS: dict[str, dict[str, Any]] = {
@@ -55,14 +55,14 @@ def compute() -> dict[str, Any]:
     images = {f"{form}, person {i}": draw(i, form) for i in range(3) for form in FORMS}
     facts = {}
     for name, content in images.items():
-        picture = read_picture(content)
-        means = picture.pixels.mean(axis=(0, 1))
-        facts[name] = {"mean": means.round(3).tolist(), "jpeg_quality": picture.jpeg_quality}
+        image = decode_image(content)
+        means = image.pixels.mean(axis=(0, 1))
+        facts[name] = {"mean": means.round(3).tolist(), "jpeg_quality": image.jpeg_quality}
     scores = {}
     for name, preprocessing in PREPROCESSINGS.items():
         with TemporaryDirectory() as folder:
-            judge = untrained_judge(Path(folder), preprocessing)
-            found = judge.judge(list(images.values()))
+            examiner = untrained_judge(Path(folder), preprocessing)
+            found = examiner.examine(list(images.values()))
         scores[name] = dict(zip(images, map(figures, found), strict=True))
     return {"facts": facts, "scores": scores}
 
@@ -76,7 +76,7 @@ def draw(number: int, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def untrained_judge(folder: Path, preprocessing: Preprocessing) -> Judge:
+def untrained_judge(folder: Path, preprocessing: Preprocessing) -> Examiner:
     """Return a judge with weights from NumPy, written to and read from a folder."""
     channels = {"in_chans": 6} if preprocessing.residuals else {}
     model = create_model("test_resnet", channels, "random")
@@ -96,8 +96,8 @@ def untrained_judge(folder: Path, preprocessing: Preprocessing) -> Judge:
     )  # fmt: skip
     rules = drawn_rules(save_detector(folder, state, config))
     write_text(folder / RULES_FILE, rules.model_dump_json())
-    crop = not preprocessing.scaled_decoding  # of which pictures that are cut out make no use
-    return Judge(folder, set_up_hardware("cpu", 2), crop, max_pixels=10**6)
+    crop = not preprocessing.scaled_decoding  # of which images that are cut out make no use
+    return Examiner(folder, set_up_hardware("cpu", 2), crop, max_pixels=10**6)
 
 
 def drawn_rules(weights_sha256: str) -> Rules:
@@ -108,7 +108,7 @@ def drawn_rules(weights_sha256: str) -> Rules:
             false_alarms=0.02, misses=0.05, fake_from=0.6, real_below=0.4, middle=0.5,
             temperature=1.5, false_alarms_high=0.1, misses_high=0.12, num_real=50, num_fake=50,
         ),
-        trained_on=TrainingPictures(
+        trained_on=TrainingSummary(
             num_images=1, side=(50, 300), jpeg_quality=(50, 95), face=(50, 200), face_margin=1.5
         ),
         doubt=None,
@@ -116,8 +116,8 @@ def drawn_rules(weights_sha256: str) -> Rules:
 
 
 def figures(found: Any) -> list[dict[str, Any]]:
-    """Return what is kept of the verdict of a picture."""
-    assert isinstance(found, PictureVerdict)
+    """Return what is kept of the verdict of an image."""
+    assert isinstance(found, ImageVerdict)
     return [
         {"box": face.box, "logit": round(face.logit, 5), "views": list(face.views.values())}
         for face in found.faces

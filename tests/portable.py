@@ -2,8 +2,8 @@
 
 Run: python -m tests.portable      writes tests/portable.json; a change of it needs a reason
 
-They were written by one kind of CPU (README.md names those that agree). Another one on which the
-tests run confirms them or shows what is not portable.
+They were written by one kind of CPU (benchmarks/RESULTS.md names those that agree). Another one on
+which the tests run confirms them or shows what is not portable.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from stages.lib.core.files import read_json, write_json
 from stages.lib.core.params import load_params
 from stages.lib.data.image_facts import IMAGE_CUES, image_facts
 from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.hardware import Hardware, set_up_hardware
 from stages.lib.detector.model import (
     Detector,
     create_model,
@@ -27,7 +28,6 @@ from stages.lib.detector.model import (
     input_size_args,
     resolve_preprocessing,
 )
-from stages.lib.detector.runtime import Hardware, set_up_hardware
 from stages.lib.evaluation.metrics import METRICS, RankedScores, fit_temperature
 from stages.lib.evaluation.resampling import metric_intervals
 from stages.lib.training.loop import TrainingLoop

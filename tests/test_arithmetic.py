@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from stages.lib.core.arithmetic import PINNED_ALWAYS, PINNED_IF_PORTABLE
-from stages.lib.detector import runtime
-from stages.lib.detector.runtime import set_up_hardware
-from stages.lib.verdict.judge import Judge, PictureVerdict
+from stages.lib.detector import hardware as runtime
+from stages.lib.detector.hardware import set_up_hardware
+from stages.lib.verdict.examiner import Examiner, ImageVerdict
 from stages.predict import main as predict
 from stages.train import main as train
 from tests import portable
@@ -77,10 +77,10 @@ def test_a_detector_that_is_trained_in_bf16_scores_in_fp32_everywhere(
     assert json.loads(Path("data/model/config.json").read_text())["trained_in"] == "native bf16"
     predict()
     run("python", "-m", "stages.evaluate", cwd=workspace)
-    judge = Judge(Path("data/model"), set_up_hardware("cpu", 1), crop=False, max_pixels=10**6)
+    judge = Examiner(Path("data/model"), set_up_hardware("cpu", 1), crop=False, max_pixels=10**6)
     scores = pd.read_csv("data/scores/val.csv")
-    pictures = [file_of(workspace, name).read_bytes() for name in scores["img_name"]]
-    found = [one.faces[0].logit for one in judge.judge(pictures) if isinstance(one, PictureVerdict)]
+    images = [file_of(workspace, name).read_bytes() for name in scores["img_name"]]
+    found = [one.faces[0].logit for one in judge.examine(images) if isinstance(one, ImageVerdict)]
     assert found == pytest.approx(scores["logit"], abs=1e-5)
 
 

@@ -14,11 +14,11 @@ SIDE = 48
 
 
 def photograph(seed: int = 0) -> torch.Tensor:
-    """Return a smooth picture with some grain, uint8 (3, S, S)."""
+    """Return a smooth image with some grain, uint8 (3, S, S)."""
     random = torch.Generator().manual_seed(seed)
     small = torch.rand((1, 3, 6, 6), generator=random) * 200 + 20
-    picture = torch.nn.functional.interpolate(small, size=[SIDE, SIDE], mode="bicubic")[0]
-    return (picture + 6 * torch.randn((3, SIDE, SIDE), generator=random)).clamp(0, 255).byte()
+    image = torch.nn.functional.interpolate(small, size=[SIDE, SIDE], mode="bicubic")[0]
+    return (image + 6 * torch.randn((3, SIDE, SIDE), generator=random)).clamp(0, 255).byte()
 
 
 def only(name: str, probability: float = 1.0, **more: object) -> Augmentation:
@@ -39,7 +39,7 @@ def test_params_yaml_names_every_operation() -> None:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_each_degradation_changes_the_picture_and_keeps_its_form(name: str) -> None:
+def test_each_degradation_changes_the_image_and_keeps_its_form(name: str) -> None:
     image = photograph()
     changed = [only(name).apply(image, np.random.default_rng(seed)) for seed in range(6)]
     again = [only(name).apply(image, np.random.default_rng(seed)) for seed in range(6)]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from stages.lib.core.digests import write_digest
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import load_params, read_yaml
-from stages.lib.detector.runtime import Hardware
+from stages.lib.detector.hardware import Hardware
 from stages.lib.training import checkpoint
 from stages.lib.training import loop as loop_module
 from stages.lib.training.batches import training_batches

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.tables import read_table
-from stages.lib.layouts.competition import competition_sets, read_list
-from stages.lib.layouts.image_set import file_of
+from stages.lib.data.layouts.competition import competition_sets, read_list
+from stages.lib.data.layouts.image_set import file_of
 from tests.conftest import EXAMPLES
 
 LONG = "b.jpg,0\n" * 20_000  # more than Python's csv takes for one cell

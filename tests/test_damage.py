@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 
 from stages import card, evaluate, explain, pack, predict, prepare, publish, submit, train
+from stages.chores import plots
 from stages.lib.core.digests import write_digest
 from stages.lib.core.errors import UserError
-from stages.lib.core.files import fresh_folder
-from stages.lib.core.packed_images import PackedImages, read_facts
-from stages.lib.core.running import STORAGE_FAULTS, run_stage
+from stages.lib.core.files import atomic_folder
+from stages.lib.images.packed_images import PackedImages, read_facts
+from stages.lib.running import STORAGE_FAULTS, run_stage
 from stages.lib.training.loop import TrainingLoop
-from stages.tools import judge, plots
+from stages.tools import judge
 from tests.conftest import ROOT, run, set_params
 
 MODEL, SCORES, LABELS, PACKED = "data/model", "data/scores", "data/labels", "data/packed"
@@ -101,7 +102,7 @@ def flip_a_bit(name: str, of: bytes = b"") -> Damage:
     return damage
 
 
-def flip_a_bit_of_a_picture(clone: Path) -> None:
+def flip_a_bit_of_a_image(clone: Path) -> None:
     flip_a_bit(f"{PACKED}/val/images-00000.arrow", bytes(PackedImages(clone / PACKED / "val")[3]))(
         clone
     )
@@ -162,11 +163,11 @@ CASES: list[tuple[Callable[[], None], Damage, str]] = [
     (evaluate.main, in_order(f"{SCORES}/val.csv", score("1.5")), "val.csv: .* not a"),
     (evaluate.main, in_order(f"{SCORES}/val.csv", without("logit")), "no column logit"),
     (submit.main, in_order(f"{SCORES}/test.csv", score("inf")), "test.csv: .* not a"),
-    # Tables that are whole by themselves, and pictures that can be decoded
+    # Tables that are whole by themselves, and images that can be decoded
     (train.main, changed(f"{LABELS}/train.csv", lambda t: t[:20]), "train.csv: damaged"),
     (predict.main, changed(f"{LABELS}/test.csv", lambda t: t[:2]), "test.csv: damaged, or changed"),
     (predict.main, gone(f"{LABELS}/test.sha256"), "test.csv: no digest of it in test.sha256"),
-    (predict.main, flip_a_bit_of_a_picture, "val: .*: not the bytes that the labels name"),
+    (predict.main, flip_a_bit_of_a_image, "val: .*: not the bytes that the labels name"),
     (predict.main, train_for_val, "val: .*: not the bytes that the labels name"),
     (explain.main, train_for_val, "val: .*: not the bytes that the labels name"),
     (train.main, train_for_val, "val: .*: not the bytes that the labels name"),
@@ -260,7 +261,7 @@ def test_what_was_packed_and_is_damaged_is_packed_anew(
 def test_what_a_killed_command_has_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
     (tmp_path / ".exported.partial").mkdir()
     (tmp_path / ".exported.partial/half").touch()
-    with fresh_folder(tmp_path / "exported") as folder:
+    with atomic_folder(tmp_path / "exported") as folder:
         (folder / "whole").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["exported", "whole"]
 
@@ -284,7 +285,7 @@ def test_a_file_that_is_damaged_in_the_cache_of_dvc_is_found_and_made_again(tmp_
     shutil.rmtree(tmp_path / "out")
     files[1].unlink()
     run("dvc", "checkout", cwd=tmp_path)
-    verify = ("python", "-m", "stages.tools.verify")
+    verify = ("python", "-m", "stages.chores.check_cache")
     done = run(*verify, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert "all 3 files in DVC's cache are whole" in done.stdout  # the third one lists the folder
     for file in files:

@@ -19,7 +19,7 @@ FRAMES = 6
 
 
 def pixels_of(target: int, seed: int, frame: int = 0) -> np.ndarray:
-    """Return a smooth picture, uint8 (48, 48, 3), with a checked square where it is a fake."""
+    """Return a smooth image, uint8 (48, 48, 3), with a checked square where it is a fake."""
     coarse = np.random.default_rng([target, seed]).integers(40, 180, (6, 6, 3), dtype=np.uint8)
     smooth = Image.fromarray(coarse).resize((48, 48), Image.Resampling.BICUBIC)
     pixels = np.roll(np.asarray(smooth), frame, axis=1)
@@ -31,7 +31,7 @@ def pixels_of(target: int, seed: int, frame: int = 0) -> np.ndarray:
 
 
 def draw_image(path: Path, target: int, seed: int) -> None:
-    """Draw a picture that is easier than the clips, which are more."""
+    """Draw an image that is easier than the clips, which are more."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(easy_pixels(np.random.default_rng([target, seed]), target)).save(path)
 

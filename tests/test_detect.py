@@ -1,4 +1,4 @@
-"""The command for pictures: what it takes, prints, records, repeats, and with what exit code."""
+"""The command for images: what it takes, prints, records, repeats, and with what exit code."""
 
 import csv
 import json
@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from stages.lib.core.errors import UserError
-from stages.lib.verdict.rules import DOUBTS, Doubt
+from stages.lib.evaluation.verdict_rules import DOUBTS, Doubt
 from stages.tools import detect, export
 from tests.conftest import copy_detector, run
 
 
 @pytest.fixture
 def there(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of validation pictures of the pipeline, in which the command runs."""
+    """The folder of validation images of the pipeline, in which the command runs."""
     monkeypatch.chdir(pipeline)
     return Path("data/raw/sample/phase1/valset")
 
@@ -144,7 +144,7 @@ def test_after_two_dashes_all_are_paths() -> None:
         "a.jpg", "-b.jpg", "--csv",
     ]  # fmt: skip
     assert detect.parse(["--", "--"]).paths == ["--"]
-    with pytest.raises(UserError, match="name one picture or more"):
+    with pytest.raises(UserError, match="name one image or more"):
         detect.parse(["--"])
 
 
@@ -159,13 +159,11 @@ def test_thumbnails_and_other_files_of_a_folder_are_passed_over_and_counted(
     assert detect.find_files([str(folder)]) == [str(folder / "1.jpg"), str(folder / "2/3.PNG")]
     assert capsys.readouterr().err == (
         f"{folder}: passed over 4 hidden files, thumbnails and the like, left out 2 files without "
-        "the suffix of a picture\n"
+        "the suffix of an image\n"
     )
     (folder / "1.jpg").unlink()
     (folder / "2/3.PNG").unlink()
-    with pytest.raises(
-        UserError, match=r"without pictures \(passed over 4 .*left out 2 .*\); name"
-    ):
+    with pytest.raises(UserError, match=r"without images \(passed over 4 .*left out 2 .*\); name"):
         detect.find_files([str(folder)])
 
 
@@ -174,8 +172,8 @@ def test_a_name_that_is_no_utf8_is_found_again(
 ) -> None:
     record, names = tmp_path / "record.jsonl", [b"\xff\xe4\n.jpg", b"\\xfe.jpg"]
     files = [os.fsdecode(os.fsencode(tmp_path) + b"/" + name) for name in names]
-    for file, picture in zip(files, sorted(there.iterdir()), strict=False):
-        Path(file).write_bytes(picture.read_bytes())
+    for file, image in zip(files, sorted(there.iterdir()), strict=False):
+        Path(file).write_bytes(image.read_bytes())
     command("--record", record, *files)
     code, out, _ = command("--verify", record)
     assert code == 0 and out.count("same ") == 2
@@ -205,11 +203,11 @@ def test_a_name_gives_no_command_to_a_terminal_or_a_spreadsheet(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "name one picture or more; see --help"),
+        ([], "name one image or more; see --help"),
         (["--resume", "a.jpg"], "--resume needs --record FILE"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
         (["--model", "nowhere", "a.jpg"], "nowhere: no weights.safetensors in it"),
-        (["."], r"\.: a folder without pictures"),
+        (["."], r"\.: a folder without images"),
         (["--verify", "nowhere.jsonl"], "nowhere.jsonl: No such file or directory"),
         (["--model", "models:/nobody@champion", "a.jpg"], "--model models:/nobody@champion: "),
     ],
@@ -221,7 +219,7 @@ def test_a_wrong_command_is_one_line(
     monkeypatch.setenv("DVC_ROOT", str(Path.cwd()))
     arguments = [str(tmp_path)] if empty else arguments
     monkeypatch.setattr(sys, "argv", ["detect", *arguments])
-    with pytest.raises(UserError, match="a folder without pictures" if empty else words) as error:
+    with pytest.raises(UserError, match="a folder without images" if empty else words) as error:
         detect.main()
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
@@ -230,18 +228,18 @@ def test_a_wrong_command_ends_with_1_and_help_names_the_codes(
     there: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = run(sys.executable, "-m", "stages.tools.detect", cwd=Path.cwd(), check=False)
-    assert done.returncode == 1 and done.stderr == "error: name one picture or more; see --help\n"
+    assert done.returncode == 1 and done.stderr == "error: name one image or more; see --help\n"
     with pytest.raises(SystemExit) as end:
         detect.parse(["--help"])
     assert end.value.code == 0
-    assert "Exit code: 0 all pictures were judged; 1 none was" in capsys.readouterr().out
+    assert "Exit code: 0 all images were judged; 1 none was" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("threshold", "verdict"), [(0.0, "fake"), (1.0, "real")])
 def test_a_fake_may_set_the_exit_code(
     there: Path, command: Command, tmp_path: Path, threshold: float, verdict: str
 ) -> None:
-    """With rules that call every picture so."""
+    """With rules that call every image so."""
     rules = json.loads(Path("data/verdict_rules.json").read_text())
     rules["thresholds"] |= dict.fromkeys(("fake_from", "real_below", "middle"), threshold)
     rules["trained_on"] |= {"side": [1, 9999], "face": None, "jpeg_quality": None}
@@ -262,9 +260,9 @@ def test_a_record_is_taken_up_where_it_ended(
     with record.open("a") as file:
         file.write('{"sha256":"cut off')
     judged: list[int] = []
-    real = detect.Judge.judge
+    real = detect.Examiner.examine
     monkeypatch.setattr(
-        detect.Judge, "judge", lambda self, all: judged.append(len(all)) or real(self, all)
+        detect.Examiner, "judge", lambda self, all: judged.append(len(all)) or real(self, all)
     )
     code, out, err = command("--json", "--record", record, "--resume", *files)
     assert code == 0 and judged == [3] and len(out.splitlines()) == 8
@@ -319,7 +317,7 @@ def test_a_record_is_repeated_and_differences_are_told(
     assert code == 2 and out.count("DIFFERS") == 3 and "(face_share None)" in out
 
 
-def test_a_page_explains_each_picture_without_a_network(
+def test_a_page_explains_each_image_without_a_network(
     there: Path, command: Command, tmp_path: Path
 ) -> None:
     file = min(there.iterdir())

@@ -117,7 +117,7 @@ def test_a_failed_experiment_shows_as_such(team: Path) -> None:
     assert "is not a file" in run("dvc", "queue", "logs", "broken", cwd=team).stdout
     assert "Failed" in run("dvc", "exp", "show", cwd=team).stdout
     # DVC lists it with the workspace's old metrics; they are no result of its parameters.
-    summary = run("python", "-m", "stages.tools.seeds", cwd=team).stdout
+    summary = run("python", "-m", "stages.chores.seeds", cwd=team).stdout
     assert "no.pth" not in summary
 
 

@@ -78,18 +78,18 @@ def test_a_map_is_compared_by_the_order_of_its_pixels() -> None:
     assert rank_correlation(values, np.ones((4, 4))) == 0
 
 
-def test_a_sheet_has_picture_map_and_every_view_for_each_image() -> None:
+def test_a_sheet_has_image_map_and_every_view_for_each_image() -> None:
     label = pd.Series({"img_name": "a.jpg", "target": 1, "family": "swap", "score": 0.25})
     assert title_of(label) == "a.jpg\nfake (swap), 0.250"
-    picture = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     seen = torch.zeros((3, 32, 32), dtype=torch.uint8)
-    rows = [Row(title_of(label), picture, seen, np.zeros((32, 32)))] * 2
+    rows = [Row(title_of(label), image, seen, np.zeros((32, 32)))] * 2
     png = draw_sheet("title", rows)
     with Image.open(BytesIO(png)) as sheet:
         assert sheet.width > 500 and sheet.height > 300
     assert png == draw_sheet("title", rows)
     label["family"] = "$\\frac$"  # no formula
-    draw_sheet("title", [Row(title_of(label), picture, seen, np.zeros((32, 32)))])
+    draw_sheet("title", [Row(title_of(label), image, seen, np.zeros((32, 32)))])
 
 
 def test_the_stage_writes_its_sheets_page_and_table(pipeline: Path) -> None:
@@ -110,14 +110,14 @@ def test_the_stage_writes_its_sheets_page_and_table(pipeline: Path) -> None:
 
 
 def patched(make: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """Return a noisy picture whose middle is replaced by make(middle), and where that is."""
+    """Return a noisy image whose middle is replaced by make(middle), and where that is."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[:96, :96]
     smooth = 90 + 40 * np.sin(rows / 15)[..., None] + columns[..., None] / 4
-    picture = np.clip(smooth + random.normal(0, 6, (96, 96, 3)), 0, 255).astype(np.uint8)
+    image = np.clip(smooth + random.normal(0, 6, (96, 96, 3)), 0, 255).astype(np.uint8)
     where = (slice(32, 64), slice(32, 64))
-    picture[where] = make(picture[where])
-    return picture, where
+    image[where] = make(image[where])
+    return image, where
 
 
 def shifted(middle: np.ndarray) -> np.ndarray:
@@ -135,22 +135,20 @@ def compressed(middle: np.ndarray) -> np.ndarray:
 
 
 def test_each_view_shows_what_it_is_for() -> None:
-    picture, where = patched(shifted)
-    edges = FORENSIC_VIEWS["blend edges"](picture)
+    image, where = patched(shifted)
+    edges = FORENSIC_VIEWS["blend edges"](image)
     seam = np.zeros_like(edges, dtype=bool)
     seam[where] = True
     seam[34:62, 34:62] = False
     assert edges[seam].mean() > 2 * edges[~seam].mean()
-    picture, where = patched(smoothed)
-    noise = FORENSIC_VIEWS["noise residual"](picture)
+    image, where = patched(smoothed)
+    noise = FORENSIC_VIEWS["noise residual"](image)
     assert noise[where].mean() < 0.3 * noise[:24].mean()
-    picture, where = patched(compressed)
-    level = FORENSIC_VIEWS["error level"](picture)
+    image, where = patched(compressed)
+    level = FORENSIC_VIEWS["error level"](image)
     assert level[where].mean() < 0.7 * level[:24].mean()
-    picture, where = patched(lambda middle: middle // 3)
-    assert (
-        FORENSIC_VIEWS["light"](picture)[48, 48] < 0.75 * FORENSIC_VIEWS["light"](picture)[12, 12]
-    )
+    image, where = patched(lambda middle: middle // 3)
+    assert FORENSIC_VIEWS["light"](image)[48, 48] < 0.75 * FORENSIC_VIEWS["light"](image)[12, 12]
 
 
 def test_the_spectrum_shows_the_grid_that_enlarging_leaves() -> None:
@@ -165,9 +163,9 @@ def test_the_spectrum_shows_the_grid_that_enlarging_leaves() -> None:
 
 
 @pytest.mark.parametrize("size", [(5, 7), (64, 64), (40, 90)])
-def test_every_view_has_the_pictures_size(size: tuple[int, int]) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+def test_every_view_has_the_images_size(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     for name, view in FORENSIC_VIEWS.items():
-        found = view(picture)
+        found = view(image)
         assert found.shape == size, name
         assert found.min() >= 0 and np.isfinite(found).all(), name

@@ -1,4 +1,4 @@
-"""Faces: found in drawn portraits, cropped alike wherever a model sees a picture."""
+"""Faces: found in drawn portraits, cropped alike wherever a model sees an image."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +12,13 @@ from torchvision.transforms.v2 import functional as tv
 
 from stages import pack, predict, prepare, train
 from stages.lib import paths
-from stages.lib.core import faces
 from stages.lib.core.errors import UserError
-from stages.lib.core.faces import crop_largest_face, find_faces, largest_face, smallest_found
 from stages.lib.core.labels import read_labels
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.preprocessing import Preprocessing, resize, to_input
 from stages.lib.drawing.portrait import draw_person, portrait
+from stages.lib.images import faces
+from stages.lib.images.faces import crop_largest_face, find_faces, largest_face, smallest_found
 from stages.lib.training.decode_cache import decode_ahead
 from tests.conftest import change_preprocessing, set_params
 
@@ -30,13 +30,13 @@ CROPPED = Preprocessing(
 
 def drawn(seed: int, size: int = 200) -> torch.Tensor:
     """Return a drawn portrait, uint8 (3, S, S)."""
-    picture = portrait(draw_person(np.random.default_rng(seed)), size).clip(0, 255)
-    return torch.from_numpy(picture.astype(np.uint8)).permute(2, 0, 1)
+    photo = portrait(draw_person(np.random.default_rng(seed)), size).clip(0, 255)
+    return torch.from_numpy(photo.astype(np.uint8)).permute(2, 0, 1)
 
 
 @pytest.fixture
 def portraits(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace whose pictures show drawn faces, prepared to train."""
+    """A workspace whose images show drawn faces, prepared to train."""
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("TRACKING", "off")
     for seed, file in enumerate(sorted((workspace / "drawn").rglob("*.jpg"))):
@@ -71,18 +71,18 @@ def test_the_largest_face_comes_first_and_is_cropped() -> None:
 
 
 def photograph(width: int, height: int, places: dict[int, tuple[int, int, int]]) -> torch.Tensor:
-    """Return a grey picture with drawn portraits; places: left, top and size by their seeds."""
-    picture = torch.full((3, height, width), 110, dtype=torch.uint8)
+    """Return a grey image with drawn portraits; places: left, top and size by their seeds."""
+    photo = torch.full((3, height, width), 110, dtype=torch.uint8)
     for seed, (left, top, size) in places.items():
-        picture[:, top : top + size, left : left + size] = drawn(seed, size)
-    return picture
+        photo[:, top : top + size, left : left + size] = drawn(seed, size)
+    return photo
 
 
 def test_small_faces_are_found_in_a_large_photograph() -> None:
     places = {seed: (200 + 600 * place, 300, 100) for place, seed in enumerate((1, 4, 8, 9, 11))}
-    picture = photograph(3840, 800, places)
-    assert len(find_faces(picture, small=False)) <= 1
-    found = sorted(find_faces(picture), key=lambda face: face.left)
+    photo = photograph(3840, 800, places)
+    assert len(find_faces(photo, small=False)) <= 1
+    found = sorted(find_faces(photo), key=lambda face: face.left)
     for face, (left, top, size) in zip(found, places.values(), strict=True):
         assert left < face.left and face.left + face.width < left + size
         assert abs(face.top + face.height / 2 - top - size / 2) < 0.2 * size
@@ -91,22 +91,22 @@ def test_small_faces_are_found_in_a_large_photograph() -> None:
 
 def test_small_faces_are_found_beside_a_large_one_and_none_twice() -> None:
     small = {seed: (900 + 110 * seed, 100, 90) for seed in (1, 2, 5, 10, 12)}
-    picture = photograph(2400, 1000, {0: (0, 0, 1000)} | small)
-    large, *_ = find_faces(picture, small=False)
-    first, *others = find_faces(picture)
+    photo = photograph(2400, 1000, {0: (0, 0, 1000)} | small)
+    large, *_ = find_faces(photo, small=False)
+    first, *others = find_faces(photo)
     assert len(others) == 5 and max(face.size for face in others) < 90 < large.size
-    largest = largest_face(picture)
+    largest = largest_face(photo)
     assert largest and first.box == large.box == largest.box
 
 
-def test_a_small_picture_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_image_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     real = faces._look
     monkeypatch.setattr(faces, "_look", lambda image, side: looks.append(side) or real(image, side))
     for size, count in ((640, 1), (641, 2)):
         looks.clear()
-        picture = drawn(1, size)
-        (face,) = find_faces(picture)
+        photo = drawn(1, size)
+        (face,) = find_faces(photo)
         assert face.score > 0.8 and len(looks) == count
 
 
@@ -125,36 +125,36 @@ def test_what_is_not_looked_for_is_known(size: tuple[int, int], pixels: int) -> 
 
 
 @pytest.mark.parametrize("size", [100, 200, 1500])
-def test_the_face_fills_the_crop_whatever_the_size_of_the_picture(size: int) -> None:
-    picture = drawn(2, size)
-    face = find_faces(picture)[0]
+def test_the_face_fills_the_crop_whatever_the_size_of_the_image(size: int) -> None:
+    photo = drawn(2, size)
+    face = find_faces(photo)[0]
     for share in (1.1, 1.3):
-        crop = crop_largest_face(picture, share)
+        crop = crop_largest_face(photo, share)
         assert crop.shape[1] == crop.shape[2] == round(share * face.size)
         inside = find_faces(tv.resize(crop, [200, 200], antialias=True))[0]
         assert inside.size / 200 == pytest.approx(1 / share, abs=0.12)
 
 
-def test_the_crop_stays_within_the_picture() -> None:
-    picture = drawn(3)
-    assert torch.equal(crop_largest_face(picture, 9), picture)
-    wide = torch.cat([picture, torch.zeros(3, 200, 100, dtype=torch.uint8)], dim=2)
+def test_the_crop_stays_within_the_image() -> None:
+    photo = drawn(3)
+    assert torch.equal(crop_largest_face(photo, 9), photo)
+    wide = torch.cat([photo, torch.zeros(3, 200, 100, dtype=torch.uint8)], dim=2)
     assert torch.equal(crop_largest_face(wide, 9), wide[:, :, :200])
 
 
-def test_a_picture_without_a_face_is_seen_whole() -> None:
-    for picture in (torch.full((3, 90, 120), 77, dtype=torch.uint8), drawn(0)[:, 150:]):
-        assert find_faces(picture) == []
-        assert torch.equal(crop_largest_face(picture, 1.1), picture)
+def test_a_image_without_a_face_is_seen_whole() -> None:
+    for photo in (torch.full((3, 90, 120), 77, dtype=torch.uint8), drawn(0)[:, 150:]):
+        assert find_faces(photo) == []
+        assert torch.equal(crop_largest_face(photo, 1.1), photo)
     for size in ((3, 1, 1), (3, 1, 700), (3, 2000, 1), (3, 32, 90)):
         assert find_faces(torch.zeros(size, dtype=torch.uint8)) == []
 
 
 def test_threads_get_the_faces_of_one_after_the_other() -> None:
-    pictures = [drawn(seed, 120 + 20 * seed) for seed in SEEDS]
-    alone = [crop_largest_face(picture, 1.1) for picture in pictures]
+    images = [drawn(seed, 120 + 20 * seed) for seed in SEEDS]
+    alone = [crop_largest_face(photo, 1.1) for photo in images]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda picture: crop_largest_face(picture, 1.1), pictures * 3))
+        together = list(pool.map(lambda photo: crop_largest_face(photo, 1.1), images * 3))
     assert all(map(torch.equal, together, alone * 3))
 
 

@@ -10,7 +10,7 @@ import pytest
 from stages import card, evaluate, pack, predict, prepare, sample, train
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import FAKE, REAL, read_labels
-from stages.lib.drawing.manipulations import FAMILIES
+from stages.lib.drawing.photograph import FAMILIES
 from tests.conftest import TINY, clone_project, readme_commands, run, set_params, wait_for_queue
 
 HELD_OUT = "face_swap"

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from stages.lib.core import pictures
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import load_params
 from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
@@ -26,6 +25,7 @@ from stages.lib.detector.preprocessing import (
     resize,
     to_input,
 )
+from stages.lib.images import decoding as decoding
 from stages.lib.training.batches import PLAIN
 from stages.lib.training.images import TrainingImages
 from stages.lib.training.params import TrainParams
@@ -39,7 +39,7 @@ BOTH_FLIPS = PARAMS.augmentation.model_copy(update={"horizontal_flip": 0.5, "ver
 
 
 def photograph(size: tuple[int, int] = (60, 50), seed: int = 0) -> Image.Image:
-    """Return a smooth colourful picture, as a photograph is."""
+    """Return a smooth colourful image, as a photograph is."""
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
 
@@ -65,8 +65,8 @@ def test_decoding_agrees_with_pillow(format: str, mode: str, tolerance: int) -> 
     assert (ours.int() - theirs.int()).abs().max() <= tolerance
 
 
-def same_picture(whole: torch.Tensor, scaled: torch.Tensor) -> bool:
-    """Say whether the model would see about the same, which is rough for tiny, stark pictures."""
+def same_image(whole: torch.Tensor, scaled: torch.Tensor) -> bool:
+    """Say whether the model would see about the same, which is rough for tiny, stark images."""
     seen = [resize(image, PREPROCESSING).float().flatten().numpy() for image in (whole, scaled)]
     return np.corrcoef(seen[0], seen[1])[0, 1] > 0.99 and np.abs(seen[0] - seen[1]).mean() < 8
 
@@ -84,7 +84,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(
     content = encoded(photograph(size), "JPEG", quality=95)
     whole, scaled = decode(content, PREPROCESSING), decode(memoryview(content), SCALED)
     assert tuple(scaled.shape[1:]) == shape
-    assert same_picture(whole, scaled)
+    assert same_image(whole, scaled)
 
 
 @pytest.mark.parametrize(("format", "mode"), [("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGB")])
@@ -92,7 +92,7 @@ def test_scaled_decoding_takes_every_kind_of_image(format: str, mode: str) -> No
     content = encoded(photograph((96, 96)).convert(mode), format)
     scaled, whole = decode(content, SCALED), decode(content, PREPROCESSING)
     assert scaled.shape[0] == 3
-    assert same_picture(whole, scaled)
+    assert same_image(whole, scaled)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -188,7 +188,7 @@ def test_chance_depends_on_seed_epoch_and_image_alone(labels: pd.DataFrame, tmp_
 def test_packed_jpegs_do_not_take_the_detour_of_other_formats(
     labels: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "_to_rgb", lambda _: pytest.fail("Pillow has decoded"))
+    monkeypatch.setattr(decoding, "_to_rgb", lambda _: pytest.fail("Pillow has decoded"))
     for preprocessing in (PREPROCESSING, SCALED):
         images = LabelledImages(labels, tmp_path, preprocessing)
         assert images[(0, 0)][0].shape == (3, 24, 24)

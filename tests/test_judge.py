@@ -39,7 +39,7 @@ from stages.tools import judge as tool
 from stages.tools import score as score_tool
 from tests.conftest import ROOT, run
 
-Judge = Callable[..., Path]
+Examiner = Callable[..., Path]
 SIZES = {"train": 6, "val": 80, "calibration": 60, "test": 4, "held_out": 0, "evaluation": 40}
 PACKED = {"calibration": "val", "held_out": "val", "evaluation": "sets/web"}
 
@@ -80,7 +80,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
+def judge(monkeypatch: pytest.MonkeyPatch) -> Examiner:
     """Run the command; return its folder."""
 
     def judged(*arguments: object) -> Path:
@@ -128,7 +128,7 @@ def one_line(caught: pytest.ExceptionInfo[UserError]) -> str:
 
 @pytest.mark.parametrize("column", ["set", "path"])
 def test_our_own_scores_as_a_foreign_file_equal_our_own_evaluation(
-    column: str, pipeline: Path, tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+    column: str, pipeline: Path, tmp_path: Path, judge: Examiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the last digit, in any order of the rows, with plain names or with paths."""
     parts = []
@@ -175,7 +175,7 @@ def test_our_own_scores_as_a_foreign_file_equal_our_own_evaluation(
     assert results in (out / "foreign/card.md").read_text()
 
 
-def test_the_same_files_give_the_same_bytes_without_a_path(place: Path, judge: Judge) -> None:
+def test_the_same_files_give_the_same_bytes_without_a_path(place: Path, judge: Examiner) -> None:
     write(scores(), "one.csv")
     write(scores(seed=1), "two.csv")
     outputs = []
@@ -365,7 +365,7 @@ def test_a_set_without_scores_is_left_out_and_val_must_have_some(place: Path) ->
 
 
 def test_the_card_says_what_is_missing(
-    place: Path, judge: Judge, capsys: pytest.CaptureFixture[str]
+    place: Path, judge: Examiner, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write(scores().drop([5]))
     card = (judge(file, "--missing", "wrong") / "theirs/card.md").read_text()
@@ -587,7 +587,7 @@ def test_the_command_ends_with_1_and_one_line(place: Path) -> None:
 
 
 def test_what_the_pipeline_lacks_is_named_before_anything_is_judged(
-    place: Path, judge: Judge
+    place: Path, judge: Examiner
 ) -> None:
     with pytest.raises(UserError, match="data/scores/views.json: no such file; run `dvc repro"):
         judge("own")
@@ -606,7 +606,7 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     assert found.sha256 == hashlib.sha256(content).hexdigest() and len(found.rows) == 1
 
 
-def test_only_a_folder_of_the_command_is_replaced(place: Path, judge: Judge) -> None:
+def test_only_a_folder_of_the_command_is_replaced(place: Path, judge: Examiner) -> None:
     file = write(scores())
     for out in ("data", ".", "params.yaml", "params.yaml/in"):
         with pytest.raises(UserError, match="exists with other things"):
@@ -618,7 +618,7 @@ def test_only_a_folder_of_the_command_is_replaced(place: Path, judge: Judge) -> 
 
 
 def test_what_fails_leaves_the_older_results(
-    place: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+    place: Path, judge: Examiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [write(scores(), "a.csv"), write(scores(seed=1), "b.csv")]
     out = judge(files[0])
@@ -707,7 +707,7 @@ def test_only_images_that_count_for_all_detectors_are_compared(place: Path) -> N
     )
 
 
-def test_detectors_without_common_images_cannot_be_compared(place: Path, judge: Judge) -> None:
+def test_detectors_without_common_images_cannot_be_compared(place: Path, judge: Examiner) -> None:
     table, half = scores(), np.arange(180) % 4 < 2
     write(table[half], "a.csv")
     write(table[~half], "b.csv")
@@ -717,7 +717,7 @@ def test_detectors_without_common_images_cannot_be_compared(place: Path, judge: 
 
 
 def test_three_detectors_are_ranked_in_words(
-    place: Path, judge: Judge, capsys: pytest.CaptureFixture[str]
+    place: Path, judge: Examiner, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = scores(distance=3.0)
     files = [
@@ -750,24 +750,24 @@ def test_holms_correction_by_hand() -> None:
 # Perturbed images, and detectors that can be called
 
 
-def own_scores(pictures: list[np.ndarray]) -> list[float]:
-    """Score pictures as the pipeline in this folder does: a detector that can be called."""
+def own_scores(photos: list[np.ndarray]) -> list[float]:
+    """Score images as the pipeline in this folder does: a detector that can be called."""
     detector, config = load_detector(paths.MODEL)
-    pixels = [torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures]
+    pixels = [torch.from_numpy(image).permute(2, 0, 1) for image in photos]
     images = torch.stack([to_input(one, config.preprocessing) for one in pixels])
     with torch.inference_mode():
         return torch.sigmoid(fake_logit(detector(images)).double()).tolist()
 
 
-def broken(pictures: list[np.ndarray]) -> list[float]:
-    return [0.5] * (len(pictures) + 1)
+def broken(photos: list[np.ndarray]) -> list[float]:
+    return [0.5] * (len(photos) + 1)
 
 
-def certain(pictures: list[np.ndarray]) -> list[float]:
-    return [1.5] * len(pictures)
+def certain(photos: list[np.ndarray]) -> list[float]:
+    return [1.5] * len(photos)
 
 
-def failing(pictures: list[np.ndarray]) -> list[float]:
+def failing(photos: list[np.ndarray]) -> list[float]:
     raise KeyError("no weights")
 
 
@@ -777,7 +777,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
 
 
 def test_our_own_detector_called_gives_what_the_pipeline_has(
-    pipeline: Path, tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+    pipeline: Path, tmp_path: Path, judge: Examiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same metrics of all sets, and the same robustness, up to what another batch rounds."""
     monkeypatch.chdir(pipeline)
@@ -793,7 +793,7 @@ def test_our_own_detector_called_gives_what_the_pipeline_has(
     ours = pd.read_csv("metrics/tables/robustness.csv")
     assert table["auc"].tolist() == pytest.approx(ours["auc"].tolist(), abs=1e-6)
     card = (out / "called/card.md").read_text()
-    assert "## Robustness" in card and "What perturbed pictures do" not in card
+    assert "## Robustness" in card and "What perturbed images do" not in card
 
 
 def test_onnx_files_and_models_of_mlflow_can_be_called(
@@ -826,8 +826,8 @@ def test_the_published_detector_of_the_readme_is_loaded(
     torch.save(published, tmp_path / "xception_best.pth")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    pictures = [np.full((60, 50, 3), level, dtype=np.uint8) for level in (0, 255)]
-    found = load_callable("xception:score", 1).score(pictures)
+    photos = [np.full((60, 50, 3), level, dtype=np.uint8) for level in (0, 255)]
+    found = load_callable("xception:score", 1).score(photos)
     with torch.inference_mode():
         inputs = torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 3, 256, 256)
         right = model(inputs).softmax(dim=1)[:, 1]
@@ -843,9 +843,9 @@ def test_the_published_detector_of_the_readme_is_loaded(
         ("tests.test_judge:SIZES", "is a dict and no function"),
         ("word", "word: no detector; give module:function, FILE.onnx or models:/NAME@ALIAS"),
         ("gone.onnx", "gone.onnx: no ONNX file that can be run"),
-        ("tests.test_judge:broken", "gave 17 numbers for 16 pictures"),
+        ("tests.test_judge:broken", "gave 17 numbers for 16 images"),
         ("tests.test_judge:certain", "1.5 to 1.5 are no probabilities of a fake; return 0 to 1"),
-        ("tests.test_judge:failing", "failed on 16 pictures: KeyError: 'no weights'"),
+        ("tests.test_judge:failing", "failed on 16 images: KeyError: 'no weights'"),
     ],
 )
 def test_a_detector_that_cannot_be_called_is_one_line(
@@ -858,7 +858,7 @@ def test_a_detector_that_cannot_be_called_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_perturbed_scores_that_do_not_fit_are_refused(place: Path, judge: Judge) -> None:
+def test_perturbed_scores_that_do_not_fit_are_refused(place: Path, judge: Examiner) -> None:
     file, table = write(scores()), []
     for kind, level in (("none", 0.0), ("jpeg", 30.0)):
         table += [{"img_name": f"v{i}.jpg", "perturbation": kind, "level": level, "logit": i % 3}

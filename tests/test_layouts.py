@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from stages.lib.core.errors import UserError
-from stages.lib.layouts.find import LayoutName, evaluation_set, find_sets, training_sets
-from stages.lib.layouts.image_set import ImageSet
-from stages.lib.layouts.manifest import ManifestParams
-from stages.lib.layouts.words import class_of, set_of
+from stages.lib.data.layouts.find import LayoutName, evaluation_set, find_sets, training_sets
+from stages.lib.data.layouts.image_set import ImageSet
+from stages.lib.data.layouts.manifest import ManifestParams
+from stages.lib.data.layouts.words import class_of, set_of
 from tests.test_competition import touch
 
 PLAIN = ManifestParams(
@@ -56,7 +56,7 @@ def test_folders_tell_set_class_family_and_source(
     )  # fmt: skip
     sets = find(root)
     assert capsys.readouterr().out.splitlines() == [
-        f"{root}: left out 1 files that are neither pictures nor videos: 1 .txt",
+        f"{root}: left out 1 files that are neither images nor videos: 1 .txt",
         f"{root}: passed over 1 hidden files and folders, thumbnails and the like",
         f"{root}: layout folders: 3 train, 2 val, 2 test",
     ]
@@ -320,7 +320,7 @@ def test_frames_of_faceforensics_are_found_in_images_too(
         f"{real}/097/0000.png": (0, "033_097", f"{real}/097"),
         f"{fake}/images/033_097/0000.png": (1, "033_097", f"{fake}/images/033_097"),
     }
-    assert "left out 3 pictures and videos in folders in which this" in capsys.readouterr().out
+    assert "left out 3 images and videos in folders in which this" in capsys.readouterr().out
     touch(root, f"{real}/frames/033/0000.png")
     with pytest.raises(UserError, match=r"the frames of 033 twice, in .*/frames/033 and .*/images"):
         find(root)
@@ -515,7 +515,7 @@ DROPPINGS = ["@eaDir/1.jpg/SYNOPHOTO_THUMB_XL.jpg", "._1.jpg", ".thumbnails/1.jp
              "$RECYCLE.BIN/1.jpg", ".AppleDouble/1.jpg", "THUMBS.DB"]  # fmt: skip
 
 
-def test_droppings_are_no_pictures_and_others_are_counted(
+def test_droppings_are_no_images_and_others_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     inside = [
@@ -526,7 +526,7 @@ def test_droppings_are_no_pictures_and_others_are_counted(
     root = root / "@eaDir/.root"
     assert list(rows(find(root)["train"])) == ["fake/2.jpg", "real/1.jpg"]
     out = capsys.readouterr().out
-    assert ("left out 3 files that are neither pictures nor videos: "
+    assert ("left out 3 files that are neither images nor videos: "
             "2 without a suffix, 1 .mpg") in out  # fmt: skip
     assert "passed over 10 hidden files and folders" in out
 

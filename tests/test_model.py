@@ -114,7 +114,7 @@ def hub(pretrained: dict[str, torch.Tensor]) -> Iterator[str]:
 
 CREATE = """
 import sys
-from stages.lib.core.running import run_command
+from stages.lib.running import run_command
 from stages.lib.detector.model import create_model
 def main():
     model = create_model(sys.argv[1], {}, "hub")

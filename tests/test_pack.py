@@ -16,10 +16,10 @@ from PIL import Image
 
 from stages import pack
 from stages.lib.core.errors import UserError
-from stages.lib.core.packed_images import PackedImages, read_facts
 from stages.lib.core.params import load_params
 from stages.lib.data import image_facts, packing, shards
 from stages.lib.data.params import PackParams
+from stages.lib.images.packed_images import PackedImages, read_facts
 from tests.conftest import ROOT, set_params
 from tests.test_videos import write_video
 

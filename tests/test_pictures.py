@@ -11,10 +11,10 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from stages.lib.core import pictures
-from stages.lib.core.pictures import GROUND, UPRIGHT, UnusableImage, read_picture
 from stages.lib.data.image_facts import image_facts
 from stages.lib.detector.preprocessing import Preprocessing, decode
+from stages.lib.images import decoding as decoding
+from stages.lib.images.decoding import GROUND, UPRIGHT, UnusableImage, decode_image
 
 SEEN = Preprocessing(image_size=16, interpolation="bilinear", mean=[0.5] * 3, std=[0.5] * 3)
 pillow_heif.register_heif_opener()  # to write such files
@@ -23,7 +23,7 @@ Kind = tuple[str, bytes, Image.Image, float]  # name, file, what a viewer shows,
 
 
 def photograph() -> Image.Image:
-    """Return a smooth colourful picture, as a photograph is; no two of its corners are alike."""
+    """Return a smooth colourful image, as a photograph is; no two of its corners are alike."""
     pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((60, 50), Image.Resampling.BICUBIC)
 
@@ -53,7 +53,7 @@ def with_orientation(format: str, number: int, **options: object) -> bytes:
 
 
 def half_clear(hidden: tuple[int, int, int], mode: str = "RGBA") -> Image.Image:
-    """Return a picture of which the upper half is transparent and hides a colour."""
+    """Return an image of which the upper half is transparent and hides a colour."""
     pixels = np.asarray(PHOTO.convert("RGBA")).copy()
     pixels[:25] = (*hidden, 0)
     return Image.fromarray(pixels).convert(mode)
@@ -67,11 +67,11 @@ def on_ground(grey: bool = False) -> Image.Image:
 
 def palette_with(**options: object) -> tuple[bytes, Image.Image]:
     """Return a PNG with a palette of which entry 0 is transparent, and what it looks like."""
-    picture = PHOTO.convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
-    clear = np.asarray(picture) == 0
-    shown = np.asarray(picture.convert("RGB")).copy()
+    image = PHOTO.convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
+    clear = np.asarray(image) == 0
+    shown = np.asarray(image.convert("RGB")).copy()
     shown[clear] = GROUND
-    return encoded(picture, "PNG", **options), Image.fromarray(shown)
+    return encoded(image, "PNG", **options), Image.fromarray(shown)
 
 
 def png_of(depth: int, colour: int, rows: np.ndarray) -> bytes:
@@ -143,7 +143,7 @@ def accepted() -> Iterator[Kind]:
     yield "jpeg with bytes after its end", JPEG + b"more" * 100, PHOTO, 3
     yield "jpeg without end", JPEG[:-2] + bytes(16), PHOTO, 3
     yield "jpeg with table 2", with_table_numbers(encoded(GREY, "JPEG", quality=95)), GREY, 3
-    yield "jpeg of two pictures", encoded(PHOTO, "MPO", save_all=True, append_images=[GREY],
+    yield "jpeg of two images", encoded(PHOTO, "MPO", save_all=True, append_images=[GREY],
                                           quality=95), PHOTO, 3  # fmt: skip
     for number in range(1, 9):
         yield f"jpeg orientation {number}", with_orientation("JPEG", number, quality=95), PHOTO, 3
@@ -155,9 +155,9 @@ def accepted() -> Iterator[Kind]:
         yield f"heic orientation {number}", turned, PHOTO, 3
     yield "jpeg orientation 9", with_orientation("JPEG", 9, quality=95), PHOTO, 3
     for mode in ("RGB", "L", "1", "P"):
-        picture = PHOTO.convert(mode)
+        image = PHOTO.convert(mode)
         for format in ("PNG", "BMP", "TIFF"):
-            yield f"{format.lower()} {mode}", encoded(picture, format), picture, 0
+            yield f"{format.lower()} {mode}", encoded(image, format), image, 0
     yield "png 16-bit grey", encoded(LEVELS_16, "PNG"), GREY, 0
     wide = np.asarray(PHOTO).astype(">u2") * 257
     yield "png 16-bit rgb", png_of(16, 2, wide.astype(">u2")), PHOTO, 0
@@ -196,7 +196,7 @@ def accepted() -> Iterator[Kind]:
     yield "heic 10-bit", heic_of(wide.astype("<u2")), PHOTO, 5
     clear = half_clear((0, 0, 255))
     yield "heic clear", encoded(clear, "HEIF", quality=95, chroma=444), on_ground(), 3
-    yield "heic of two pictures", encoded(PHOTO, "HEIF", save_all=True, append_images=[GREY],
+    yield "heic of two images", encoded(PHOTO, "HEIF", save_all=True, append_images=[GREY],
                                           quality=95, chroma=444), PHOTO, 3  # fmt: skip
     yield "ppm", encoded(PHOTO, "PPM"), PHOTO, 0
     yield "pgm", encoded(GREY, "PPM"), GREY, 0
@@ -246,12 +246,12 @@ ACCEPTED = list(accepted())
 def test_without_its_package_heic_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     content = encoded(PHOTO, "HEIF")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    pictures._knows_heic.cache_clear()
+    decoding._knows_heic.cache_clear()
     with pytest.raises(UnusableImage, match="HEIC needs a package: pip install pillow-heif"):
-        read_picture(content)
+        decode_image(content)
     monkeypatch.undo()
-    pictures._knows_heic.cache_clear()
-    assert read_picture(content).format == "HEIF"
+    decoding._knows_heic.cache_clear()
+    assert decode_image(content).format == "HEIF"
 
 
 def test_there_are_many_kinds() -> None:
@@ -267,7 +267,7 @@ def test_pixels_are_what_a_viewer_shows_at_every_door(
     content: bytes, shown: Image.Image, tolerance: float
 ) -> None:
     expected = np.asarray(shown.convert("RGB")).astype(int)
-    pixels = read_picture(content, MEGAPIXEL).pixels
+    pixels = decode_image(content, MEGAPIXEL).pixels
     assert pixels.dtype == np.uint8
     assert pixels.shape == expected.shape
     assert np.abs(pixels - expected).mean() <= tolerance
@@ -287,7 +287,7 @@ def grey_of(pixels: np.ndarray) -> float:
 def test_what_is_refused_has_one_reason_at_every_door(content: bytes, reason: str) -> None:
     scaled = SEEN.model_copy(update={"scaled_decoding": True})
     for door in (
-        lambda: read_picture(content, MEGAPIXEL),
+        lambda: decode_image(content, MEGAPIXEL),
         lambda: decode(content, SEEN, MEGAPIXEL),
         lambda: decode(content, scaled, MEGAPIXEL),
         lambda: image_facts(content, MEGAPIXEL),
@@ -301,7 +301,7 @@ def test_what_is_refused_has_one_reason_at_every_door(content: bytes, reason: st
 def test_a_jpeg_padded_with_zeros_is_the_same_at_every_door() -> None:
     """A viewer shows its upper part. What counts is that no stage dies of it."""
     content = JPEG[: len(JPEG) * 9 // 10] + bytes(4096)
-    pixels = read_picture(content).pixels
+    pixels = decode_image(content).pixels
     assert np.array_equal(decode(content, SEEN).permute(1, 2, 0).numpy(), pixels)
     assert np.abs(pixels[:30].astype(int) - np.asarray(PHOTO)[:30]).mean() < 4
 
@@ -321,7 +321,7 @@ def test_mutated_files_are_decoded_or_refused() -> None:
         if number % 3 == 0:
             del content[random.integers(1, len(content)) :]
         try:
-            pixels = read_picture(bytes(content), MEGAPIXEL).pixels
+            pixels = decode_image(bytes(content), MEGAPIXEL).pixels
             assert pixels.ndim == 3
         except UnusableImage as error:
             refused += 1

@@ -20,8 +20,8 @@ from stages.explain import SHEET_TITLES
 from stages.lib.core.labels import read_labels
 from stages.lib.core.params import StageParams
 from stages.lib.core.tables import read_table
+from stages.lib.data.layouts.manifest import ManifestParams
 from stages.lib.evaluation.verdicts import VerdictParams
-from stages.lib.layouts.manifest import ManifestParams
 from stages.lib.training.augmentation import Augmentation, Degradation
 from stages.lib.training.pseudo_fakes import Kinds, PseudoFakes
 from stages.publish import flatten
@@ -272,7 +272,7 @@ def test_every_stage_gives_the_same_bytes_again(
 
 def test_the_page_of_plots_needs_no_network(pipeline: Path) -> None:
     """A browser draws it in tests/test_server.py."""
-    run("python", "-m", "stages.tools.plots", cwd=pipeline)
+    run("python", "-m", "stages.chores.plots", cwd=pipeline)
     page = (pipeline / "dvc_plots/index.html").read_text()
     assert page.count("vegaEmbed('#") >= 8 and "window.vegaEmbed=" in page
     assert not re.findall(r"""<(?:script|link)[^>]+(?:src|href)=["']?[^>]*//""", page)

@@ -11,7 +11,7 @@ import torch
 from stages import predict, train
 from stages.lib.core.files import sha256_of
 from stages.lib.detector import dataset as dataset_module
-from stages.lib.prediction.views import SCORED_VIEWS
+from stages.lib.detector.views import SCORED_VIEWS
 from tests.conftest import change_preprocessing, run, set_params
 
 

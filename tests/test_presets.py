@@ -11,6 +11,7 @@ import torch
 
 from stages import predict, train
 from stages.card import MOST_PARAMETERS, pretraining
+from stages.chores.preset import PRESETS, listing, with_preset
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import load_params, read_yaml
 from stages.lib.core.tables import read_scores
@@ -18,7 +19,6 @@ from stages.lib.detector.model import count_parameters, create_model, input_size
 from stages.lib.prediction.params import PredictParams
 from stages.lib.training.optimization import make_optimizer, set_trainable
 from stages.lib.training.params import TrainParams
-from stages.tools.preset import PRESETS, listing, with_preset
 from tests.conftest import ROOT, readme_commands, run, set_params
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
@@ -103,7 +103,7 @@ def test_mistakes_are_one_line_and_change_nothing(tmp_path: Path) -> None:
         with_preset(re.sub("    jpeg: .*\n", "", TEXT), "fast")
     (tmp_path / "params.yaml").write_text(TEXT + "train: {}\n")
     shutil.copytree(ROOT / "stages", tmp_path / "stages")
-    done = run("python", "-m", "stages.tools.preset", "fast", cwd=tmp_path, check=False)
+    done = run("python", "-m", "stages.chores.preset", "fast", cwd=tmp_path, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "the key 'train' is there twice" in done.stderr
     assert (tmp_path / "params.yaml").read_text() == TEXT + "train: {}\n"

@@ -13,12 +13,13 @@ from sklearn.model_selection import cross_val_predict
 from torch.nn.functional import avg_pool2d
 from torchvision.transforms.v2 import functional as tv
 
-from stages.lib.core.faces import largest_face
+from stages.chores.show_pseudo_fakes import pair_with_difference
 from stages.lib.core.params import load_params
+from stages.lib.detector.hardware import Hardware
 from stages.lib.detector.preprocessing import Preprocessing, decode, resize
-from stages.lib.detector.runtime import Hardware
 from stages.lib.drawing.photograph import photograph
 from stages.lib.drawing.portrait import draw_person
+from stages.lib.images.faces import largest_face
 from stages.lib.training import pseudo_fakes
 from stages.lib.training.batches import PAIR_FAKE, PAIR_REAL, PLAIN, training_batches
 from stages.lib.training.params import TrainParams
@@ -30,7 +31,6 @@ from stages.lib.training.pseudo_fakes import (
     matched_colours,
     paste,
 )
-from stages.tools.show_pseudo_fakes import pair_with_difference
 from tests.conftest import ROOT
 
 PARAMS = load_params("train", TrainParams, ROOT / "params.yaml")
@@ -50,8 +50,8 @@ def large_face(seed: int) -> torch.Tensor:
     return decode(photograph(draw_person(random), "", 200, random), SEEN)
 
 
-def landmarks_of(picture: torch.Tensor) -> np.ndarray:
-    face = largest_face(picture)
+def landmarks_of(pixels: torch.Tensor) -> np.ndarray:
+    face = largest_face(pixels)
     assert face
     return face.landmarks
 
@@ -110,9 +110,9 @@ def test_a_region_follows_a_face_that_is_not_in_the_middle(
     name: str, masks: list[torch.Tensor]
 ) -> None:
     random = np.random.default_rng(3)
-    picture = torch.full((3, 256, 256), 128, dtype=torch.uint8)
-    picture[:, 100:240, 110:250] = decode(photograph(draw_person(random), "", 140, random), SEEN)
-    found = Source(picture, [0.4, 0.5], lambda random: picture)
+    pixels = torch.full((3, 256, 256), 128, dtype=torch.uint8)
+    pixels[:, 100:240, 110:250] = decode(photograph(draw_person(random), "", 140, random), SEEN)
+    found = Source(pixels, [0.4, 0.5], lambda random: pixels)
     assert found.face
     box = [found.face.top, found.face.top + found.face.height,
            found.face.left, found.face.left + found.face.width]  # fmt: skip
@@ -143,11 +143,11 @@ def test_each_kind_leaves_its_trace() -> None:
 def test_where_no_face_is_found_the_mask_has_the_width_that_was_given(
     masks: list[torch.Tensor],
 ) -> None:
-    picture = torch.arange(SIDE).mul(3).byte().expand(3, SIDE, SIDE)
+    pixels = torch.arange(SIDE).mul(3).byte().expand(3, SIDE, SIDE)
     widths = []
     for width in (0.35, 0.7):
         for seed in range(30):
-            one = Source(picture, [width, width], lambda random: picture)
+            one = Source(pixels, [width, width], lambda random: pixels)
             assert one.face is None
             make_pair(one, only("blend"), np.random.default_rng(seed))
         found = [(mask[0] > 0).any(dim=0).float().mean().item() for mask in masks[-30:]]
@@ -203,10 +203,10 @@ def test_pasting_takes_the_region_where_the_mask_is_1() -> None:
 def outside_features(image: torch.Tensor, mask: torch.Tensor) -> list[float]:
     """Return the audit's kind of cues, of the pixels outside of a mask alone."""
     keep = (mask[0] == 0).numpy()
-    picture = image.numpy().astype(float)
-    luma = picture.mean(axis=0)
+    pixels = image.numpy().astype(float)
+    luma = pixels.mean(axis=0)
     laplace = ndimage.laplace(luma)
-    return [*(picture[:, keep].mean(axis=1)), luma[keep].std(), laplace[keep].var(),
+    return [*(pixels[:, keep].mean(axis=1)), luma[keep].std(), laplace[keep].var(),
             np.abs(luma - ndimage.median_filter(luma, 3))[keep].mean()]  # fmt: skip
 
 
@@ -333,7 +333,7 @@ def test_without_pseudo_fakes_the_order_is_what_it_was() -> None:
     assert sorted(found) == sorted((1, int(index)) for index in order)
 
 
-def test_the_picture_of_all_kinds_shows_a_real_and_what_differs() -> None:
+def test_the_image_of_all_kinds_shows_a_real_and_what_differs() -> None:
     for kind in KINDS:
         real, fake, difference = pair_with_difference(kind, 0)
         assert real.shape == fake.shape == difference.shape

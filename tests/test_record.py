@@ -13,8 +13,8 @@ import pytest
 from filelock import lock_descriptor
 
 from stages.lib.core.errors import UserError
-from stages.lib.detector.runtime import set_up_hardware
-from stages.lib.verdict.judge import Judge, PictureVerdict
+from stages.lib.detector.hardware import set_up_hardware
+from stages.lib.verdict.examiner import Examiner, ImageVerdict
 from stages.lib.verdict.record import (
     Record,
     append_records,
@@ -29,13 +29,13 @@ from stages.lib.verdict.record import (
 
 @pytest.fixture(scope="module")
 def record(pipeline: Path) -> Record:
-    """The record of one picture."""
+    """The record of one image."""
     hardware = set_up_hardware("cpu", 1)
-    judge = Judge(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
+    examiner = Examiner(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
     content = min((pipeline / "data/raw/sample/phase1/valset").iterdir()).read_bytes()
-    (found,) = judge.judge([content])
-    assert isinstance(found, PictureVerdict)
-    return make_record("a.jpg", found, facts_of(judge), content)
+    (found,) = examiner.examine([content])
+    assert isinstance(found, ImageVerdict)
+    return make_record("a.jpg", found, facts_of(examiner), content)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -19,13 +19,12 @@ from scipy.special import logit
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import read_json
 from stages.lib.core.tables import read_table
-from stages.lib.publishing import registry
+from stages.lib.publishing import logged_model, registry
 from stages.lib.publishing.find_run import find_or_make_run
+from stages.lib.publishing.logged_model import log_served_model
 from stages.lib.publishing.registry import register, registered_name
-from stages.lib.serving import logged_model
-from stages.lib.serving.logged_model import log_served_model
 from stages.lib.tracking.mlflow_store import connect
-from stages.lib.verdict.load import load_judge
+from stages.lib.verdict.load import load_examiner
 from stages.train import main as train
 from tests.conftest import set_params, store_of
 from tests.test_verdict import RULES
@@ -256,7 +255,7 @@ def test_the_registered_model_judges_after_its_experiment_was_deleted(client: Ml
     enter(client, scores(0.3), Path.cwd(), 1)
     before = sorted(Path("mlartifacts").rglob("*"))
     client.delete_experiment(client.get_experiment_by_name("deepfake-detection").experiment_id)
-    found = load_judge(f"models:/{NAME}@champion", "cpu", 1, crop=False, max_megapixels=1.0)
+    found = load_examiner(f"models:/{NAME}@champion", "cpu", 1, crop=False, max_megapixels=1.0)
     assert found.digests["weights"] == read_json(Path("data/model/config.json"))["weights_sha256"]
     assert sorted(Path("mlartifacts").rglob("*")) == before, "judging wrote into the store"
 
@@ -269,7 +268,7 @@ def test_what_was_removed_from_the_registry_is_refused_and_can_be_published_agai
     for model in (f"{NAME}@champion", f"{NAME}/1", f"{NAME}/7", "nobody/1"):
         refusal = rf"--model models:/{model}: cannot be loaded: .*make ui"
         with pytest.raises(UserError, match=refusal):
-            load_judge(f"models:/{model}", "cpu", 1, crop=False, max_megapixels=1.0)
+            load_examiner(f"models:/{model}", "cpu", 1, crop=False, max_megapixels=1.0)
     enter(client, scores(0.3), Path.cwd(), 1)
     assert champion(client) == "2"
     client.delete_registered_model(NAME)

@@ -1,4 +1,4 @@
-"""Perturbed pictures: what is done to them, and what becomes of the figures."""
+"""Perturbed images: what is done to them, and what becomes of the figures."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ IMAGE = torch.from_numpy(
 
 @pytest.mark.parametrize("kind", LEVELS, ids=lambda kind: kind.__name__)
 def test_the_levels_go_from_mild_to_severe(kind: PixelOperation) -> None:
-    """The picture, resized to one size, differs from what it was the more the higher the level."""
+    """The image, resized to one size, differs from what it was the more the higher the level."""
     textured = noise(IMAGE, 12, np.random.default_rng(2))
     size = list(textured.shape[1:])
     differences = []
@@ -57,7 +57,7 @@ def test_the_levels_go_from_mild_to_severe(kind: PixelOperation) -> None:
     assert differences[-1] > 1
 
 
-def test_every_perturbation_takes_small_pictures() -> None:
+def test_every_perturbation_takes_small_images() -> None:
     tiny = IMAGE[:, :5, :7]
     assert len(perturb_all(tiny, RANDOM)) == PerturbedImages.num_variants == 1 + len(VARIANTS)
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from stages.lib.core import progress, running
+from stages.lib import progress, running
 from stages.lib.core.errors import UserError
 from stages.train import HEADINGS
 from tests.conftest import ROOT, environment, run, set_params, wait_for
@@ -215,7 +215,7 @@ def test_memory_that_a_step_frees_is_kept_for_the_next_one() -> None:
     code = """
 import resource
 import torch
-from stages.lib.detector.runtime import set_up_hardware
+from stages.lib.detector.hardware import set_up_hardware
 set_up_hardware("cpu", 1)
 for step in range(8):
     if step == 3:

@@ -22,13 +22,13 @@ from scipy.special import expit
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import LABEL_TYPES, write_labels
-from stages.lib.core.packed_images import IMAGE_SCHEMA, image_batch
+from stages.lib.images.packed_images import IMAGE_SCHEMA, image_batch
 from stages.lib.prediction.perturbations import VARIANTS, variants_of
 from stages.lib.score_files.callables import CallableDetector, load_callable
 from stages.tools import score as tool
 from tests.conftest import ROOT, set_params
 
-Pictures = list[np.ndarray]
+Images = list[np.ndarray]
 NUM_VAL, NUM_CALIBRATION, NUM_PERTURBED = 6, 5, 2
 WEIGHTS = np.array([[-9.0, 9.0], [-4.0, 4.0], [2.0, -2.0]])  # of a drawn network: channels, outputs
 
@@ -59,13 +59,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def picture(seed: int) -> np.ndarray:
+def image(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (40, 30, 3), dtype=np.uint8)
 
 
 def encoded(seed: int) -> bytes:
     buffer = BytesIO()
-    Image.fromarray(picture(seed)).save(buffer, "PNG")
+    Image.fromarray(image(seed)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -93,36 +93,36 @@ def written(place: Path) -> set[str]:
 sizes: list[int] = []  # of the batches that `brightness` has got
 
 
-def brightness(pictures: Pictures) -> list[float]:
-    sizes.append(len(pictures))
-    return [float(one.mean()) / 255 for one in pictures]
+def brightness(images: Images) -> list[float]:
+    sizes.append(len(images))
+    return [float(one.mean()) / 255 for one in images]
 
 
-def brightness_then_black(pictures: Pictures) -> list[float]:
-    """Score, and write into the pictures, as a careless detector does."""
-    found = brightness(pictures)
-    for one in pictures:
+def brightness_then_black(images: Images) -> list[float]:
+    """Score, and write into the images, as a careless detector does."""
+    found = brightness(images)
+    for one in images:
         assert one.flags.c_contiguous
         one[:] = 0
     return found
 
 
-def logits(pictures: Pictures) -> torch.Tensor:
-    return torch.tensor(brightness(pictures), requires_grad=True)[:, None] * 40 - 20
+def logits(images: Images) -> torch.Tensor:
+    return torch.tensor(brightness(images), requires_grad=True)[:, None] * 40 - 20
 
 
-def fails_after_all_images(pictures: Pictures) -> list[float]:
+def fails_after_all_images(images: Images) -> list[float]:
     if sum(sizes) >= NUM_VAL + NUM_CALIBRATION:
         raise ValueError("out of memory")
-    return brightness(pictures)
+    return brightness(images)
 
 
-def ends(pictures: Pictures) -> None:
+def ends(images: Images) -> None:
     sys.exit("no weights")
 
 
 def detector(returned: Any, scale: str = "probability") -> CallableDetector:
-    return CallableDetector("det:score", lambda pictures: returned, scale)
+    return CallableDetector("det:score", lambda images: returned, scale)
 
 
 @pytest.mark.parametrize(
@@ -138,46 +138,46 @@ def detector(returned: Any, scale: str = "probability") -> CallableDetector:
     ],
 )
 def test_numbers_of_every_usual_kind_are_taken(returned: Any) -> None:
-    found = detector(returned).score([picture(0)] * 2)
+    found = detector(returned).score([image(0)] * 2)
     assert found.dtype == np.float64 and found.tolist() == [0.25, 0.5]
 
 
-def test_one_picture_may_have_a_single_number() -> None:
-    assert detector(torch.tensor(0.5)).score([picture(0)]).tolist() == [0.5]
+def test_one_image_may_have_a_single_number() -> None:
+    assert detector(torch.tensor(0.5)).score([image(0)]).tolist() == [0.5]
 
 
 @pytest.mark.parametrize(
     ("returned", "words"),
     [
-        (["0.1", "0.2"], "det:score: gave strings for 2 pictures; return one number for each"),
-        (np.array([1j, 2]), "gave complex numbers for 2 pictures"),
-        (torch.tensor([1j, 2]), "gave complex numbers for 2 pictures"),
-        (None, "gave a NoneType, no numbers, for 2 pictures"),
-        ([0.1, 0.2, 0.3], "gave 3 numbers for 2 pictures; return one number for each picture"),
-        ([[0.1, 0.9], [0.2, 0.8]], r"gave an array of shape \(2, 2\) for 2 pictures"),
-        (0.5, r"gave an array of shape \(\) for 2 pictures"),
-        ([0.5, np.nan], r"gave numbers that are not finite \(nan\) for 1 of 2 pictures"),
-        ([-np.inf, np.inf], r"not finite \(-inf\) for 2 of 2 pictures"),
+        (["0.1", "0.2"], "det:score: gave strings for 2 images; return one number for each"),
+        (np.array([1j, 2]), "gave complex numbers for 2 images"),
+        (torch.tensor([1j, 2]), "gave complex numbers for 2 images"),
+        (None, "gave a NoneType, no numbers, for 2 images"),
+        ([0.1, 0.2, 0.3], "gave 3 numbers for 2 images; return one number for each image"),
+        ([[0.1, 0.9], [0.2, 0.8]], r"gave an array of shape \(2, 2\) for 2 images"),
+        (0.5, r"gave an array of shape \(\) for 2 images"),
+        ([0.5, np.nan], r"gave numbers that are not finite \(nan\) for 1 of 2 images"),
+        ([-np.inf, np.inf], r"not finite \(-inf\) for 2 of 2 images"),
         ([-1.5, 0.5], "-1.5 to 0.5 are no probabilities of a fake; return 0 to 1, or give --scale"),
-        ([[0.5], [0.1, 0.2]], "failed on 2 pictures: ValueError"),
+        ([[0.5], [0.1, 0.2]], "failed on 2 images: ValueError"),
     ],
 )
 def test_other_values_are_one_line(returned: Any, words: str) -> None:
-    refused(words, lambda: detector(returned).score([picture(0)] * 2))
+    refused(words, lambda: detector(returned).score([image(0)] * 2))
 
 
 def test_the_end_of_the_program_is_told_but_a_stop_goes_through() -> None:
     found = load_callable("tests.test_score:ends", 1)
     refused(
-        r"ends: failed on 1 picture: it ended the program by sys.exit\('no weights'\)",
-        lambda: found.score([picture(0)]),
+        r"ends: failed on 1 image: it ended the program by sys.exit\('no weights'\)",
+        lambda: found.score([image(0)]),
     )
 
-    def stopped(pictures: object) -> None:
+    def stopped(images: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
     with pytest.raises(SystemExit):
-        CallableDetector("det:score", stopped, "logit").score([picture(0)])
+        CallableDetector("det:score", stopped, "logit").score([image(0)])
 
 
 def test_a_module_that_ends_the_program_is_one_line(
@@ -189,7 +189,7 @@ def test_a_module_that_ends_the_program_is_one_line(
 
 
 def test_the_command_ends_with_1_where_a_detector_ends_the_process(place: Path) -> None:
-    (place / "det.py").write_text("import os\ndef score(pictures): os._exit(0)\n")
+    (place / "det.py").write_text("import os\ndef score(images): os._exit(0)\n")
     done = subprocess.run(
         [sys.executable, "-m", "stages.tools.score", "det:score", "--out", "a.csv"],
         capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""},
@@ -271,13 +271,13 @@ def write_network(
     return file
 
 
-def both_sums(pictures: Pictures) -> np.ndarray:
-    """Return what a drawn network of WEIGHTS gives pictures of 16 x 16, float (N, 2)."""
-    return np.array([one.mean(axis=(0, 1)) / 255 for one in pictures]) @ WEIGHTS
+def both_sums(images: Images) -> np.ndarray:
+    """Return what a drawn network of WEIGHTS gives images of 16 x 16, float (N, 2)."""
+    return np.array([one.mean(axis=(0, 1)) / 255 for one in images]) @ WEIGHTS
 
 
 @pytest.fixture
-def small() -> Pictures:
+def small() -> Images:
     return [np.full((16, 16, 3), (9 * n, 255 - 20 * n, 70), dtype=np.uint8) for n in range(10)]
 
 
@@ -293,8 +293,8 @@ def test_other_layouts_of_an_onnx_file_are_refused(
 
 
 @pytest.mark.parametrize("size", ["N", 1, 7])
-def test_a_fixed_number_of_pictures_is_filled_up(
-    tmp_path: Path, small: Pictures, size: str | int
+def test_a_fixed_number_of_images_is_filled_up(
+    tmp_path: Path, small: Images, size: str | int
 ) -> None:
     file = draw(tmp_path / "a.onnx", shape=(size, 3, 16, 16))
     found = load_callable(str(file), 1)
@@ -304,7 +304,7 @@ def test_a_fixed_number_of_pictures_is_filled_up(
     assert found.score(small[:3]).tolist() == pytest.approx(right[:3].tolist(), abs=1e-5)
 
 
-def test_probabilities_of_an_onnx_file_need_their_scale(tmp_path: Path, small: Pictures) -> None:
+def test_probabilities_of_an_onnx_file_need_their_scale(tmp_path: Path, small: Images) -> None:
     softmax = str(draw(tmp_path / "softmax.onnx", end="Softmax"))
     for scale in (None, "logit"):
         with pytest.raises(UserError, match="sum to 1: these are probabilities; give --scale prob"):
@@ -324,7 +324,7 @@ def test_probabilities_of_an_onnx_file_need_their_scale(tmp_path: Path, small: P
 
 def test_three_outputs_are_one_line(tmp_path: Path) -> None:
     file = draw(tmp_path / "a.onnx", np.eye(3))
-    refused(r"its output for 4 pictures is \(4, 3\); it must be \(N,\), \(N, 1\) or \(N, 2\) for N",
+    refused(r"its output for 4 images is \(4, 3\); it must be \(N,\), \(N, 1\) or \(N, 2\) for N",
             lambda: load_callable(str(file), 1))  # fmt: skip
 
 
@@ -339,12 +339,12 @@ def test_both_files_hold_all_scores_in_batches_of_the_given_size(
     call(monkeypatch, name, "--out", "a.csv", "--perturbed", "p.csv", "--batch-size", 4)
     plain, perturbed = pd.read_csv("a.csv"), pd.read_csv("p.csv")
     assert max(sizes) == 4 and written(place) == {"a.csv", "p.csv"}
-    right = [picture(seed).mean() / 255 for seed in range(NUM_VAL + NUM_CALIBRATION)]
+    right = [image(seed).mean() / 255 for seed in range(NUM_VAL + NUM_CALIBRATION)]
     assert plain["probability"].tolist() == pytest.approx(right)
     names = perturbed["img_name"].unique()
     assert len(perturbed) == NUM_PERTURBED * (1 + len(VARIANTS)) == sum(sizes) - len(plain)
     for index, name in enumerate(names):
-        pixels = torch.from_numpy(picture(int(name.removesuffix(".png")))).permute(2, 0, 1)
+        pixels = torch.from_numpy(image(int(name.removesuffix(".png")))).permute(2, 0, 1)
         right = [one.double().mean().item() / 255 for one in variants_of(pixels, index)]
         found = perturbed["probability"][perturbed["img_name"] == name]
         assert found.tolist() == pytest.approx(right)
@@ -353,7 +353,7 @@ def test_both_files_hold_all_scores_in_batches_of_the_given_size(
 def test_a_function_may_return_logits(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call(monkeypatch, "tests.test_score:logits", "--out", "a.csv", "--scale", "logit",
          "--perturbed", "p.csv")  # fmt: skip
-    right = [picture(seed).mean() / 255 * 40 - 20 for seed in range(NUM_VAL + NUM_CALIBRATION)]
+    right = [image(seed).mean() / 255 * 40 - 20 for seed in range(NUM_VAL + NUM_CALIBRATION)]
     assert pd.read_csv("a.csv")["logit"].tolist() == pytest.approx(right, abs=1e-4)
     assert "logit" in pd.read_csv("p.csv")
 
@@ -376,7 +376,7 @@ def test_scores_stay_where_perturbed_images_fail(
 ) -> None:
     name = "tests.test_score:fails_after_all_images"
     act = lambda: call(monkeypatch, name, "--out", "a.csv", "--perturbed", "p.csv")  # noqa: E731
-    refused("failed on 16 pictures: ValueError: out of memory", act)
+    refused("failed on 16 images: ValueError: out of memory", act)
     assert written(place) == {"a.csv"} and len(pd.read_csv("a.csv")) == NUM_VAL + NUM_CALIBRATION
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from stages.chores.seeds import summary
 from stages.lib.core.errors import UserError
-from stages.tools.seeds import summary
 
 SECTIONS = ["data", "train"]
 

@@ -14,12 +14,9 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
-from stages.lib.core.packed_images import PackedImages
 from stages.lib.detector.preprocessing import Preprocessing, decode
-from stages.lib.serving.logged_model import served_files
-from stages.lib.verdict.rules import DOUBTS
-from tests.closure import import_closure
-from tests.conftest import ROOT
+from stages.lib.evaluation.verdict_rules import DOUBTS
+from stages.lib.images.packed_images import PackedImages
 from tests.test_pictures import REFUSED
 
 SEEN = Preprocessing(image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.5] * 3)
@@ -159,12 +156,6 @@ def test_a_row_with_two_images_is_refused(model: PyFuncModel, files: list[str]) 
         model.predict(pd.DataFrame({"image": [content], "path": [files[0]]}))
 
 
-def test_the_code_of_the_served_model_is_logged_with_it() -> None:
-    """Where a room is missing, the model would need the project beside it."""
-    needed = import_closure("stages.lib.serving.served_model")
-    assert needed <= {path.relative_to(ROOT).as_posix() for path in served_files()}
-
-
 def test_models_of_different_code_and_a_package_of_the_same_name_live_in_one_process(
     pipeline: Path, tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,9 +164,11 @@ def test_models_of_different_code_and_a_package_of_the_same_name_live_in_one_pro
     logged = next((pipeline / "mlartifacts/models").glob("*/artifacts"))
     for name in "AB":
         shutil.copytree(logged, tmp_path / name)
-    (judge,) = (tmp_path / "B/code").rglob("judge.py")
-    edited = judge.read_text().replace(".mean(dim=0).double()", ".mean(dim=0).double() * 0 + 5.0")
-    judge.write_text(edited)
+    (examiner,) = (tmp_path / "B/code").rglob("judge.py")
+    edited = examiner.read_text().replace(
+        ".mean(dim=0).double()", ".mean(dim=0).double() * 0 + 5.0"
+    )
+    examiner.write_text(edited)
 
     def score(name: str) -> float:
         model = mlflow.pyfunc.load_model(str(tmp_path / name))

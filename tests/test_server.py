@@ -154,7 +154,7 @@ def test_a_run_shows_where_it_comes_from_and_its_parameters(
 def test_the_page_of_plots_is_drawn_without_a_network(
     team: Path, browser: webdriver.Chrome, screenshots: Path
 ) -> None:
-    run("python", "-m", "stages.tools.plots", "diff", "here", "aside", cwd=team)
+    run("python", "-m", "stages.chores.plots", "diff", "here", "aside", cwd=team)
     browser.execute_cdp_cmd("Network.enable", {})
     browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["http://*", "https://*"]})
     page = team / "dvc_plots/index.html"
@@ -183,7 +183,7 @@ def test_a_run_shows_its_figures(
 ) -> None:
     experiment_id, runs = finished(address)
     page = f"{address}/#/experiments/{experiment_id}/runs/{runs[0].info.run_id}/artifacts"
-    browser.get("about:blank")  # a mere change after the # would leave the last picture there
+    browser.get("about:blank")  # a mere change after the # would leave the last image there
     browser.get(f"{page}/{name}.png")
     text_of(browser, f"{name}.png")
     widths = "return [...document.images].map(image => image.naturalWidth)"

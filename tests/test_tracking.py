@@ -14,18 +14,18 @@ import pytest
 from mlflow import MlflowClient
 
 from stages.card import main as card
+from stages.chores.store import main as print_store
 from stages.evaluate import main as evaluate
 from stages.explain import main as explain
 from stages.lib.core.errors import UserError
-from stages.lib.core.stopping import Stop
 from stages.lib.publishing.find_run import find_or_make_run
+from stages.lib.stopping import Stop
 from stages.lib.tracking.identity import identity_tags, uncommitted_diff
 from stages.lib.tracking.mlflow_store import connect, experiment_id, without_secrets
-from stages.lib.verdict.load import load_judge
+from stages.lib.verdict.load import load_examiner
 from stages.predict import main as predict
 from stages.publish import main as publish
 from stages.submit import main as submit
-from stages.tools.store import main as print_store
 from stages.train import main as train
 from tests.conftest import client_of, environment, run, runs_of, set_params, store_of
 
@@ -248,7 +248,11 @@ def test_a_store_that_cannot_be_read_is_one_line(
     broken.mkdir()
     break_it(Path(shutil.copy(workspace / "mlflow.db", broken)))
     monkeypatch.setenv("DVC_ROOT", str(broken))
-    for attempt in (connect, print_store, lambda: load_judge("models:/a/1", "cpu", 1, False, 1.0)):
+    for attempt in (
+        connect,
+        print_store,
+        lambda: load_examiner("models:/a/1", "cpu", 1, False, 1.0),
+    ):
         with pytest.raises(UserError, match=words) as error:
             attempt()
         assert "\n" not in str(error.value)
@@ -258,17 +262,17 @@ def test_a_store_that_cannot_be_read_is_one_line(
 @pytest.mark.slow
 def test_a_store_that_cannot_be_written_is_read(pipeline: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(pipeline, tmp_path / "copy", symlinks=True)
-    run("python", "-m", "stages.tools.store", cwd=copy)
+    run("python", "-m", "stages.chores.store", cwd=copy)
     here = f"mount --bind {copy} {copy} && mount -o remount,bind,ro {copy} && cd {copy} && "
     locked = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
     if not shutil.which("unshare") or run(*locked, f"{here} true", cwd=copy, check=False).stderr:
         pytest.skip("this machine lets nobody mount a folder that cannot be written")
-    done = run(*locked, f"{here} python -m stages.tools.store", cwd=copy)
+    done = run(*locked, f"{here} python -m stages.chores.store", cwd=copy)
     assert done.stdout == f"sqlite:///{copy}/mlflow.db\n"
     assert done.stderr.startswith("note: [Errno 30] Read-only file system")
-    picture = next((copy / "data/raw/sample").rglob("*.jpg"))
+    image = next((copy / "data/raw/sample").rglob("*.jpg"))
     detect = "python -m stages.tools.detect --model models:/deepfake-detector-generated-sample/1"
-    assert "1 not judged" not in run(*locked, f"{here} {detect} {picture}", cwd=copy).stdout
+    assert "1 not judged" not in run(*locked, f"{here} {detect} {image}", cwd=copy).stdout
 
 
 def test_the_store_is_made_in_the_workspace_whatever_its_name(
@@ -332,20 +336,20 @@ def test_tracking_can_be_switched_off(
 def test_a_copy_of_the_workspace_has_a_store_of_its_own(pipeline: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(pipeline, tmp_path / "a copy", symlinks=True)
     before = tree_of(pipeline / "mlartifacts")
-    uri = run("python", "-m", "stages.tools.store", cwd=copy).stdout.strip()
+    uri = run("python", "-m", "stages.chores.store", cwd=copy).stdout.strip()
     with sqlite3.connect(copy / "mlflow.db") as database:
         dump = "\n".join(database.iterdump())
     assert (pipeline / "mlartifacts").as_uri() not in dump
     assert (copy / "mlartifacts").as_uri() in dump
     mlflow.set_tracking_uri(uri)
     model = mlflow.pyfunc.load_model("models:/deepfake-detector-generated-sample/1")
-    picture = next((copy / "data/raw/sample").rglob("*.jpg")).read_bytes()
-    assert 0 < model.predict(pd.DataFrame({"image": [picture]}))["score"][0] < 1
+    image = next((copy / "data/raw/sample").rglob("*.jpg")).read_bytes()
+    assert 0 < model.predict(pd.DataFrame({"image": [image]}))["score"][0] < 1
     runs = len(tree_of(copy / "mlartifacts"))
     run("dvc", "repro", "--force", "--single-item", "publish", cwd=copy)
     assert len(tree_of(copy / "mlartifacts")) >= runs
     assert tree_of(pipeline / "mlartifacts") == before
-    assert run("python", "-m", "stages.tools.store", cwd=copy).stdout.strip() == uri
+    assert run("python", "-m", "stages.chores.store", cwd=copy).stdout.strip() == uri
 
 
 def tree_of(folder: Path) -> dict[str, int]:

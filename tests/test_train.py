@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import load_params
-from stages.lib.detector import runtime
+from stages.lib.detector import hardware as runtime
 from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.hardware import Hardware
 from stages.lib.detector.model import (
     Detector,
     create_model,
@@ -28,7 +29,6 @@ from stages.lib.detector.model import (
     resolve_preprocessing,
     zero_head,
 )
-from stages.lib.detector.runtime import Hardware
 from stages.lib.training.batches import training_batches
 from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.micro_batch import find_accumulate

@@ -26,26 +26,26 @@ from scipy.special import expit, logit
 from stages.evaluate import make_rules
 from stages.lib import paths
 from stages.lib.core.errors import UserError
-from stages.lib.core.faces import Face
 from stages.lib.core.files import read_json, write_json
 from stages.lib.core.params import load_params
-from stages.lib.core.training_pictures import TrainingPictures
-from stages.lib.detector.runtime import set_up_hardware
+from stages.lib.core.schema import TrainingSummary
+from stages.lib.detector.hardware import set_up_hardware
 from stages.lib.evaluation.judging import EvaluateParams
 from stages.lib.evaluation.scored_sets import labelled_scores
+from stages.lib.evaluation.verdict_rules import REASONS, Doubt, Rules, Thresholds, read_rules
 from stages.lib.evaluation.verdicts import VerdictParams, choose_thresholds, verdict_rows
+from stages.lib.images.faces import Face
 from stages.lib.training.augmentation import Degradation
-from stages.lib.training.summary import summarise_pictures
-from stages.lib.verdict import judge as judge_module
+from stages.lib.training.summary import summarise_images
+from stages.lib.verdict import examiner as examiner_module
+from stages.lib.verdict.examiner import Examiner, ImageVerdict
 from stages.lib.verdict.explanation import verdict_in_words
-from stages.lib.verdict.judge import Judge, PictureVerdict
 from stages.lib.verdict.provenance import read_provenance
 from stages.lib.verdict.record import Record, facts_of, make_record
-from stages.lib.verdict.rules import REASONS, Doubt, Rules, Thresholds, read_rules
 from stages.tools import detect
 from tests.test_images import PARAMS
 
-TRAINED_ON = TrainingPictures(
+TRAINED_ON = TrainingSummary(
     num_images=100, side=(200, 400), jpeg_quality=(50, 95), face=(80, 160), face_margin=1.5
 )
 THRESHOLDS = Thresholds(
@@ -90,19 +90,19 @@ GOOD = {"logit": 3.0, "low": 2.5, "high": 3.5, "face": 100.0, "width": 250, "hei
 def test_a_verdict_is_unsure_for_its_reasons(
     changes: dict[str, float], verdict: str, reasons: set[str]
 ) -> None:
-    pictures = pd.DataFrame([GOOD | changes])
-    given = RULES.apply(pictures)[1].loc[0]
+    images = pd.DataFrame([GOOD | changes])
+    given = RULES.apply(images)[1].loc[0]
     assert {name for name, is_given in given.items() if is_given} == reasons
     assert list(given.index) == list(REASONS)
-    assert RULES.apply(pictures)[0].tolist() == [verdict]
+    assert RULES.apply(images)[0].tolist() == [verdict]
 
 
 def test_a_detector_that_was_trained_without_faces_asks_for_none() -> None:
     known = TRAINED_ON.model_copy(update={"face": None, "jpeg_quality": None})
     rules = RULES.model_copy(update={"trained_on": known})
     rows = [{"face": 0.0, "jpeg_quality": 1.0}, {"face": 900.0}, {"width": 9000, "height": 9000}]
-    pictures = pd.DataFrame([GOOD | row for row in rows])
-    assert rules.apply(pictures)[0].tolist() == ["fake", "fake", "unsure"]
+    images = pd.DataFrame([GOOD | row for row in rows])
+    assert rules.apply(images)[0].tolist() == ["fake", "fake", "unsure"]
 
 
 def test_a_detector_whose_views_were_not_scored_asks_for_no_stability() -> None:
@@ -150,19 +150,19 @@ def test_the_sure_verdicts_are_counted_apart() -> None:
     assert "sure_wrong" not in verdict_rows(nobody, RULES, [128], [50])[0]
 
 
-def test_a_detector_knows_what_its_training_pictures_were_like() -> None:
+def test_a_detector_knows_what_its_training_images_were_like() -> None:
     labels = pd.DataFrame(
         {"width": [300] * 100, "height": range(200, 300), "jpeg_quality": [70] * 60 + [None] * 40,
          "face": [100.0] * 70 + [0.0] * 30}
     )  # fmt: skip
     augmentation = PARAMS.augmentation
-    found = summarise_pictures(labels, augmentation)
+    found = summarise_images(labels, augmentation)
     assert found.side == (200, 299) and found.jpeg_quality == (70, 70) and found.face == (100, 100)
     assert found.face_margin == 2.345  # the median of 200 to 269, in faces of 100 pixels
     harsh = Degradation(probability=0.5, range=[30.0, 95.0])
-    found = summarise_pictures(labels, augmentation.model_copy(update={"jpeg": harsh}))
+    found = summarise_images(labels, augmentation.model_copy(update={"jpeg": harsh}))
     assert found.jpeg_quality == (30, 70)
-    few = summarise_pictures(labels.assign(face=np.nan, jpeg_quality=None), augmentation)
+    few = summarise_images(labels.assign(face=np.nan, jpeg_quality=None), augmentation)
     assert few.face is few.face_margin is few.jpeg_quality is None
 
 
@@ -208,48 +208,50 @@ def test_the_rules_say_what_a_detector_is_worth(
 
 
 @pytest.fixture(scope="module")
-def judge(pipeline: Path) -> Judge:
+def examiner(pipeline: Path) -> Examiner:
     hardware = set_up_hardware("cpu", 1)
-    return Judge(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
+    return Examiner(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
 
 
 def test_the_judge_gives_the_scores_and_verdicts_of_the_stages(
-    pipeline: Path, judge: Judge
+    pipeline: Path, examiner: Examiner
 ) -> None:
     scores = pd.read_csv(pipeline / "data/scores/val.csv")
     labels = pd.read_csv(pipeline / "data/labels/val.csv")
     folder = pipeline / "data/raw/sample/phase1/valset"
-    found = judge.judge([(folder / name).read_bytes() for name in scores["img_name"]])
-    faces = [one.faces[0] for one in found if isinstance(one, PictureVerdict)]
+    found = examiner.examine([(folder / name).read_bytes() for name in scores["img_name"]])
+    faces = [one.faces[0] for one in found if isinstance(one, ImageVerdict)]
     assert [face.logit for face in faces] == pytest.approx(scores["logit"].tolist(), abs=1e-5)
     views = np.array([list(face.views.values()) for face in faces])
     assert views.min(axis=1) == pytest.approx(expit(scores["low"]), abs=1e-6)
     assert views.max(axis=1) == pytest.approx(expit(scores["high"]), abs=1e-6)
     assert [face.face_size for face in faces] == pytest.approx(labels["face"].tolist(), abs=1e-3)
-    expected, _ = judge.rules.apply(labels.assign(**scores[["logit", "low", "high"]]))
+    expected, _ = examiner.rules.apply(labels.assign(**scores[["logit", "low", "high"]]))
     assert [face.verdict for face in faces] == expected.tolist()
     table = pd.read_csv(pipeline / "metrics/tables/verdicts.csv")
     of_val = table[(table["set"] == "val") & (table["slice"] == "all")].iloc[0]
     assert of_val["unsure"] == pytest.approx((expected == "unsure").mean(), abs=1e-6)
 
 
-def test_bad_files_do_not_disturb_the_others(pipeline: Path, judge: Judge) -> None:
+def test_bad_files_do_not_disturb_the_others(pipeline: Path, examiner: Examiner) -> None:
     file = next((pipeline / "data/raw/sample/phase1/valset").iterdir())
     good = file.read_bytes()
     bomb = BytesIO()
     Image.new("L", (1001, 1000)).save(bomb, "PNG")
-    found = judge.judge([b"", good, b"no picture", good[: len(good) // 2], bomb.getvalue(), good])
+    found = examiner.examine(
+        [b"", good, b"no image", good[: len(good) // 2], bomb.getvalue(), good]
+    )
     assert [str(one).split(";")[0][:30] if isinstance(one, Exception) else one.sha256
             for one in found] == [
         "empty file", hashlib.sha256(good).hexdigest(), "not an image of a known format",
         "damaged: image file is truncat", "1001 x 1000 pixels are more th",
         hashlib.sha256(good).hexdigest(),
     ]  # fmt: skip
-    assert judge.judge([]) == []
+    assert examiner.examine([]) == []
 
 
-def group_photograph(pipeline: Path, judge: Judge) -> bytes:
-    """Return a picture with the largest drawn faces of the sample side by side."""
+def group_photograph(pipeline: Path, examiner: Examiner) -> bytes:
+    """Return an image with the largest drawn faces of the sample side by side."""
     labels = pd.read_csv(pipeline / "data/labels/val.csv").nlargest(3, "face")
     folder = pipeline / "data/raw/sample/phase1/valset"
     whole = Image.new("RGB", (640, 200), "white")
@@ -261,39 +263,39 @@ def group_photograph(pipeline: Path, judge: Judge) -> bytes:
     return buffer.getvalue()
 
 
-def test_each_face_of_a_picture_has_its_verdict(
-    pipeline: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+def test_each_face_of_a_image_has_its_verdict(
+    pipeline: Path, examiner: Examiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    photograph = group_photograph(pipeline, judge)
-    cutting = Judge(pipeline / "data/model", judge.hardware, crop=True, max_pixels=10**6)
-    assert cutting.face_share == judge.rules.trained_on.face_margin is not None
-    (found,) = cutting.judge([photograph])
-    assert isinstance(found, PictureVerdict) and len(found.faces) >= 2
+    photograph = group_photograph(pipeline, examiner)
+    cutting = Examiner(pipeline / "data/model", examiner.hardware, crop=True, max_pixels=10**6)
+    assert cutting.face_share == examiner.rules.trained_on.face_margin is not None
+    (found,) = cutting.examine([photograph])
+    assert isinstance(found, ImageVerdict) and len(found.faces) >= 2
     lefts = sorted(face.box[0] // 220 for face in found.faces if face.box)
-    assert lefts == sorted(set(lefts))  # each in its third of the picture
+    assert lefts == sorted(set(lefts))  # each in its third of the image
     assert [one.probability for one in (found, *found.faces)] == [None] * (1 + len(found.faces))
     rules = cutting.rules.model_copy(update={"doubt": None})
     monkeypatch.setattr(cutting, "rules", rules)
-    (believed,) = cutting.judge([photograph])
-    assert isinstance(believed, PictureVerdict)
+    (believed,) = cutting.examine([photograph])
+    assert isinstance(believed, ImageVerdict)
     assert believed.probability == max(face.probability or 0 for face in believed.faces) > 0
     ranking = ["real", "unsure", "fake"]
     assert found.verdict == max((face.verdict for face in found.faces), key=ranking.index)
-    (whole,) = judge.judge([photograph])
-    assert isinstance(whole, PictureVerdict) and len(whole.faces) == 1
+    (whole,) = examiner.examine([photograph])
+    assert isinstance(whole, ImageVerdict) and len(whole.faces) == 1
 
 
 def test_faces_that_are_not_judged_or_not_looked_for_are_told(
-    pipeline: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+    pipeline: Path, examiner: Examiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cutting = Judge(pipeline / "data/model", judge.hardware, crop=True, max_pixels=10**7)
+    cutting = Examiner(pipeline / "data/model", examiner.hardware, crop=True, max_pixels=10**7)
     faces = [Face(9.0 * n, 5.0, 90.0 - n, 90.0 - n, np.zeros((5, 2)), 0.9) for n in range(35)]
-    monkeypatch.setattr(judge_module, "find_faces", lambda *_, small: faces)
+    monkeypatch.setattr(examiner_module, "find_faces", lambda *_, small: faces)
     buffer = BytesIO()
     Image.new("RGB", (3200, 120), "grey").save(buffer, "PNG")
     content = buffer.getvalue()
-    (found,), (whole,) = cutting.judge([content]), judge.judge([content])
-    assert isinstance(found, PictureVerdict) and isinstance(whole, PictureVerdict)
+    (found,), (whole,) = cutting.examine([content]), examiner.examine([content])
+    assert isinstance(found, ImageVerdict) and isinstance(whole, ImageVerdict)
     assert [face.face_size for face in found.faces] == [90.0 - n for n in range(32)]
     assert (found.not_judged, found.missed_below) == (3, 40)
     words = ("of the faces found, 3 smaller ones were not judged; faces below 40 pixels were not "
@@ -307,51 +309,51 @@ def test_faces_that_are_not_judged_or_not_looked_for_are_told(
     assert Record.model_validate_json(old).not_searched == ""  # of before
 
 
-def test_a_huge_picture_is_judged_and_a_strange_one_is_refused(
-    judge: Judge, monkeypatch: pytest.MonkeyPatch
+def test_a_huge_image_is_judged_and_a_strange_one_is_refused(
+    examiner: Examiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wide = BytesIO()
     Image.new("RGB", (20_000, 40), "teal").save(wide, "PNG")
-    monkeypatch.setattr(judge, "max_pixels", 10**7)
-    (found,) = judge.judge([wide.getvalue()])
-    assert isinstance(found, PictureVerdict) and found.verdict == "unsure"
-    monkeypatch.setattr(judge_module, "plain_and_changed", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):  # a defect is no fault of the picture
-        judge.judge([wide.getvalue()])
+    monkeypatch.setattr(examiner, "max_pixels", 10**7)
+    (found,) = examiner.examine([wide.getvalue()])
+    assert isinstance(found, ImageVerdict) and found.verdict == "unsure"
+    monkeypatch.setattr(examiner_module, "plain_and_changed", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # a defect is no fault of the image
+        examiner.examine([wide.getvalue()])
 
     def no_memory(_: torch.Tensor, small: bool) -> list[Face]:
         raise MemoryError
 
-    monkeypatch.setattr(judge_module, "find_faces", no_memory)
-    (found,) = judge.judge([wide.getvalue()])
+    monkeypatch.setattr(examiner_module, "find_faces", no_memory)
+    (found,) = examiner.examine([wide.getvalue()])
     assert str(found) == "too large for the memory of this machine"
 
 
 def test_weights_that_give_no_number_are_no_verdict(
-    judge: Judge, monkeypatch: pytest.MonkeyPatch
+    examiner: Examiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = replace(judge.network, run=lambda images: torch.full((len(images),), np.nan))
-    monkeypatch.setattr(judge, "network", broken)
-    picture = BytesIO()
-    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    broken = replace(examiner.network, run=lambda images: torch.full((len(images),), np.nan))
+    monkeypatch.setattr(examiner, "network", broken)
+    image = BytesIO()
+    Image.new("RGB", (64, 64)).save(image, "PNG")
     with pytest.raises(UserError, match="give scores that are no numbers; take another model"):
-        judge.judge([picture.getvalue()])
+        examiner.examine([image.getvalue()])
 
 
 def test_faces_are_measured_in_pixels_of_the_file(
-    pipeline: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+    pipeline: Path, examiner: Examiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a JPEG is decoded at a part of its size."""
-    with Image.open(BytesIO(group_photograph(pipeline, judge))) as image:
+    with Image.open(BytesIO(group_photograph(pipeline, examiner))) as image:
         large = BytesIO()
         image.crop((0, 0, 200, 200)).resize((800, 800)).save(large, "JPEG", quality=95)
-    scaled = judge.config.preprocessing.model_copy(update={"scaled_decoding": True})
-    (whole,) = judge.judge([large.getvalue()])
-    config = judge.config.model_copy(update={"preprocessing": scaled})
-    monkeypatch.setattr(judge, "config", config)
-    assert judge.open(large.getvalue()).parts[0].shape[1] < 800
-    (small,) = judge.judge([large.getvalue()])
-    assert isinstance(whole, PictureVerdict) and isinstance(small, PictureVerdict)
+    scaled = examiner.config.preprocessing.model_copy(update={"scaled_decoding": True})
+    (whole,) = examiner.examine([large.getvalue()])
+    config = examiner.config.model_copy(update={"preprocessing": scaled})
+    monkeypatch.setattr(examiner, "config", config)
+    assert examiner.open(large.getvalue()).parts[0].shape[1] < 800
+    (small,) = examiner.examine([large.getvalue()])
+    assert isinstance(whole, ImageVerdict) and isinstance(small, ImageVerdict)
     assert whole.faces[0].face_size > 0
     assert small.faces[0].face_size == pytest.approx(whole.faces[0].face_size, rel=0.15)
 
@@ -410,7 +412,7 @@ def signed(source_type: str = "digitalCapture") -> bytes:
     return result.getvalue()
 
 
-def test_a_signed_manifest_is_read_and_a_changed_picture_breaks_it() -> None:
+def test_a_signed_manifest_is_read_and_a_changed_image_breaks_it() -> None:
     found = read_provenance(signed()).c2pa
     assert found and (found.state, found.signer) == ("valid", "Example Newsroom, Desk")
     assert found.generator == "Example Camera" and found.problems == []
@@ -463,12 +465,12 @@ def test_the_fields_of_camera_and_source_are_read(form: str) -> None:
 def test_a_file_without_provenance_says_nothing(form: str) -> None:
     buffer = BytesIO()
     Image.new("RGB", (20, 20)).save(buffer, form)
-    for content in (buffer.getvalue(), buffer.getvalue()[:30], b"", b"no picture"):
+    for content in (buffer.getvalue(), buffer.getvalue()[:30], b"", b"no image"):
         assert str(read_provenance(content)) == ""
 
 
 def test_a_manifest_that_lies_elsewhere_is_named_and_not_fetched() -> None:
-    """A picture from a stranger must not make a server ask another machine for anything."""
+    """An image from a stranger must not make a server ask another machine for anything."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(1)
         url = f"http://127.0.0.1:{server.getsockname()[1]}/manifest.c2pa"

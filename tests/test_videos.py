@@ -15,12 +15,12 @@ from PIL import Image
 
 from stages import pack
 from stages.lib.core.labels import FAKE, REAL
-from stages.lib.core.packed_images import PackedImages, read_facts
-from stages.lib.core.pictures import UnusableImage, read_picture
 from stages.lib.data import packing
+from stages.lib.data.layouts.clips import spread
 from stages.lib.data.videos import read_frames
 from stages.lib.evaluation.videos import video_rows
-from stages.lib.layouts.clips import spread
+from stages.lib.images.decoding import UnusableImage, decode_image
+from stages.lib.images.packed_images import PackedImages, read_facts
 from tests.conftest import ROOT, set_params
 
 CODECS = {"mp4": "libx264", "mov": "libx264", "avi": "mpeg4", "webm": "libvpx-vp9"}
@@ -66,7 +66,7 @@ def test_frames_of_every_container_are_those_of_the_video(tmp_path: Path, suffix
     assert [frame.number for frame in found] == [5, 15, 25, 35]
     assert [frame.seconds for frame in found] == pytest.approx([0.2, 0.6, 1.0, 1.4], abs=1e-2)
     for frame in found:
-        pixels = read_picture(frame.content).pixels
+        pixels = decode_image(frame.content).pixels
         assert pixels.shape == (120, 160, 3)
         assert np.median(pixels[60:]) == pytest.approx(5 * frame.number, abs=4)
         assert np.median(pixels[:20]) == pytest.approx(250, abs=4)
@@ -95,7 +95,7 @@ def test_a_turned_or_mirrored_video_is_shown_as_players_do(
     header = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content[:place] + header + content[place + len(header) :])
     plain, found = (
-        read_picture(read_frames(one, 1, None)[0].content).pixels
+        decode_image(read_frames(one, 1, None)[0].content).pixels
         for one in (tmp_path / "a.mp4", path)
     )
     assert np.array_equal(found, shown(plain))
@@ -143,10 +143,10 @@ def box(kind: bytes, *parts: bytes) -> bytes:
 
 
 def with_cover(path: Path) -> Path:
-    """Put a cover picture into an MP4 file, as music and download programs do."""
-    picture = BytesIO()
-    Image.new("RGB", (100, 80), "lime").save(picture, "JPEG")
-    data = box(b"data", struct.pack(">II", 13, 0), picture.getvalue())
+    """Put a cover image into an MP4 file, as music and download programs do."""
+    image = BytesIO()
+    Image.new("RGB", (100, 80), "lime").save(image, "JPEG")
+    data = box(b"data", struct.pack(">II", 13, 0), image.getvalue())
     handler = box(b"hdlr", bytes(8), b"mdirappl", bytes(9))
     cover = box(b"udta", box(b"meta", bytes(4), handler, box(b"ilst", box(b"covr", data))))
     content = path.read_bytes()
@@ -155,10 +155,10 @@ def with_cover(path: Path) -> Path:
     return path
 
 
-def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
+def test_a_cover_image_is_no_video(tmp_path: Path) -> None:
     write_video(tmp_path / "film.mp4", 12)
     found = read_frames(with_cover(tmp_path / "film.mp4"), 4, None)
-    assert len(found) == 4 and {read_picture(one.content).size for one in found} == {(160, 120)}
+    assert len(found) == 4 and {decode_image(one.content).size for one in found} == {(160, 120)}
     with pytest.raises(UnusableImage, match="no video in this file"):
         read_frames(with_cover(write_sound(tmp_path / "sound.mp4")), 4, None)
     with pytest.raises(UnusableImage, match="no video in this file"):
@@ -172,14 +172,14 @@ def test_of_several_videos_the_one_that_moves_is_read(tmp_path: Path, suffix: st
         found = read_frames(write_tracks(tmp_path / f"a.{suffix}", tracks), 4, None)
         assert len(found) == 4 and {one.codec for one in found} == {"h264"}
     (only,) = read_frames(write_tracks(tmp_path / f"b.{suffix}", [COVER]), 4, None)
-    assert read_picture(only.content).size == (640, 480)
+    assert decode_image(only.content).size == (640, 480)
 
 
 def test_of_several_videos_the_default_one_is_read_and_else_the_largest(tmp_path: Path) -> None:
     tracks = [FILM, ("libx264", (320, 240), 9), ("libx264", (80, 60), 9)]
     for default, size in ((0, (160, 120)), (1, (320, 240)), (2, (80, 60)), (9, (320, 240))):
         path = write_tracks(tmp_path / f"{default}.mkv", tracks, default)
-        assert read_picture(read_frames(path, 1, None)[0].content).size == size
+        assert decode_image(read_frames(path, 1, None)[0].content).size == size
 
 
 def test_a_video_of_an_unknown_codec_has_a_reason(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_videos_are_packed_as_frames_and_read_once(
     assert (first["format"], first["family"], first["target"]) == ("mpeg4", "swap", FAKE)
     assert first["frame_seconds"] == pytest.approx(0.24, abs=0.01)
     assert set(good["video"].value_counts()) == {3}
-    assert read_picture(bytes(PackedImages(packed)[0])).size == (160, 120)
+    assert decode_image(bytes(PackedImages(packed)[0])).size == (160, 120)
     before = {path.name: path.read_bytes() for path in packed.iterdir()}
     shutil.rmtree("data/packed")
     read = []

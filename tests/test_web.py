@@ -24,32 +24,32 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from stages.lib.core.errors import UserError
-from stages.lib.detector.runtime import set_up_hardware
-from stages.lib.verdict.judge import Judge, PictureVerdict
-from stages.lib.verdict.rules import DOUBTS
-from stages.lib.web.app import PAGE, make_app
-from stages.lib.web.connections import server_config
-from stages.lib.web.guard import Guard, Limits, plain_host
+from stages.lib.detector.hardware import set_up_hardware
+from stages.lib.evaluation.verdict_rules import DOUBTS
+from stages.lib.verdict.connections import server_config
+from stages.lib.verdict.examiner import Examiner, ImageVerdict
+from stages.lib.verdict.guard import Guard, Limits, plain_host
+from stages.lib.verdict.server import PAGE, make_app
 from stages.tools import serve
 from tests.conftest import wait_for
 
 
 @pytest.fixture(scope="module")
-def judge(pipeline: Path) -> Judge:
+def examiner(pipeline: Path) -> Examiner:
     hardware = set_up_hardware("cpu", 1)
-    return Judge(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
+    return Examiner(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
 
 
 @pytest.fixture(scope="module")
-def pictures(pipeline: Path) -> list[bytes]:
+def images(pipeline: Path) -> list[bytes]:
     folder = pipeline / "data/raw/sample/phase1/valset"
     return [file.read_bytes() for file in sorted(folder.iterdir())]
 
 
 @contextmanager
-def served(judge: Any, limits: Limits) -> Iterator[str]:
+def served(examiner: Any, limits: Limits) -> Iterator[str]:
     """Serve verdicts on loopback; yields the address."""
-    with serving(make_app(judge, limits, ["127.0.0.1"])) as address:
+    with serving(make_app(examiner, limits, ["127.0.0.1"])) as address:
         yield address
 
 
@@ -69,8 +69,8 @@ def serving(guard: Guard) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def address(judge: Judge) -> Iterator[str]:
-    with served(judge, Limits(megabytes=0.5)) as found:
+def address(examiner: Examiner) -> Iterator[str]:
+    with served(examiner, Limits(megabytes=0.5)) as found:
         yield found
 
 
@@ -79,73 +79,73 @@ def ask(address: str, content: bytes, path: str = "detect", name: str = "a.jpg")
 
 
 def test_an_upload_gets_the_verdict_of_the_judge(
-    address: str, judge: Judge, pictures: list[bytes]
+    address: str, examiner: Examiner, images: list[bytes]
 ) -> None:
-    answer = ask(address, pictures[0], name="../some name.jpg")
+    answer = ask(address, images[0], name="../some name.jpg")
     record = answer.json()
-    (expected,) = judge.judge([pictures[0]])
-    assert isinstance(expected, PictureVerdict)
+    (expected,) = examiner.examine([images[0]])
+    assert isinstance(expected, ImageVerdict)
     assert answer.status_code == 200 and record["file"] == "../some name.jpg"
-    found = PictureVerdict.model_validate(
+    found = ImageVerdict.model_validate(
         {name: record[name] for name in type(expected).model_fields}
     )
     assert found == expected
-    assert record["detector"]["weights"] == judge.config.weights_sha256
+    assert record["detector"]["weights"] == examiner.config.weights_sha256
     assert record["provenance"] == {"c2pa": None, "source_types": [], "camera": {}}
     assert record["doubt"] == "trained on drawn faces alone" and record["probability"] is None
 
 
-def test_an_explanation_has_the_verdict_and_its_drawings(
-    address: str, pictures: list[bytes]
-) -> None:
-    found = ask(address, pictures[0], "explain").json()
-    assert found["record"]["sha256"] == ask(address, pictures[0]).json()["sha256"]
+def test_an_explanation_has_the_verdict_and_its_drawings(address: str, images: list[bytes]) -> None:
+    found = ask(address, images[0], "explain").json()
+    assert found["record"]["sha256"] == ask(address, images[0]).json()["sha256"]
     (face,) = found["faces"]
     drawn = DOUBTS["trained on drawn faces alone"]
     assert found["in_words"] == f"{drawn} Its verdict is: {found['record']['verdict']}."
     assert len(found["not_told"]) == 3
-    drawings = [face["picture"], face["heatmap"], *face["views"].values()]
+    drawings = [face["image"], face["heatmap"], *face["views"].values()]
     assert len(drawings) == 7
     assert all(one.startswith("data:image/png;base64,") for one in drawings)
 
 
 class Counting:
-    """A judge that is slow and counts the pictures of each batch."""
+    """A judge that is slow and counts the images of each batch."""
 
-    def __init__(self, judge: Judge, seconds: float) -> None:
-        self.real, self.seconds = judge, seconds
+    def __init__(self, examiner: Examiner, seconds: float) -> None:
+        self.real, self.seconds = examiner, seconds
         self.batches: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
 
-    def judge(self, contents: list[bytes]) -> Any:
+    def examiner(self, contents: list[bytes]) -> Any:
         time.sleep(self.seconds)
         self.batches.append(len(contents))
-        return self.real.judge(contents)
+        return self.real.examine(contents)
 
 
 def test_requests_that_arrive_together_are_judged_together(
-    judge: Judge, pictures: list[bytes]
+    examiner: Examiner, images: list[bytes]
 ) -> None:
-    counting = Counting(judge, seconds=0.3)
+    counting = Counting(examiner, seconds=0.3)
     with served(counting, Limits(batch_size=8)) as address, ThreadPoolExecutor(24) as pool:
-        contents = [*pictures[:20], b"no picture"]
+        contents = [*images[:20], b"no image"]
         answers = list(pool.map(lambda content: ask(address, content), contents))
-    expected = [one.sha256 for one in judge.judge(pictures[:20]) if isinstance(one, PictureVerdict)]
+    expected = [
+        one.sha256 for one in examiner.examine(images[:20]) if isinstance(one, ImageVerdict)
+    ]
     assert [answer.json()["sha256"] for answer in answers[:20]] == expected
     assert answers[20].status_code == 400
     assert sum(counting.batches) == 21 and max(counting.batches) == 8
     assert len(counting.batches) <= 6
 
 
-def test_more_requests_than_may_wait_are_sent_away(judge: Judge, pictures: list[bytes]) -> None:
-    counting = Counting(judge, seconds=0.5)
+def test_more_requests_than_may_wait_are_sent_away(examiner: Examiner, images: list[bytes]) -> None:
+    counting = Counting(examiner, seconds=0.5)
     with (
         served(counting, Limits(requests=2, batch_size=1)) as address,
         ThreadPoolExecutor(8) as pool,
     ):
-        answers = list(pool.map(lambda _: ask(address, pictures[0]), range(8)))
+        answers = list(pool.map(lambda _: ask(address, images[0]), range(8)))
     codes = sorted(answer.status_code for answer in answers)
     assert set(codes) == {200, 503} and codes.count(200) >= 2
     refused = next(answer for answer in answers if answer.status_code == 503)
@@ -153,19 +153,21 @@ def test_more_requests_than_may_wait_are_sent_away(judge: Judge, pictures: list[
     assert refused.headers["Retry-After"] == "1"
 
 
-def test_a_request_without_its_body_keeps_nobody_out(judge: Judge, pictures: list[bytes]) -> None:
+def test_a_request_without_its_body_keeps_nobody_out(
+    examiner: Examiner, images: list[bytes]
+) -> None:
     """Where too many bytes are announced, the oldest uploads end before their time."""
     silent = "POST /detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: "
     limits = Limits(megabytes=0.1, requests=2, seconds=3)
-    with served(judge, limits) as address:
+    with served(examiner, limits) as address:
         connections = [connect(address, f"{silent}100000\r\n\r\n") for _ in range(8)]
         start = time.monotonic()
-        assert ask(address, pictures[0]).status_code == 200
+        assert ask(address, images[0]).status_code == 200
         answers = [read_all(connection) for connection in connections[:6]]
         assert time.monotonic() - start < 2
         answers += [read_all(connection) for connection in connections[6:]]
     assert {answer.split("\r\n")[0] for answer in answers} == {"HTTP/1.1 408 Request Timeout"}
-    assert all("the picture did not arrive in time" in answer for answer in answers)
+    assert all("the image did not arrive in time" in answer for answer in answers)
     assert 2.5 < time.monotonic() - start < 6
 
 
@@ -239,46 +241,44 @@ def test_a_connection_that_asks_again_and_again_stays() -> None:
 
 
 def test_a_request_that_takes_too_long_is_told_and_not_judged(
-    judge: Judge, pictures: list[bytes]
+    examiner: Examiner, images: list[bytes]
 ) -> None:
-    counting = Counting(judge, seconds=1.0)
+    counting = Counting(examiner, seconds=1.0)
     with served(counting, Limits(seconds=0.4, batch_size=1)) as address:
         with ThreadPoolExecutor(3) as pool:
-            answers = list(pool.map(lambda _: ask(address, pictures[0]), range(3)))
+            answers = list(pool.map(lambda _: ask(address, images[0]), range(3)))
         assert {(answer.status_code, answer.json()["detail"]) for answer in answers} == {
             (504, "no answer within 0.4 seconds; try again later")
         }
         counting.seconds = 0.0
         time.sleep(1)
-        assert ask(address, pictures[0]).status_code == 200
+        assert ask(address, images[0]).status_code == 200
     assert sum(counting.batches) == 2  # the first of the three, which had begun, and the last one
 
 
 def test_a_defect_is_an_error_of_one_request_and_the_server_stays(
-    judge: Judge, pictures: list[bytes]
+    examiner: Examiner, images: list[bytes]
 ) -> None:
-    counting = Counting(judge, seconds=0)
+    counting = Counting(examiner, seconds=0)
     with served(counting, Limits()) as address:
         counting.real = None  # pyrefly: ignore[bad-assignment]
-        answer = ask(address, pictures[0])
+        answer = ask(address, images[0])
         assert (answer.status_code, answer.json()["detail"]) == (
             500, "a defect of the server, which its log names",
         )  # fmt: skip
-        counting.real = judge
-        assert ask(address, pictures[0]).status_code == 200
+        counting.real = examiner
+        assert ask(address, images[0]).status_code == 200
 
 
 @pytest.mark.parametrize(
     ("content", "status", "words"),
     [
         (b"", 400, "empty file"),
-        (b"no picture", 400, "not an image of a known format"),
+        (b"no image", 400, "not an image of a known format"),
         (b"x" * 600_000, 413, "the file is larger than 0.5 MB"),
     ],
 )
-def test_what_is_no_picture_is_refused(
-    address: str, content: bytes, status: int, words: str
-) -> None:
+def test_what_is_no_image_is_refused(address: str, content: bytes, status: int, words: str) -> None:
     for path in ("detect", "explain"):
         answer = ask(address, content, path)
         assert (answer.status_code, answer.json()["detail"]) == (status, words)
@@ -287,7 +287,7 @@ def test_what_is_no_picture_is_refused(
 def test_other_requests_are_refused_in_words(address: str) -> None:
     answer = requests.post(f"{address}/detect", data={"path": "/etc/passwd"}, timeout=9)
     assert (answer.status_code, answer.json()["detail"]) == (
-        422, "send one picture as the form field `file`, and nothing else",
+        422, "send one image as the form field `file`, and nothing else",
     )  # fmt: skip
     answer = requests.post(f"{address}/detect", data=iter([b"x"]), timeout=9)  # in chunks
     assert answer.status_code == 411 and "Content-Length" in answer.json()["detail"]
@@ -309,13 +309,13 @@ def test_other_requests_are_refused_in_words(address: str) -> None:
         ([("file", b"a"), ("other", b"b")], {}, 422, "and nothing else; the form has file, other"),
         ([("file", b"a")], {"crop": "no"}, 422, "and nothing else; the form has crop, file"),
         ([("file", b"a")], {"file": "no"}, 422, "and nothing else; the form has file, file"),
-        ([("picture", b"a")], {}, 422, "send one picture as the form field `file`, and"),
+        ([("image", b"a")], {}, 422, "send one image as the form field `file`, and"),
         ([("file", b"")], {}, 400, "empty file"),
-        ([], {"file": "text"}, 422, "send one picture as the form field `file`, and nothing else"),
-        ([], {}, 422, "send one picture as the form field `file`, and nothing else"),
+        ([], {"file": "text"}, 422, "send one image as the form field `file`, and nothing else"),
+        ([], {}, 422, "send one image as the form field `file`, and nothing else"),
     ],
 )
-def test_one_picture_is_judged_and_nothing_is_dropped(
+def test_one_image_is_judged_and_nothing_is_dropped(
     address: str, files: list[tuple[str, bytes]], data: dict[str, str], status: int, words: str
 ) -> None:
     for path in ("detect", "explain"):
@@ -329,7 +329,7 @@ def test_a_form_of_a_browser_in_which_no_file_was_chosen_is_refused(address: str
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     body = f"--x\r\n{part}\r\n\r\n\r\n--x--\r\n"
     answer = requests.post(f"{address}/detect", data=body, headers=headers, timeout=9)
-    assert answer.status_code == 422 and "send one picture" in answer.json()["detail"]
+    assert answer.status_code == 422 and "send one image" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -355,12 +355,12 @@ def test_a_name_of_a_server_has_one_form(name: str, host: str) -> None:
         ("", False), ("http://127.0.0.1@example.org", False), ("http://[::1]:8000", False),
     ],
 )  # fmt: skip
-def test_a_page_of_another_origin_may_not_send_pictures(
-    address: str, pictures: list[bytes], origin: str | None, is_let_in: bool
+def test_a_page_of_another_origin_may_not_send_images(
+    address: str, images: list[bytes], origin: str | None, is_let_in: bool
 ) -> None:
     """Also of a browser that is too old for Sec-Fetch-Site."""
     headers = {} if origin is None else {"Origin": origin}
-    files = {"file": ("a.jpg", pictures[0])}
+    files = {"file": ("a.jpg", images[0])}
     answer = requests.post(f"{address}/detect", files=files, headers=headers, timeout=60)
     assert answer.status_code == (200 if is_let_in else 403)
 
@@ -421,11 +421,11 @@ def raw(address: str, request: str) -> str:
         return connection.recv(4096).decode().removeprefix("HTTP/1.1 ")
 
 
-def test_the_server_says_what_it_is(address: str, judge: Judge) -> None:
+def test_the_server_says_what_it_is(address: str, examiner: Examiner) -> None:
     assert requests.get(f"{address}/health", timeout=9).json() == {"status": "ok"}
     facts = requests.get(f"{address}/model", timeout=9).json()
-    assert facts["detector"]["thresholds"] == judge.rules.thresholds.model_dump()
-    assert facts["trained_on"]["num_images"] == judge.rules.trained_on.num_images
+    assert facts["detector"]["thresholds"] == examiner.rules.thresholds.model_dump()
+    assert facts["trained_on"]["num_images"] == examiner.rules.trained_on.num_images
     assert facts["doubt"] == DOUBTS["trained on drawn faces alone"]
     assert {"/detect", "/explain", "/model", "/health"} <= set(
         requests.get(f"{address}/openapi.json", timeout=9).json()["paths"]
@@ -441,18 +441,18 @@ def test_the_page_needs_no_network(address: str) -> None:
 
 
 @pytest.fixture
-def believed_address(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def believed_address(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a server whose detector is not doubted."""
-    monkeypatch.setattr(judge, "rules", judge.rules.model_copy(update={"doubt": None}))
-    with served(judge, Limits(megabytes=0.5)) as found:
+    monkeypatch.setattr(examiner, "rules", examiner.rules.model_copy(update={"doubt": None}))
+    with served(examiner, Limits(megabytes=0.5)) as found:
         yield found
 
 
 def test_a_detector_that_is_believed_tells_its_probability(
-    believed_address: str, pictures: list[bytes]
+    believed_address: str, images: list[bytes]
 ) -> None:
     assert requests.get(f"{believed_address}/model", timeout=9).json()["doubt"] is None
-    found = ask(believed_address, pictures[0], "explain").json()
+    found = ask(believed_address, images[0], "explain").json()
     record = found["record"]
     assert record["doubt"] is None and record["probability"] == record["faces"][0]["probability"]
     words = f"{record['verdict']}: {record['probability']:.1%} probability of a fake. "
@@ -467,19 +467,19 @@ def test_a_person_is_told_first_that_a_detector_cannot_be_believed(
     doubt = browser.find_element(By.ID, "doubt")
     wait_for(doubt.is_displayed)
     assert doubt.text == DOUBTS["trained on drawn faces alone"]
-    picture = min((pipeline / "data/raw/sample/phase1/valset").iterdir())
-    browser.find_element(By.ID, "file").send_keys(str(picture))
+    photo = min((pipeline / "data/raw/sample/phase1/valset").iterdir())
+    browser.find_element(By.ID, "file").send_keys(str(photo))
     result = browser.find_element(By.ID, "result")
     wait_for(result.is_displayed)
     text = browser.find_element(By.TAG_NAME, "main").text
-    assert text.index(doubt.text) < text.index(f"{picture.name}: ")
+    assert text.index(doubt.text) < text.index(f"{photo.name}: ")
     assert "probability" not in text and "P(fake)" not in text and "look closer" not in text
     assert not browser.find_element(By.ID, "meter").is_displayed()
     browser.save_screenshot(str(screenshots / "doubt.png"))
 
 
 @pytest.mark.slow
-def test_a_person_judges_a_picture_with_the_keyboard(
+def test_a_person_judges_a_image_with_the_keyboard(
     believed_address: str, browser: webdriver.Chrome, pipeline: Path, screenshots: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -489,13 +489,13 @@ def test_a_person_judges_a_picture_with_the_keyboard(
     assert chooser.get_attribute("id") == "file" and chooser.accessible_name
     labels = pd.read_csv(pipeline / "data/labels/val.csv")
     name = labels.loc[labels["face"] > 0, "img_name"].iloc[0]
-    picture = pipeline / "data/raw/sample/phase1/valset" / name
-    chooser.send_keys(str(picture))
+    photo = pipeline / "data/raw/sample/phase1/valset" / name
+    chooser.send_keys(str(photo))
     result = browser.find_element(By.ID, "result")
     wait_for(result.is_displayed)
     assert browser.switch_to.active_element == result  # so that a screen reader goes on there
     status = browser.find_element(By.ID, "status")
-    assert status.text.startswith(picture.name) and status.get_attribute("aria-live") == "polite"
+    assert status.text.startswith(photo.name) and status.get_attribute("aria-live") == "polite"
     for words in ("probability of a fake", "Face 1: ", "P(fake) after a little compression",
                   "Nothing in this file", "What this does not tell you", "SHA-256"):  # fmt: skip
         assert words in result.text
@@ -509,7 +509,7 @@ def test_a_person_judges_a_picture_with_the_keyboard(
     assert heat.value_of_css_property("opacity") == "1"
     browser.save_screenshot(str(screenshots / "verdict.png"))
     text = tmp_path / "text.jpg"
-    text.write_text("no picture")
+    text.write_text("no image")
     browser.find_element(By.ID, "file").send_keys(str(text))
     alert = browser.find_element(By.ID, "error")
     wait_for(alert.is_displayed)

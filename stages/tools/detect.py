@@ -1,10 +1,10 @@
-"""Judge pictures: real, fake or unsure, and why.
+"""Judge images: real, fake or unsure, and why.
 
 Run: python -m stages.tools.detect PATH [PATH ...]
      python -m stages.tools.detect --verify RECORD [PATH ...]      repeat the verdicts of a record
 
 PATH is a file, a folder, a glob, or - for a list of names on standard input, one a line.
-Exit code: 0 all pictures were judged; 1 none was, for a mistake in the command or the model; 2 some
+Exit code: 0 all images were judged; 1 none was, for a mistake in the command or the model; 2 some
 could not be judged, or --verify found a difference; 3 with --fail-on-fake, one of them is fake,
 whatever else there is.
 """
@@ -27,13 +27,13 @@ from rich.text import Text
 from stages.lib import paths
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.files import open_regular, write_text
-from stages.lib.core.passed_over import is_dropping
-from stages.lib.core.pictures import SUFFIXES, UnusableImage
-from stages.lib.core.progress import progress_bar
-from stages.lib.core.running import run_command
-from stages.lib.verdict.command import Parser, count, positive
-from stages.lib.verdict.judge import Judge
-from stages.lib.verdict.load import load_judge
+from stages.lib.evaluation.verdict_rules import DOUBTS, REASONS, Thresholds
+from stages.lib.images.decoding import SUFFIXES, UnusableImage
+from stages.lib.images.ignored_files import is_dropping
+from stages.lib.progress import progress_bar
+from stages.lib.running import run_command
+from stages.lib.verdict.examiner import Examiner
+from stages.lib.verdict.load import load_examiner
 from stages.lib.verdict.record import (
     NOT_VERIFIED,
     DetectorFacts,
@@ -47,7 +47,7 @@ from stages.lib.verdict.record import (
     read_records,
     same_detector,
 )
-from stages.lib.verdict.rules import DOUBTS, REASONS, Thresholds
+from stages.tools.command_line import Parser, count, positive
 
 FILES_AT_A_TIME = 16
 SOME_FAILED, FOUND_FAKE = 2, 3
@@ -64,36 +64,36 @@ def main() -> None:
     earlier, half = open_record(options.record) if options.record else ([], "")
     if half:
         print(f"{half}; it is written over", file=sys.stderr)
-    judge = load_judge(
+    examiner = load_examiner(
         options.model, options.device, options.threads, options.crop, options.max_megapixels
     )
-    sys.exit(verify(judge, options) if options.verify else detect(judge, options, earlier))
+    sys.exit(verify(examiner, options) if options.verify else detect(examiner, options, earlier))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options; raises UserError for a wrong command."""
     parser = Parser.of_tool("detect", __doc__)
     add = parser.add_argument
-    add("paths", nargs="*", metavar="PATH", help="pictures")
+    add("paths", nargs="*", metavar="PATH", help="images")
     add("--model", default=str(paths.MODEL), help="a folder, or models:/NAME@champion")
     add("--no-crop", dest="crop", action="store_false",
-        help="the pictures are faces that are cut out already: judge each one whole")  # fmt: skip
+        help="the images are faces that are cut out already: judge each one whole")  # fmt: skip
     add("--form", default="text", choices=PRINTERS, help="of the output: text, csv or json")
     add("--json", dest="form", action="store_const", const="json", help="one object a line")
-    add("--csv", dest="form", action="store_const", const="csv", help="one row a picture")
-    add("--record", type=Path, metavar="FILE", help="add one JSON line per picture to FILE")
+    add("--csv", dest="form", action="store_const", const="csv", help="one row an image")
+    add("--record", type=Path, metavar="FILE", help="add one JSON line per image to FILE")
     add("--resume", action="store_true", help="take verdicts that FILE has from there")
-    add("--explain", type=Path, metavar="DIR", help="write a page for each picture into DIR")
+    add("--explain", type=Path, metavar="DIR", help="write a page for each image into DIR")
     add("--verify", type=Path, metavar="RECORD", help="repeat the verdicts of a record")
     add("--fail-on-fake", action="store_true", help=f"exit with {FOUND_FAKE} where one is fake")
-    add("--max-megapixels", type=positive, default=100.0, help="of a picture")
+    add("--max-megapixels", type=positive, default=100.0, help="of an image")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--threads", type=count, default=2, help="of the CPU")
     end = arguments.index("--") if "--" in arguments else len(arguments)  # only paths come after it
     options = parser.parse_intermixed_args(arguments[:end])
     options.paths += arguments[end + 1 :]
     if not options.paths and not options.verify:
-        parser.error("name one picture or more")
+        parser.error("name one image or more")
     if options.resume and not options.record:
         parser.error("--resume needs --record FILE, which has what is done")
     return options
@@ -104,13 +104,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def find_files(names: Sequence[str]) -> list[str]:
-    """Return the files that the names stand for; raises UserError for a folder without pictures."""
+    """Return the files that the names stand for; raises UserError for a folder without images."""
     found = []
     for name in names:
         if name == "-":
             found += os.fsdecode(sys.stdin.buffer.read()).splitlines()
         elif Path(name).is_dir():
-            found += pictures_in(Path(name))
+            found += images_in(Path(name))
         elif glob.has_magic(name) and not Path(name).exists():
             files = [file for file in glob.glob(name, recursive=True) if not Path(file).is_dir()]
             found += sorted(files) or [name]
@@ -119,20 +119,20 @@ def find_files(names: Sequence[str]) -> list[str]:
     return found
 
 
-def pictures_in(folder: Path) -> list[str]:
-    """Return the pictures in a folder and say what is passed over; raises UserError for none."""
+def images_in(folder: Path) -> list[str]:
+    """Return the images in a folder and say what is passed over; raises UserError for none."""
     files = [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
     kept = [path for path in files if not is_dropping(path.relative_to(folder))]
     found = [str(path) for path in kept if path.suffix.lower() in SUFFIXES]
     numbers = {
         "passed over {} hidden files, thumbnails and the like": len(files) - len(kept),
-        "left out {} files without the suffix of a picture": len(kept) - len(found),
+        "left out {} files without the suffix of an image": len(kept) - len(found),
     }
     told = ", ".join(words.format(number) for words, number in numbers.items() if number)
     place = short(plain_name(str(folder)), 300)
     if not found:
         raise UserError(
-            f"{place}: a folder without pictures{told and f' ({told})'}; name one that has some"
+            f"{place}: a folder without images{told and f' ({told})'}; name one that has some"
         )
     if told:
         print(f"{place}: {told}", file=sys.stderr)
@@ -179,25 +179,27 @@ def as_cell(text: str) -> str:
 # Verdicts
 
 
-def detect(judge: Judge, options: argparse.Namespace, earlier: list[Record]) -> int:
-    """Judge the pictures and print their verdicts; return the exit code.
+def detect(examiner: Examiner, options: argparse.Namespace, earlier: list[Record]) -> int:
+    """Judge the images and print their verdicts; return the exit code.
 
     earlier: the records that the file of --record has.
     """
-    detector, counts = facts_of(judge), Counter[str]()
+    detector, counts = facts_of(examiner), Counter[str]()
     done = earlier if options.resume else []
     known = {one.sha256: one for one in done if same_detector(one.detector, detector)}
     files = find_files(options.paths)
-    doubt = DOUBTS[judge.rules.doubt] if judge.rules.doubt else None
+    doubt = DOUBTS[examiner.rules.doubt] if examiner.rules.doubt else None
     printer = PRINTERS[options.form](detector, doubt)
-    with progress_bar("detect", len(files), "pictures") as bar:
+    with progress_bar("detect", len(files), "images") as bar:
         for first in range(0, len(files), FILES_AT_A_TIME):
             batch = files[first : first + FILES_AT_A_TIME]
-            for file, found, content in judge_files(judge, batch, detector, known, options.record):
+            for file, found, content in judge_files(
+                examiner, batch, detector, known, options.record
+            ):
                 counts[found.verdict if isinstance(found, Record) else "error"] += 1
                 printer.show(plain_name(file), found)
                 if options.explain and isinstance(found, Record):
-                    write_page(judge, found, content, options.explain)
+                    write_page(examiner, found, content, options.explain)
             bar.update(len(batch))
     told = [f"{counts[name]} {name}" for name in COLOURS if name != "error"]
     print(f"{', '.join(told)}, {counts['error']} not judged. {doubt or NO_PROOF} "
@@ -208,7 +210,7 @@ def detect(judge: Judge, options: argparse.Namespace, earlier: list[Record]) -> 
 
 
 def judge_files(
-    judge: Judge, files: Sequence[str], detector: DetectorFacts, known: dict[str, Record],
+    examiner: Examiner, files: Sequence[str], detector: DetectorFacts, known: dict[str, Record],
     record: Path | None,
 ) -> Iterator[tuple[str, Record | UnusableImage, bytes]]:  # fmt: skip
     """Yield for each file its record, or why it cannot be judged, and its bytes.
@@ -228,7 +230,7 @@ def judge_files(
             found[file] = earlier.model_copy(update={"file": plain_name(file)})
         else:
             new.append(file)
-    verdicts = judge.judge([contents[file] for file in new])
+    verdicts = examiner.examine([contents[file] for file in new])
     for file, verdict in zip(new, verdicts, strict=True):
         if isinstance(verdict, UnusableImage):
             found[file] = verdict
@@ -242,21 +244,21 @@ def judge_files(
         yield file, found[file], contents[file]
 
 
-def write_page(judge: Judge, record: Record, content: bytes, folder: Path) -> None:
+def write_page(examiner: Examiner, record: Record, content: bytes, folder: Path) -> None:
     """Write the page that explains a verdict into a folder."""
-    from stages.lib.verdict.explanation import explain_picture  # here, because it loads matplotlib
+    from stages.lib.verdict.explanation import explain_image  # here, because it loads matplotlib
 
     stem = os.fsencode(Path(record.file).stem)[:100].decode("utf-8", "ignore")
-    page = explain_picture(judge, record, content)
+    page = explain_image(examiner, record, content)
     write_text(folder / f"{stem}-{record.sha256[:12]}.html", page)
 
 
-def verify(judge: Judge, options: argparse.Namespace) -> int:
+def verify(examiner: Examiner, options: argparse.Namespace) -> int:
     """Repeat the verdicts of a record and say which are the same; return the exit code.
 
-    A picture is looked for under its name in the record, and by its digest among the given paths.
+    An image is looked for under its name in the record, and by its digest among the given paths.
     """
-    (records, half), detector = read_records(options.verify), facts_of(judge)
+    (records, half), detector = read_records(options.verify), facts_of(examiner)
     elsewhere = {}
     for file in find_files(options.paths):
         try:
@@ -264,10 +266,10 @@ def verify(judge: Judge, options: argparse.Namespace) -> int:
         except UnusableImage as error:
             print(f"not read {short(plain_name(file), 300)}  {error}")
     counts, others = Counter[str](), Counter[str]()
-    with progress_bar("verify", len(records), "pictures") as bar:
+    with progress_bar("verify", len(records), "images") as bar:
         for record in records:
             file = elsewhere.get(record.sha256) or file_named(record.file)
-            problem = difference(judge, detector, record, file)
+            problem = difference(examiner, detector, record, file)
             counts["other" if problem else "same"] += 1
             others[other_circumstances(record.detector, detector)] += 1
             print(f"{'DIFFERS' if problem else 'same':<8} {short(record.file, 300)}  {problem}")
@@ -282,7 +284,7 @@ def verify(judge: Judge, options: argparse.Namespace) -> int:
     return SOME_FAILED if counts["other"] or half else 0
 
 
-def difference(judge: Judge, detector: DetectorFacts, record: Record, file: str) -> str:
+def difference(examiner: Examiner, detector: DetectorFacts, record: Record, file: str) -> str:
     """Return in what a repeated verdict differs from the recorded one, or nothing."""
     if not same_detector(record.detector, detector):
         return f"judged by {short_facts(record.detector)}, not by {short_facts(detector)}"
@@ -292,7 +294,7 @@ def difference(judge: Judge, detector: DetectorFacts, record: Record, file: str)
         return f"{error}; name the folder where it is now"
     if hashlib.sha256(content).hexdigest() != record.sha256:
         return "the file has other bytes now"
-    (found,) = judge.judge([content])
+    (found,) = examiner.examine([content])
     if isinstance(found, UnusableImage):
         return str(found)
     repeated = make_record(record.file, found, detector, content)
@@ -300,7 +302,7 @@ def difference(judge: Judge, detector: DetectorFacts, record: Record, file: str)
 
 
 def short_facts(detector: DetectorFacts) -> str:
-    """Return the digests of a detector, and how it cuts pictures, in words."""
+    """Return the digests of a detector, and how it cuts images, in words."""
     digests = (detector.weights[:12], detector.config[:12], detector.rules[:12])
     kind = "int8, " if detector.quantised else ""
     return f"{'/'.join(digests)} ({kind}face_share {detector.face_share})"
@@ -311,7 +313,7 @@ def short_facts(detector: DetectorFacts) -> str:
 
 
 class TextPrinter:
-    """One line a picture, in colours on a terminal."""
+    """One line an image, in colours on a terminal."""
 
     def __init__(self, detector: DetectorFacts, doubt: str | None) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
@@ -321,7 +323,7 @@ class TextPrinter:
                            markup=False)  # fmt: skip
 
     def show(self, file: str, found: Record | UnusableImage) -> None:
-        """Print the verdict of a picture."""
+        """Print the verdict of an image."""
         name = short(file, 300)
         if isinstance(found, UnusableImage):
             line = Text(f"{'error':<7}        {name}  ", COLOURS["error"]).append(str(found))
@@ -338,7 +340,7 @@ class TextPrinter:
 
 
 class CsvPrinter:
-    """One row a picture, and a reason in place of a verdict where there is none."""
+    """One row an image, and a reason in place of a verdict where there is none."""
 
     def __init__(self, detector: DetectorFacts, doubt: str | None) -> None:
         self.doubt = doubt
@@ -346,7 +348,7 @@ class CsvPrinter:
         self.writer.writeheader()
 
     def show(self, file: str, found: Record | UnusableImage) -> None:
-        """Print the row of a picture."""
+        """Print the row of an image."""
         if isinstance(found, UnusableImage):
             row = {"file": file, "verdict": "error", "why": str(found)}
         else:
@@ -360,13 +362,13 @@ class CsvPrinter:
 
 
 class JsonPrinter:
-    """One object a line: the record of a picture, or its name and error."""
+    """One object a line: the record of an image, or its name and error."""
 
     def __init__(self, detector: DetectorFacts, doubt: str | None) -> None:
         pass
 
     def show(self, file: str, found: Record | UnusableImage) -> None:
-        """Print the object of a picture."""
+        """Print the object of an image."""
         print(as_json(file, found), flush=True)
 
 
@@ -374,7 +376,7 @@ PRINTERS = {"text": TextPrinter, "csv": CsvPrinter, "json": JsonPrinter}
 
 
 def as_json(file: str, found: Record | UnusableImage) -> str:
-    """Return the record of a picture, or its name and error, as one line of JSON that prints."""
+    """Return the record of an image, or its name and error, as one line of JSON that prints."""
     if not isinstance(found, Record):
         return json.dumps({"file": file, "verdict": "error", "error": str(found)})
     line = found.model_dump_json()
@@ -382,7 +384,7 @@ def as_json(file: str, found: Record | UnusableImage) -> str:
 
 
 def probabilities(record: Record) -> dict[str, object]:
-    """Return the probability of a picture and what it is compared with; nothing where withheld."""
+    """Return the probability of an image and what it is compared with; nothing where withheld."""
     if record.probability is None:
         return {}
     limits = record.detector.thresholds
@@ -395,7 +397,7 @@ def probabilities(record: Record) -> dict[str, object]:
 
 
 def limits_in_words(limits: Thresholds) -> str:
-    """Return from which probability a picture is fake or real, and how often that is wrong."""
+    """Return from which probability an image is fake or real, and how often that is wrong."""
     return (
         f"fake from {limits.calibrated(limits.fake_from):.1%} ({limits.in_words('fake')}), real "
         f"below {limits.calibrated(limits.real_below):.1%} ({limits.in_words('real')})"

@@ -18,15 +18,15 @@ from sklearn.metrics import roc_auc_score
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError
-from stages.lib.core.files import fresh_folder, sha256_of, write_text
+from stages.lib.core.files import atomic_folder, sha256_of, write_text
 from stages.lib.core.labels import read_labels
-from stages.lib.core.progress import progress_bar
-from stages.lib.core.running import run_command
 from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
 from stages.lib.detector.model import CONFIG_FILE, WEIGHTS_FILE
-from stages.lib.verdict.command import Parser, count
-from stages.lib.verdict.judge import RULES_FILE, Judge, rules_file
-from stages.lib.verdict.load import load_judge
+from stages.lib.evaluation.verdict_rules import Thresholds
+from stages.lib.progress import progress_bar
+from stages.lib.running import run_command
+from stages.lib.verdict.examiner import RULES_FILE, Examiner, rules_file
+from stages.lib.verdict.load import load_examiner
 from stages.lib.verdict.networks import (
     EXPORT_FILE,
     INT8_FILE,
@@ -39,7 +39,7 @@ from stages.lib.verdict.networks import (
     quantise,
     torch_network,
 )
-from stages.lib.verdict.rules import Thresholds
+from stages.tools.command_line import Parser, count
 
 BATCH_SIZE = 32
 DETECTOR = "detector"  # itself, beside the exported networks
@@ -57,14 +57,16 @@ def main() -> None:
     parser.add_argument("--threads", type=count, default=2)
     options = parser.parse_args()
     _check_target(options.folder)
-    judge = load_judge(str(options.model), "cpu", options.threads, crop=False, max_megapixels=100)
-    images = _images("val", judge)
-    with fresh_folder(options.folder.resolve()) as folder:
+    examiner = load_examiner(
+        str(options.model), "cpu", options.threads, crop=False, max_megapixels=100
+    )
+    images = _images("val", examiner)
+    with atomic_folder(options.folder.resolve()) as folder:
         for file in (options.model / WEIGHTS_FILE, options.model / CONFIG_FILE):
             copyfile(file, folder / file.name)
         copyfile(rules_file(options.model), folder / RULES_FILE)
-        networks = _write_networks(judge, folder, options.int8, options.threads)
-        facts = _facts(judge, folder, networks, images)
+        networks = _write_networks(examiner, folder, options.int8, options.threads)
+        facts = _facts(examiner, folder, networks, images)
         _check(facts)
         write_text(folder / EXPORT_FILE, facts.model_dump_json(indent=2) + "\n")
     for name, difference in facts.largest_difference_of_logits.items():
@@ -80,21 +82,23 @@ def _check_target(folder: Path) -> None:
         raise UserError(f"{folder}: exists, and no export is in it; name a new folder")
 
 
-def _images(split: str, judge: Judge) -> LabelledImages:
+def _images(split: str, examiner: Examiner) -> LabelledImages:
     labels = read_labels(paths.LABELS / f"{split}.csv")
-    return LabelledImages(labels, paths.PACKED, judge.config.preprocessing)
+    return LabelledImages(labels, paths.PACKED, examiner.config.preprocessing)
 
 
-def _write_networks(judge: Judge, folder: Path, int8: bool, threads: int) -> dict[str, Network]:
+def _write_networks(
+    examiner: Examiner, folder: Path, int8: bool, threads: int
+) -> dict[str, Network]:
     """Write the exported networks into a folder; return them by the names of their files."""
-    export_network(judge.detector, judge.config.preprocessing.image_size, folder)
+    export_network(examiner.detector, examiner.config.preprocessing.image_size, folder)
     program = torch.export.load(folder / TORCH_FILE).module()
     networks: dict[str, Network] = {
         ONNX_FILE: onnx_network(folder / ONNX_FILE, threads),
         TORCH_FILE: lambda images: program(images),
     }
     if int8:
-        calibration = _images("calibration", judge)
+        calibration = _images("calibration", examiner)
         chosen = np.linspace(0, len(calibration) - 1, min(len(calibration), MOST_RANGED))
         inputs = torch.stack([calibration[0, int(index)][0] for index in chosen])
         quantise(folder / ONNX_FILE, folder / INT8_FILE, inputs, BATCH_SIZE)
@@ -103,16 +107,16 @@ def _write_networks(judge: Judge, folder: Path, int8: bool, threads: int) -> dic
 
 
 def _facts(
-    judge: Judge, folder: Path, networks: dict[str, Network], images: LabelledImages
+    examiner: Examiner, folder: Path, networks: dict[str, Network], images: LabelledImages
 ) -> Export:
     """Return how well the exported networks agree with the detector."""
-    itself: dict[str, Network] = {DETECTOR: torch_network(judge.detector, judge.hardware)}
+    itself: dict[str, Network] = {DETECTOR: torch_network(examiner.detector, examiner.hardware)}
     logits = logits_of(itself | networks, images)
-    verdicts = {name: _called(found, judge.rules.thresholds) for name, found in logits.items()}
+    verdicts = {name: _called(found, examiner.rules.thresholds) for name, found in logits.items()}
     expected, called = logits[DETECTOR], verdicts[DETECTOR]
     return Export(
-        weights_sha256=judge.config.weights_sha256,
-        config_sha256=judge.config.config_sha256,
+        weights_sha256=examiner.config.weights_sha256,
+        config_sha256=examiner.config.config_sha256,
         sha256={name: sha256_of(folder / name) for name in networks},
         largest_difference_of_logits={
             name: float(np.abs(logits[name] - expected).max()) for name in networks

@@ -22,10 +22,10 @@ from pathlib import Path
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError, did_you_mean, short
-from stages.lib.core.files import fresh_folder, read_json
+from stages.lib.core.files import atomic_folder, read_json
 from stages.lib.core.params import load_params
-from stages.lib.core.running import run_command
 from stages.lib.evaluation.judging import EvaluateParams
+from stages.lib.running import run_command
 from stages.lib.score_files.comparison import Comparison, compare
 from stages.lib.score_files.detectors import MISSING, OWN, Detector, detector_of, own_detector
 from stages.lib.score_files.matching import known_images
@@ -37,7 +37,7 @@ from stages.lib.score_files.writing import (
     write_comparison,
     write_detector,
 )
-from stages.lib.verdict.command import Parser
+from stages.tools.command_line import Parser
 
 OUT = Path("metrics/judged")
 OF_FILES = ("names", "name-column", "score-column", "scale", "higher", "missing", "perturbed")
@@ -59,7 +59,7 @@ def main() -> None:
     ]
     lines = [line for one in detectors for line in opening(one)]
     comparisons = compare_all(detectors)
-    with fresh_folder(options.out.resolve()) as folder:
+    with atomic_folder(options.out.resolve()) as folder:
         for one in detectors:
             lines += write_detector(one, params, data, folder / one.name)
         if comparisons:

@@ -24,13 +24,12 @@ import torch
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError, short
-from stages.lib.core.files import check_room, write_text
+from stages.lib.core.files import check_disk_space, write_text
 from stages.lib.core.labels import read_labels
-from stages.lib.core.packed_images import PackedImages
 from stages.lib.core.params import load_params
-from stages.lib.core.pictures import UnusableImage, read_picture
-from stages.lib.core.progress import progress_bar
-from stages.lib.detector.runtime import keep_freed_memory
+from stages.lib.detector.hardware import keep_freed_memory
+from stages.lib.images.decoding import UnusableImage, decode_image
+from stages.lib.images.packed_images import PackedImages
 from stages.lib.prediction.params import PredictParams
 from stages.lib.prediction.perturbations import (
     VARIANTS,
@@ -38,10 +37,11 @@ from stages.lib.prediction.perturbations import (
     perturbed_table,
     variants_of,
 )
+from stages.lib.progress import progress_bar
 from stages.lib.score_files.callables import SCALES, CallableDetector, load_callable
 from stages.lib.score_files.matching import JUDGED_SPLITS
 from stages.lib.score_files.own_process import run_in_own_process
-from stages.lib.verdict.command import Parser, count
+from stages.tools.command_line import Parser, count
 
 ROW_BYTES = 200  # of one image or variant in a file, about
 
@@ -76,7 +76,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--perturbed", type=Path, metavar="CSV", help="score perturbed images too, into this file")
     add("--scale", choices=SCALES, help="of what it returns; without it, logit for an ONNX file, "
         "else probability")  # fmt: skip
-    add("--batch-size", type=count, default=16, help="pictures at a time, at most")
+    add("--batch-size", type=count, default=16, help="images at a time, at most")
     add("--threads", type=count, default=2, help="of the CPU, for an ONNX file")
     options = parser.parse_args(arguments)
     if options.perturbed and options.perturbed.resolve() == options.out.resolve():
@@ -107,7 +107,7 @@ def check_target(path: Path, num_rows: int) -> None:
         raise UserError(f"{path}: its folder does not exist; name another file")
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: exists and is no plain file; name another file")
-    check_room(path.parent, num_rows * ROW_BYTES)
+    check_disk_space(path.parent, num_rows * ROW_BYTES)
 
 
 def write_scores(path: Path, table: pd.DataFrame, detector: CallableDetector) -> None:
@@ -118,7 +118,7 @@ def write_scores(path: Path, table: pd.DataFrame, detector: CallableDetector) ->
 
 def score_images(detector: CallableDetector, labels: pd.DataFrame, batch_size: int) -> pd.DataFrame:
     """Return img_name, set and a column named as the scale, one row per label; raises UserError."""
-    scores = score_all(detector, pictures_of(labels), len(labels), batch_size, "score")
+    scores = score_all(detector, images_of(labels), len(labels), batch_size, "score")
     if doubt := detector.doubt(scores):
         print(doubt, file=sys.stderr)
     return labels[["img_name", "set"]].assign(**{detector.scale: scores})
@@ -129,19 +129,19 @@ def score_perturbed(
 ) -> pd.DataFrame:
     """Return img_name, perturbation, level and the scale, for all variants; raises UserError."""
     shape = (len(chosen), 1 + len(VARIANTS))
-    variants = perturbed_pictures(chosen)
+    variants = perturbed_images(chosen)
     scores = score_all(detector, variants, shape[0] * shape[1], batch_size, "score perturbed")
     table = perturbed_table(chosen["img_name"], torch.from_numpy(scores.reshape(shape)))
     return table.rename(columns={"logit": detector.scale})
 
 
 def score_all(
-    detector: CallableDetector, pictures: Iterable[np.ndarray], total: int, batch_size: int,
+    detector: CallableDetector, images: Iterable[np.ndarray], total: int, batch_size: int,
     title: str,
 ) -> np.ndarray:  # fmt: skip
-    """Return the scores of pictures, float64 (total,), at most batch_size at a time."""
+    """Return the scores of images, float64 (total,), at most batch_size at a time."""
     scores: list[float] = []
-    rest = iter(pictures)
+    rest = iter(images)
     with progress_bar(title, total) as bar:
         while batch := list(islice(rest, batch_size)):
             scores += detector.score(batch).tolist()
@@ -149,21 +149,21 @@ def score_all(
     return np.array(scores)
 
 
-def perturbed_pictures(chosen: pd.DataFrame) -> Iterator[np.ndarray]:
-    """Yield the variants of each picture, uint8 (H, W, 3); raises UserError."""
-    for index, picture in enumerate(pictures_of(chosen)):
-        for variant in variants_of(torch.from_numpy(picture).permute(2, 0, 1), index):
+def perturbed_images(chosen: pd.DataFrame) -> Iterator[np.ndarray]:
+    """Yield the variants of each image, uint8 (H, W, 3); raises UserError."""
+    for index, image in enumerate(images_of(chosen)):
+        for variant in variants_of(torch.from_numpy(image).permute(2, 0, 1), index):
             # A copy: some share memory, and a detector may write into what it gets.
             yield variant.permute(1, 2, 0).numpy().copy()
 
 
-def pictures_of(labels: pd.DataFrame) -> Iterator[np.ndarray]:
-    """Yield the picture of each row of a label table, uint8 (H, W, 3); raises UserError."""
+def images_of(labels: pd.DataFrame) -> Iterator[np.ndarray]:
+    """Yield the image of each row of a label table, uint8 (H, W, 3); raises UserError."""
     packs = {name: PackedImages(paths.PACKED / name) for name in labels["set"].unique()}
     columns = (labels[column] for column in ("set", "row", "img_name", "sha256"))
     for name, row, image, sha256 in zip(*columns, strict=True):
         try:
-            yield read_picture(packs[name].labelled(row, image, sha256)).pixels
+            yield decode_image(packs[name].labelled(row, image, sha256)).pixels
         except UnusableImage as error:
             raise UserError(
                 f"{paths.PACKED / name}: {short(image)}: {error}; pack it again: "

@@ -2,7 +2,7 @@
 
 Run: python -m stages.tools.serve [--model FOLDER] [--port 8000]     then open http://127.0.0.1:8000
 
-stages/lib/web/app.py says what the interface takes and gives.
+stages/lib/verdict/server.py says what the interface takes and gives.
 """
 
 import sys
@@ -11,13 +11,13 @@ import uvicorn
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError
-from stages.lib.core.running import run_command
-from stages.lib.verdict.command import Parser, count, port, positive
-from stages.lib.verdict.load import load_judge
-from stages.lib.verdict.rules import DOUBTS
-from stages.lib.web.app import make_app
-from stages.lib.web.connections import server_config
-from stages.lib.web.guard import Limits
+from stages.lib.evaluation.verdict_rules import DOUBTS
+from stages.lib.running import run_command
+from stages.lib.verdict.connections import server_config
+from stages.lib.verdict.guard import Limits
+from stages.lib.verdict.load import load_examiner
+from stages.lib.verdict.server import make_app
+from stages.tools.command_line import Parser, count, port, positive
 
 OWN_NAMES = ["127.0.0.1", "::1", "localhost"]
 
@@ -27,23 +27,23 @@ def main() -> None:
     parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--model", default=str(paths.MODEL), help="a folder, or models:/NAME@champion")
-    add("--no-crop", dest="crop", action="store_false", help="judge each picture whole")
+    add("--no-crop", dest="crop", action="store_false", help="judge each image whole")
     add("--host", default="127.0.0.1", help="an address of this machine that lets others in")
     add("--name", action="append", default=[], help="one more name under which it may be called")
     add("--port", type=port, default=8000)
-    add("--megabytes", type=positive, default=Limits.megabytes, help="of a picture's file")
-    add("--max-megapixels", type=positive, default=50.0, help="of a picture")
+    add("--megabytes", type=positive, default=Limits.megabytes, help="of an image's file")
+    add("--max-megapixels", type=positive, default=50.0, help="of an image")
     add("--requests", type=count, default=Limits.requests, help="that may wait at once")
     add("--seconds", type=positive, default=Limits.seconds, help="for one request")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--threads", type=count, default=2, help="of the CPU")
     options = parser.parse_args()
     address = options.host.strip("[]")  # of IPv6 it may have brackets, as in a URL
-    judge = load_judge(
+    examiner = load_examiner(
         options.model, options.device, options.threads, options.crop, options.max_megapixels
     )
     limits = Limits(options.megabytes, options.requests, options.seconds)
-    app = make_app(judge, limits, [*OWN_NAMES, address, *options.name])
+    app = make_app(examiner, limits, [*OWN_NAMES, address, *options.name])
     config = server_config(app, host=address, port=options.port, log_level="warning")
     try:
         socket = config.bind_socket()
@@ -52,8 +52,8 @@ def main() -> None:
             f"--host {options.host}, --port {options.port}: cannot be used; name another one"
         ) from None
     socket.listen(2048)  # who comes now waits until the server takes them
-    if judge.rules.doubt:
-        print(DOUBTS[judge.rules.doubt], file=sys.stderr)
+    if examiner.rules.doubt:
+        print(DOUBTS[examiner.rules.doubt], file=sys.stderr)
     host = f"[{address}]" if ":" in address else address
     number = socket.getsockname()[1]  # chosen by the system where --port is 0
     print(f"http://{host}:{number} (Ctrl-C ends it)", flush=True)

@@ -4,14 +4,14 @@ Run: python -m tests.benchmarks.ablation --lfw FOLDER --dfdc FOLDER --weights FI
          [--rows plain fast ...] [--seeds 0 1 2] [--train lfw dfdc both] [--screen]
                                                                   (from the repository's root)
 
-The folders are in the competition's layout (tests/README.md says which data they are). Each row of
+The folders are in the competition's layout (RESULTS.md says which data they are). Each row of
 ROWS is the preset `fast` with some parameters changed; `plain` is the fine-tuning without all of
 it. `dvc repro` trains each one in a clone in .bench/ablation. The run cache there keeps results, so
 the command goes on where it was interrupted. `--screen` trains for three epochs, to see in a few
 minutes what deserves more. It prints a Markdown table: mean and standard deviation over the seeds.
 `val` is of the data set that was trained on, `seconds` are those of the stage `train`.
 
-The sets are neutral: LFW's validation pictures are resized to 224 px and compressed as JPEG of
+The sets are neutral: LFW's validation images are resized to 224 px and compressed as JPEG of
 quality 90 and 30, real and fake alike, because its files tell the classes apart by their headers.
 """
 
@@ -25,16 +25,16 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from stages.lib.core.files import fresh_folder
+from stages.chores.preset import with_preset
+from stages.lib.core.files import atomic_folder
 from stages.lib.core.tables import write_table
 from stages.lib.training.augmentation import OPERATIONS
 from stages.lib.training.pseudo_fakes import KINDS
-from stages.tools.preset import with_preset
 from tests.conftest import ROOT, clone_project, run, set_params
 
 FOLDER = ROOT / ".bench/ablation"
 QUALITIES = (90, 30)
-# Whole pictures have room for fewer epochs in the same time.
+# Whole images have room for fewer epochs in the same time.
 WHOLE = {"train.face_crop": None, "train.image_size": 224, "train.epochs": 4}
 OFF = {f"train.augmentation.{name}.probability": 0.0 for name in OPERATIONS}
 
@@ -114,10 +114,10 @@ def main() -> None:
 
 
 def neutral_sets(lfw: Path) -> dict[str, Path]:
-    """Write the validation pictures of LFW at 224 px and each quality; return the folders."""
+    """Write the validation images of LFW at 224 px and each quality; return the folders."""
     sets = {f"jpeg{quality}": FOLDER / f"jpeg{quality}" for quality in QUALITIES}
     for quality, target in zip(QUALITIES, sets.values(), strict=True):
-        with fresh_folder(target) as folder:
+        with atomic_folder(target) as folder:
             (folder / "valset").mkdir()
             shutil.copy(lfw / "valset_label.txt", folder)
             for file in sorted((lfw / "valset").iterdir()):

@@ -21,6 +21,7 @@ from stages.lib.core.arithmetic import PINNED_ALWAYS, PINNED_IF_PORTABLE
 from stages.lib.core.labels import read_labels
 from stages.lib.core.params import load_params
 from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.hardware import set_up_hardware
 from stages.lib.detector.model import (
     Detector,
     create_model,
@@ -28,7 +29,6 @@ from stages.lib.detector.model import (
     load_detector,
     resolve_preprocessing,
 )
-from stages.lib.detector.runtime import set_up_hardware
 from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.params import TrainParams
 from tests.benchmarks.race import Rates, run_races

@@ -1,4 +1,4 @@
-"""What the digest of a picture costs, against the time from its bytes to the input of the model.
+"""What the digest of an image costs, against the time from its bytes to the input of the model.
 
 Run: python -m tests.benchmarks.digests
 """
@@ -20,7 +20,7 @@ CASES = ((512, 256, False), (512, 256, True), (64, 64, False))  # side, wanted s
 
 
 def main() -> None:
-    """Print a line for each kind of picture."""
+    """Print a line for each kind of image."""
     torch.set_num_threads(1)
     for side, wanted, scaled in CASES:
         content = photograph(side)

@@ -13,8 +13,8 @@ import torch
 
 from stages.lib.core.params import load_params
 from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.hardware import set_up_hardware
 from stages.lib.detector.model import Detector, create_model, resolve_preprocessing
-from stages.lib.detector.runtime import set_up_hardware
 from stages.lib.prediction.params import PredictParams
 from stages.predict import predict_logits
 from tests.benchmarks import notebook

@@ -3,7 +3,7 @@
 Run: python -m tests.benchmarks.memory [--images 320] [--repeats 5]   (from the repository's root)
 
 Giving back is what glibc does with large blocks by default (the baseline). The stages keep them
-(`keep_freed_memory` in stages/lib/detector/runtime.py). Each contestant trains on images in memory
+(`keep_freed_memory` in stages/lib/detector/hardware.py). Each contestant trains on images in memory
 in a new process, in turn.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from stages.lib.detector import runtime
+from stages.lib.detector import hardware as runtime
 from stages.lib.detector.model import create_model
 from tests.benchmarks.race import Rates, run_races
 

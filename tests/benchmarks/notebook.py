@@ -12,9 +12,9 @@ import torchvision.transforms as T
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from stages.lib.core.packed_images import read_facts
+from stages.lib.data.layouts.image_set import ROW_TYPES, ImageSet
 from stages.lib.data.packing import PackParams, pack_images
-from stages.lib.layouts.image_set import ROW_TYPES, ImageSet
+from stages.lib.images.packed_images import read_facts
 
 IMAGE_SIZE = 256
 BATCH_SIZE = 256 if torch.cuda.is_available() else 40

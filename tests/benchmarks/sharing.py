@@ -21,9 +21,9 @@ import torch
 
 from stages.lib.core.params import load_params
 from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.hardware import set_up_hardware
 from stages.lib.detector.model import Detector, create_model, resolve_preprocessing
 from stages.lib.detector.preprocessing import Preprocessing
-from stages.lib.detector.runtime import set_up_hardware
 from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.params import TrainParams
 from tests.benchmarks.race import Rates, run_races

@@ -19,12 +19,12 @@ from mlflow.pyfunc import PythonModelContext
 
 from stages.lib.core.files import write_text
 from stages.lib.core.params import load_params
+from stages.lib.data.layouts.competition import competition_sets
 from stages.lib.detector.model import save_detector
-from stages.lib.layouts.competition import competition_sets
-from stages.lib.serving.served_model import ServedDetector
+from stages.lib.publishing.served_model import ServedDetector
 from stages.lib.training.loop import validate, validation_loader
 from stages.lib.training.params import TrainParams
-from stages.lib.verdict.judge import RULES_FILE
+from stages.lib.verdict.examiner import RULES_FILE
 from tests.benchmarks.ablation import pairs
 from tests.benchmarks.training import packed_loop
 from tests.conftest import ROOT, draw_dataset, set_params
@@ -50,8 +50,8 @@ def main() -> None:
         set_params(folder, CHANGES)
         params = load_params("train", TrainParams, folder / "params.yaml")
         print("training", train(params, root, folder).to_markdown(), sep="\n\n", flush=True)
-        picture = next((root / "phase1/valset").iterdir()).read_bytes()
-        print("predictions", predict(folder, picture).to_markdown(), sep="\n\n")
+        image = next((root / "phase1/valset").iterdir()).read_bytes()
+        print("predictions", predict(folder, image).to_markdown(), sep="\n\n")
 
 
 def train(params: TrainParams, root: Path, folder: Path) -> pd.DataFrame:
@@ -68,12 +68,12 @@ def train(params: TrainParams, root: Path, folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def predict(folder: Path, picture: bytes) -> pd.DataFrame:
-    """Score a picture again and again; return what was used."""
+def predict(folder: Path, image: bytes) -> pd.DataFrame:
+    """Score an image again and again; return what was used."""
     served = ServedDetector()
     context = PythonModelContext({"detector": str(folder)}, {"max_megapixels": 100.0})
     served.load_context(context)
-    table = pd.DataFrame({"image": [picture] * AT_A_TIME})
+    table = pd.DataFrame({"image": [image] * AT_A_TIME})
     rows = []
     for number in range(AT_A_TIME, PREDICTIONS + 1, AT_A_TIME):
         served.predict(context, table)

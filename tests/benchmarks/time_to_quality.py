@@ -3,14 +3,14 @@
 Run: python -m tests.benchmarks.time_to_quality --lfw FOLDER --weights FILE \
          [--auc 0.98] [--minutes 20] [--seeds 0 1 2]               (from the repository's root)
 
-The folder has the LFW face swaps of tests/README.md in the competition's layout. All three train
-the same network from the same weights and are judged on the same pictures: LFW's validation set at
+The folder has the LFW face swaps of RESULTS.md in the competition's layout. All three train
+the same network from the same weights and are judged on the same images: LFW's validation set at
 224 px, compressed alike as JPEG of quality 90. The clock runs while they train, from the first
 image that is decoded, and stops while they are judged: after every twenty steps, the notebooks
 after each epoch. Each recipe runs in a process of its own.
 
 - fast: `stages.train`'s loop with the preset
-- plain: the same with the settings that a plain fine-tuning has: the whole picture at 224 px,
+- plain: the same with the settings that a plain fine-tuning has: the whole image at 224 px,
   flips, one more JPEG compression that hides the traces of the files, one epoch of warm-up, a
   learning rate of 5e-4, a new head as it comes
 - notebooks: one file per image, Pillow, 256 px, both flips, Adam at 1e-4, the files as they are
@@ -34,8 +34,8 @@ from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 
 from stages.lib.core.params import load_params
-from stages.lib.layouts.competition import competition_sets
-from stages.lib.layouts.image_set import ImageSet
+from stages.lib.data.layouts.competition import competition_sets
+from stages.lib.data.layouts.image_set import ImageSet
 from stages.lib.training.decode_cache import decode_ahead
 from stages.lib.training.loop import validate, validation_loader
 from stages.lib.training.params import TrainParams

@@ -17,15 +17,15 @@ import pandas as pd
 import torch
 
 from stages.lib.core.params import load_params
+from stages.lib.data.layouts.image_set import ImageSet
 from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.hardware import set_up_hardware
 from stages.lib.detector.model import (
     Detector,
     DetectorConfig,
     create_model,
     resolve_preprocessing,
 )
-from stages.lib.detector.runtime import set_up_hardware
-from stages.lib.layouts.image_set import ImageSet
 from stages.lib.training.decode_cache import decode_ahead
 from stages.lib.training.images import TrainingImages
 from stages.lib.training.loop import TrainingLoop

@@ -1,10 +1,10 @@
 """How fast verdicts are: networks on the CPU side by side, and the server under load.
 
-Run: python -m tests.benchmarks.verdicts [--model data/model] [--pictures FOLDER] [--requests 2000]
+Run: python -m tests.benchmarks.verdicts [--model data/model] [--folder FOLDER] [--requests 2000]
 
 Run it where the pipeline has run. The networks score the validation images as PyTorch does eagerly,
 compiled, as ONNX in fp32 and in int8. The server is asked by 1, 8 and 32 clients that keep their
-connection, each picture in turn; its memory is read through all requests.
+connection, each image in turn; its memory is read through all requests.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from sklearn.metrics import roc_auc_score
 from stages.lib import paths
 from stages.lib.core.labels import read_labels
 from stages.lib.detector.dataset import LabelledImages
-from stages.lib.verdict.judge import Judge
-from stages.lib.verdict.load import load_judge
+from stages.lib.verdict.examiner import Examiner
+from stages.lib.verdict.load import load_examiner
 from stages.lib.verdict.networks import (
     INT8_FILE,
     ONNX_FILE,
@@ -51,17 +51,17 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, default=paths.MODEL)
-    parser.add_argument("--pictures", type=Path, default=paths.SAMPLE / "phase1/valset")
+    parser.add_argument("--folder", type=Path, default=paths.SAMPLE / "phase1/valset")
     parser.add_argument("--images", type=int, default=512, help="validation images to score")
     parser.add_argument("--requests", type=int, default=2000, help="to the server, per clients")
     options = parser.parse_args()
-    judge = load_judge(str(options.model), "cpu", THREADS, crop=True, max_megapixels=100)
+    examiner = load_examiner(str(options.model), "cpu", THREADS, crop=True, max_megapixels=100)
     labels = read_labels(paths.LABELS / "val.csv").head(options.images)
-    images = LabelledImages(labels, paths.PACKED, judge.config.preprocessing)
+    images = LabelledImages(labels, paths.PACKED, examiner.config.preprocessing)
     inputs = torch.stack([images[0, index][0] for index in range(len(images))])
     with TemporaryDirectory() as folder:
-        compare_networks(networks_of(judge, inputs, Path(folder)), inputs, images.targets)
-    files = sorted(options.pictures.iterdir())
+        compare_networks(networks_of(examiner, inputs, Path(folder)), inputs, images.targets)
+    files = sorted(options.folder.iterdir())
     for clients in CLIENTS:
         ask_server(options.model, files, clients, options.requests)
 
@@ -70,14 +70,14 @@ def main() -> None:
 # Networks
 
 
-def networks_of(judge: Judge, inputs: torch.Tensor, folder: Path) -> dict[str, Network]:
+def networks_of(examiner: Examiner, inputs: torch.Tensor, folder: Path) -> dict[str, Network]:
     """Return the same detector in each form."""
-    side = judge.config.preprocessing.image_size
-    export_network(judge.detector, side, folder)
+    side = examiner.config.preprocessing.image_size
+    export_network(examiner.detector, side, folder)
     quantise(folder / ONNX_FILE, folder / INT8_FILE, inputs[:128], BATCH_SIZE)
-    compiled: Any = torch.compile(FakeLogit(judge.detector))
+    compiled: Any = torch.compile(FakeLogit(examiner.detector))
     return {
-        "PyTorch, eager": judge.network.run,
+        "PyTorch, eager": examiner.network.run,
         "PyTorch, compiled": torch.inference_mode()(lambda images: compiled(images)),
         "ONNX Runtime, fp32": onnx_network(folder / ONNX_FILE, THREADS),
         "ONNX Runtime, int8": onnx_network(folder / INT8_FILE, THREADS),

@@ -16,7 +16,7 @@ from stages.lib.core.errors import UserError, short
 
 
 @contextmanager
-def fresh_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` on success and disappears on failure."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -29,7 +29,7 @@ def fresh_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def check_room(folder: Path, num_bytes: int) -> None:
+def check_disk_space(folder: Path, num_bytes: int) -> None:
     """Raise UserError where a folder cannot be written or has no room, before hours of work.
 
     num_bytes: that the work will write there.

@@ -23,7 +23,7 @@ LABEL_TYPES = {
     "row": "int64",
     "sha256": "str",  # of the bytes of the image
     "group": "int64",  # near-duplicates share one, and images of one person, video or source
-    "video": "str",  # frames of one video share it, empty: a single picture
+    "video": "str",  # frames of one video share it, empty: a single image
 }
 
 

@@ -9,11 +9,11 @@ import pyarrow as pa
 from PIL import Image
 from scipy import ndimage
 
-from stages.lib.core.pictures import read_picture
+from stages.lib.images.decoding import decode_image
 
-# Numbers for a whole picture that say nothing about manipulation: what a lazy detector would learn.
+# Numbers for a whole image that say nothing about manipulation: what a lazy detector would learn.
 IMAGE_CUES = ("brightness", "contrast", "saturation", "sharpness", "high_frequency")
-LARGEST_SIDE = 2048  # pixels of a picture from which its cues are taken
+LARGEST_SIDE = 2048  # pixels of an image from which its cues are taken
 FACTS_SCHEMA = pa.schema(
     [
         ("img_name", pa.string()),
@@ -21,7 +21,7 @@ FACTS_SCHEMA = pa.schema(
         ("family", pa.string()),  # the method of a fake, where the list names it
         ("source", pa.string()),  # the collection that an image is from, where the list names it
         ("given_group", pa.string()),  # images of one person or source share it, where it is known
-        ("video", pa.string()),  # frames of one video share it, null for a single picture
+        ("video", pa.string()),  # frames of one video share it, null for a single image
         ("frame_seconds", pa.float32()),  # from the start of the video, null where not known
         ("error", pa.string()),  # why the image cannot be used, null for a good one
         ("num_bytes", pa.int64()),
@@ -47,39 +47,39 @@ def image_facts(
     Raises UnusableImage where no stage could use it. Width, height, hash, face and cues are those
     of the pixels that a model sees.
     """
-    picture = read_picture(content, max_pixels)
-    image, tables = Image.fromarray(picture.pixels), picture.jpeg_tables
+    decoded = decode_image(content, max_pixels)
+    image, tables = Image.fromarray(decoded.pixels), decoded.jpeg_tables
     return {
         "num_bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
-        "format": picture.format,
-        "mode": picture.mode,
+        "format": decoded.format,
+        "mode": decoded.mode,
         "width": image.width,
         "height": image.height,
         "phash": int(str(imagehash.phash(image)), 16),
         "jpeg_tables": _tables_digest(tables) if tables else None,
-        "jpeg_quality": picture.jpeg_quality,
-        "face": face_size(picture.pixels) if find_faces else None,
+        "jpeg_quality": decoded.jpeg_quality,
+        "face": face_size(decoded.pixels) if find_faces else None,
         **image_cues(image),
     }
 
 
 def face_size(pixels: np.ndarray) -> float:
-    """Return the size of the largest face in a picture, uint8 (H, W, 3), in pixels; 0: no face."""
+    """Return the size of the largest face in an image, uint8 (H, W, 3), in pixels; 0: no face."""
     import torch  # here, because other stages use this module without it
 
-    from stages.lib.core.faces import largest_face
+    from stages.lib.images.faces import largest_face
 
     face = largest_face(torch.from_numpy(pixels).permute(2, 0, 1))
     return face.size if face else 0.0
 
 
 def image_cues(image: Image.Image) -> dict[str, float]:
-    """Return IMAGE_CUES of a picture in RGB, one number each for the whole picture.
+    """Return IMAGE_CUES of an image in RGB, one number each for the whole image.
 
     Brightness, contrast (standard deviation) and saturation on a scale of 0 to 255, sharpness as
     the variance of the Laplacian (Pech-Pacheco et al. 2000), and the share of the spectrum's energy
-    beyond half the highest frequency. Of a large picture the middle counts, to save memory.
+    beyond half the highest frequency. Of a large image the middle counts, to save memory.
     """
     width, height = (min(side, LARGEST_SIDE) for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2

@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 
 from stages.lib.core.digests import write_digest
 from stages.lib.core.files import open_regular
-from stages.lib.core.packed_images import FACTS_FILE
-from stages.lib.core.pictures import UnusableImage
-from stages.lib.core.progress import progress_bar
 from stages.lib.data.image_facts import FACTS_SCHEMA, image_facts
-from stages.lib.data.known_images import KnownImages
+from stages.lib.data.layouts.clips import spread
+from stages.lib.data.layouts.image_set import ImageSet, file_of, is_video
+from stages.lib.data.pack_cache import KnownImages
 from stages.lib.data.params import PackParams
 from stages.lib.data.shards import Packed, ShardWriter
-from stages.lib.layouts.clips import spread
-from stages.lib.layouts.image_set import ImageSet, file_of, is_video
+from stages.lib.images.decoding import UnusableImage
+from stages.lib.images.packed_images import FACTS_FILE
+from stages.lib.progress import progress_bar
 
 IMAGES_PER_BATCH = 256
 CACHED_FILE = re.compile(
@@ -58,7 +58,7 @@ def pack_empty_set(folder: Path) -> None:
 
 
 def choose_frames(rows: pd.DataFrame, wanted: int) -> pd.DataFrame:
-    """Return the rows with at most `wanted` frames, evenly spread, of each video in pictures.
+    """Return the rows with at most `wanted` frames, evenly spread, of each video in images.
 
     The numbers in the names of frames tell their order: 9 comes before 10.
     """

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import pydantic
 
 from stages.lib.core.params import StageParams, Threads
-from stages.lib.layouts.find import LayoutName
-from stages.lib.layouts.manifest import ManifestParams
+from stages.lib.data.layouts.find import LayoutName
+from stages.lib.data.layouts.manifest import ManifestParams
 
 # What metrics/evaluation.json and metrics/data.json hold beside the sets.
 RESERVED_NAMES = ("train", "val", "calibration", "test", "held_out", "pooled", "cross",
@@ -47,5 +47,5 @@ class PackParams(StageParams):
 
     @property
     def max_pixels(self) -> int:
-        """Of the largest picture that is accepted."""
+        """Of the largest image that is accepted."""
         return round(self.max_megapixels * 1e6)

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.lib.core.digests import write_digest
-from stages.lib.core.packed_images import IMAGE_SCHEMA, image_batch
 from stages.lib.data.image_facts import FACTS_SCHEMA
+from stages.lib.images.packed_images import IMAGE_SCHEMA, image_batch
 
 BATCHES_PER_SHARD = 256  # at most: facts stay in memory until their shard is whole
 BATCH_BYTES = 64 * 2**20  # of images in a record batch, which can have 2 GiB at most
@@ -21,7 +21,7 @@ SHARD_SCHEMA = pa.schema(
         ("file", pa.string()),
         ("file_bytes", pa.int64()),
         ("mtime_ns", pa.int64()),
-        ("num_frames", pa.int32()),  # of the file, 1 of a picture
+        ("num_frames", pa.int32()),  # of the file, 1 of an image
     ]
 )
 Packed = tuple[bytes, dict[str, Any]]  # the bytes and the facts of one image

@@ -16,8 +16,8 @@ from PIL import Image
 
 from stages.lib.core.errors import short
 from stages.lib.core.files import open_regular
-from stages.lib.core.pictures import UnusableImage
-from stages.lib.layouts.clips import spread
+from stages.lib.data.layouts.clips import spread
+from stages.lib.images.decoding import UnusableImage
 
 # Other formats are lists, by which a file could name others.
 ONLY_VIDEOS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"}
@@ -79,7 +79,7 @@ def _opened(file: BinaryIO) -> InputContainer:
 def _films(container: InputContainer) -> list[av.VideoStream]:
     """Return the videos in a file; raises UnusableImage where there is none.
 
-    Its cover picture and the thumbnails of its chapters are such streams too, often the first ones.
+    Its cover image and the thumbnails of its chapters are such streams too, often the first ones.
     """
     films = [one for one in container.streams.video if not one.disposition & STILLS]
     if not films:

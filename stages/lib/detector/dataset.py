@@ -13,9 +13,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from stages.lib.core.errors import UserError
-from stages.lib.core.packed_images import PackedImages
-from stages.lib.core.pictures import UnusableImage
 from stages.lib.detector.preprocessing import Preprocessing, decode, reencode, resize
+from stages.lib.images.decoding import UnusableImage
+from stages.lib.images.packed_images import PackedImages
 
 Key = tuple[int, ...]  # (epoch, index) and more
 CHECKSUM_BYTES = 4  # CRC-32, of decoded images: a SHA-256 would take twice as long

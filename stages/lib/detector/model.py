@@ -14,10 +14,9 @@ from timm.data import resolve_model_data_config
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError, did_you_mean, short
-from stages.lib.core.facts import Facts
 from stages.lib.core.files import sha256_of, write_text
 from stages.lib.core.labels import CLASS_NAMES
-from stages.lib.core.training_pictures import TrainingPictures
+from stages.lib.core.schema import FrozenModel, TrainingSummary
 from stages.lib.detector.preprocessing import Normalize, Preprocessing
 
 # Arguments of timm.create_model that load weights, or say which ones.
@@ -27,7 +26,7 @@ LOADS_WEIGHTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_
 WEIGHTS_FILE, CONFIG_FILE = paths.WEIGHTS.name, paths.CONFIG.name
 
 
-class DetectorConfig(Facts):
+class DetectorConfig(FrozenModel):
     """config.json: what is needed besides the weights to use them."""
 
     model: str  # timm's name
@@ -38,7 +37,7 @@ class DetectorConfig(Facts):
     trained_in: str  # "portable fp32", "native fp32" or "native bf16", see core/arithmetic.py
     best_epoch: int  # counted from 1
     averaged_epochs: int = 1  # the weights are the mean of so many epochs, up to best_epoch
-    trained_on: TrainingPictures | None = None  # known after the training
+    trained_on: TrainingSummary | None = None  # known after the training
     weights_sha256: str = ""  # of weights.safetensors, set by save_detector
     classes: tuple[str, ...] = CLASS_NAMES  # the score is P(classes[1])
     config_sha256: str = ""  # of all the above, set by save_detector

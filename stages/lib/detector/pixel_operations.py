@@ -1,4 +1,4 @@
-"""Changes that pictures undergo on their way through the internet, as functions of a level.
+"""Changes that images undergo on their way through the internet, as functions of a level.
 
 Each takes uint8 (3, H, W), a level and a generator, and returns uint8 of the same shape. Training
 applies them at random levels, prediction at fixed ones.

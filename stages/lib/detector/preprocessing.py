@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
-from stages.lib.core.faces import crop_largest_face
-from stages.lib.core.facts import Facts
-from stages.lib.core.pictures import read_picture
+from stages.lib.core.schema import FrozenModel
+from stages.lib.images.decoding import decode_image
+from stages.lib.images.faces import crop_largest_face
 
 CHANNELS_WITH_RESIDUALS = 6  # RGB and three residuals
 
 
-class Preprocessing(Facts):
+class Preprocessing(FrozenModel):
     """How an image becomes a model's input; travels with the model in its config.json."""
 
     image_size: int  # pixels, both sides
@@ -41,7 +41,7 @@ def decode(
     a half, a quarter or an eighth of its size, which is faster.
     """
     at_least = preprocessing.image_size if preprocessing.scaled_decoding else None
-    return torch.from_numpy(read_picture(content, max_pixels, at_least).pixels).permute(2, 0, 1)
+    return torch.from_numpy(decode_image(content, max_pixels, at_least).pixels).permute(2, 0, 1)
 
 
 def recompress(image: torch.Tensor, quality: int) -> torch.Tensor:
@@ -52,21 +52,21 @@ def recompress(image: torch.Tensor, quality: int) -> torch.Tensor:
 
 
 def seen_part(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Return what a model sees of a picture, uint8 (3, H, W): all, or with `face_crop` its face."""
+    """Return what a model sees of an image, uint8 (3, H, W): all, or with `face_crop` its face."""
     if preprocessing.face_crop:
         return crop_largest_face(image, preprocessing.face_crop)
     return image
 
 
 def resize(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Resize what the model sees of a picture, uint8 (3, H, W), to its square input."""
+    """Resize what the model sees of an image, uint8 (3, H, W), to its square input."""
     return to_square(seen_part(image, preprocessing), preprocessing)
 
 
 def to_square(part: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     """Resize uint8 (3, H, W) to the square input of the model, (3, S, S).
 
-    The aspect ratio of a whole picture is not kept.
+    The aspect ratio of a whole image is not kept.
     """
     side = preprocessing.image_size
     mode = tv.InterpolationMode(preprocessing.interpolation)
@@ -83,7 +83,7 @@ def to_input(
 def part_to_input(
     part: torch.Tensor, preprocessing: Preprocessing, random: np.random.Generator | None = None
 ) -> torch.Tensor:
-    """Turn what the model sees of a picture, uint8 (3, H, W), into its input, uint8 (3, S, S).
+    """Turn what the model sees of an image, uint8 (3, H, W), into its input, uint8 (3, S, S).
 
     With `reencode` every image passes through one more JPEG compression at the size that the model
     sees, which covers the traces of earlier ones. Its quality is random where `random` is given, as

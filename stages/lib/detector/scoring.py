@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from stages.lib.core.progress import progress_bar
-from stages.lib.detector.runtime import Hardware
+from stages.lib.detector.hardware import Hardware
+from stages.lib.progress import progress_bar
 
 # From a batch of inputs on the device, uint8, to log(P(fake) / P(real)), float (N, V).
 Scorer = Callable[[torch.Tensor], torch.Tensor]

@@ -10,7 +10,7 @@ SKINS = [(236, 200, 178), (222, 178, 148), (196, 146, 112), (150, 104, 76), (104
 HAIRS = [(28, 22, 20), (74, 48, 30), (134, 92, 50), (196, 160, 96), (140, 136, 134), (110, 40, 24)]
 IRISES = [(70, 44, 26), (64, 92, 128), (72, 104, 66), (40, 30, 26)]
 
-Picture = np.ndarray  # float64 (S, S, 3), 0 to 255
+Pixels = np.ndarray  # float64 (S, S, 3), 0 to 255
 Random = np.random.Generator
 
 
@@ -18,12 +18,12 @@ Random = np.random.Generator
 class Person:
     """What a portrait shows; lengths and places are fractions of the side of the image."""
 
-    skin: Picture
-    hair: Picture
-    iris: Picture
-    backdrop: Picture  # two colours
-    center: Picture  # x, y
-    face: Picture  # half axes
+    skin: Pixels
+    hair: Pixels
+    iris: Pixels
+    backdrop: Pixels  # two colours
+    center: Pixels  # x, y
+    face: Pixels  # half axes
     hair_length: float
     eye_gap: float
     eye_size: float
@@ -31,7 +31,7 @@ class Person:
     mouth_width: float
     mouth_open: float
     nose_width: float
-    light: Picture  # direction and strength
+    light: Pixels  # direction and strength
 
 
 def draw_person(random: Random) -> Person:
@@ -54,7 +54,7 @@ def draw_person(random: Random) -> Person:
     )
 
 
-def portrait(person: Person, size: int) -> Picture:
+def portrait(person: Person, size: int) -> Pixels:
     """Return the portrait of a person."""
     large = size * SUPERSAMPLING
     ramp = np.linspace(0, 1, large)[:, None, None]
@@ -64,9 +64,9 @@ def portrait(person: Person, size: int) -> Picture:
     pen.body_and_hair()
     pen.eyes()
     pen.nose_and_mouth()
-    picture = np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=float)
+    pixels = np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=float)
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
-    return picture * (1 + person.light[0] * x + person.light[1] * y)[..., None]
+    return pixels * (1 + person.light[0] * x + person.light[1] * y)[..., None]
 
 
 class Pen:
@@ -75,7 +75,7 @@ class Pen:
     def __init__(self, draw: ImageDraw.ImageDraw, person: Person, side: int) -> None:
         self.draw, self.person, self.side = draw, person, side
 
-    def ellipse(self, x: float, y: float, rx: float, ry: float, color: Picture) -> None:
+    def ellipse(self, x: float, y: float, rx: float, ry: float, color: Pixels) -> None:
         """Fill an ellipse given relative to the centre of the face, in fractions of the side."""
         cx, cy = (self.person.center + np.array([x, y])) * self.side
         rx, ry = rx * self.side, ry * self.side

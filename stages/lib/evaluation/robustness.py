@@ -1,4 +1,4 @@
-"""How well a detector works on perturbed pictures."""
+"""How well a detector works on perturbed images."""
 
 import numpy as np
 import pandas as pd

@@ -13,7 +13,7 @@ from stages.lib.evaluation.metrics import threshold_at_fpr
 from stages.lib.evaluation.resampling import share_interval
 from stages.lib.evaluation.rows import Row, arrays, columns_of, counts
 from stages.lib.evaluation.slices import slices
-from stages.lib.verdict.rules import REASONS, UNSURE, Rules, Thresholds
+from stages.lib.evaluation.verdict_rules import REASONS, UNSURE, Rules, Thresholds
 
 SHARES = ("unsure", "wrong", "sure_wrong")  # of a set
 VERDICT_COLUMNS = ["set", "slice", "num_real", "num_fake",

@@ -5,8 +5,8 @@ from typing import Annotated
 from pydantic import Field
 
 from stages.lib.core.params import Processes, StageParams, Threads, Workers, one_of
-from stages.lib.detector.runtime import CompileMode, DeviceName
-from stages.lib.prediction.views import SCORED_VIEWS
+from stages.lib.detector.hardware import CompileMode, DeviceName
+from stages.lib.detector.views import SCORED_VIEWS
 
 
 class PredictParams(StageParams):

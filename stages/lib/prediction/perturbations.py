@@ -1,4 +1,4 @@
-"""What happens to pictures on their way through the internet, to test the robustness of a detector.
+"""What happens to images on their way through the internet, to test the robustness of a detector.
 
 Every perturbation takes a level and a decoded image, uint8 (3, H, W), before it is resized to the
 input of the model. Both classes are perturbed alike. The levels go from mild to severe (after

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from stages.lib.core.files import main_workspace
-from stages.lib.core.stopping import stop
+from stages.lib.stopping import stop
 from stages.lib.tracking.mlflow_store import connect, experiment_id
 from stages.lib.tracking.run import WEIGHTS_TAG, Tracker, end_run, start_run, tracking_is_on, warn
 

@@ -12,7 +12,7 @@ from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import CLASS_NAMES
 from stages.lib.core.tables import read_scores
 from stages.lib.evaluation.resampling import paired_improvement
-from stages.lib.serving.logged_model import is_logged
+from stages.lib.publishing.logged_model import is_logged
 from stages.lib.tracking.run import CHANCE_TAG, WEIGHTS_TAG
 
 if TYPE_CHECKING:

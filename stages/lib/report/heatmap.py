@@ -1,4 +1,4 @@
-"""Heatmaps of a verdict: what happens to the score where a window covers the picture.
+"""Heatmaps of a verdict: what happens to the score where a window covers the image.
 
 Occlusion (Zeiler and Fergus 2014), by Captum. It only asks the detector for scores, so it works for
 every architecture.

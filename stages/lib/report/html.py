@@ -30,7 +30,7 @@ def as_png(figure: Figure) -> bytes:
 
 
 def html_image(png: bytes, description: str) -> str:
-    """Return a picture as HTML that contains its bytes."""
+    """Return an image as HTML that contains its bytes."""
     return (
         f'<img alt="{escape(description)}" src="data:image/png;base64,{b64encode(png).decode()}">'
     )

@@ -1,4 +1,4 @@
-"""Sheets of pictures with their heatmaps and forensic views, and how to read them."""
+"""Sheets of images with their heatmaps and forensic views, and how to read them."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from stages.lib.report.html import as_png
 
 TITLE = {"fontsize": 7, "y": 1.0, "parse_math": False}  # a name of a family may have dollars
 HOW_TO_READ = """
-<p>Each row is one picture. <b>heatmap</b>: red speaks for fake, blue for real, by how much
+<p>Each row is one image. <b>heatmap</b>: red speaks for fake, blue for real, by how much
 covering the place moves the log-odds; covering a part of a real face may itself look like a
 manipulation. The views to its right involve no detector:</p>
 <ul>
@@ -28,16 +28,16 @@ manipulation. The views to its right involve no detector:</p>
 
 @dataclass(frozen=True)
 class Row:
-    """One picture of a sheet."""
+    """One image of a sheet."""
 
     title: str  # up to two lines
-    picture: np.ndarray  # uint8 (H, W, 3), as in its file
+    image: np.ndarray  # uint8 (H, W, 3), as in its file
     seen: torch.Tensor  # uint8 (3, S, S), the input of the detector
     heat: np.ndarray  # float (S, S), see heatmap.py
 
 
 def draw_sheet(title: str, rows: list[Row]) -> bytes:
-    """Draw the picture, the heatmap and the forensic views of each row, as a PNG."""
+    """Draw the image, the heatmap and the forensic views of each row, as a PNG."""
     columns = 2 + len(FORENSIC_VIEWS)
     height = 2.15 * len(rows) + 0.3
     figure = Figure(figsize=(1.75 * columns, height), dpi=90)
@@ -47,18 +47,18 @@ def draw_sheet(title: str, rows: list[Row]) -> bytes:
     for cells, row in zip(axes, rows, strict=True):
         for cell in cells:
             cell.set_axis_off()
-        cells[0].imshow(row.picture)
+        cells[0].imshow(row.image)
         cells[0].set_title(row.title, **TITLE)
         _overlay(cells[1], row.seen.permute(1, 2, 0).numpy(), row.heat)
         for cell, (name, view) in zip(cells[2:], FORENSIC_VIEWS.items(), strict=True):
-            _show(cell, name, view(middle_of(row.picture)))
+            _show(cell, name, view(middle_of(row.image)))
     figure.suptitle(title, fontsize=10, y=1 - 0.1 / height, va="top")
     return as_png(figure)
 
 
-def _overlay(axes: Axes, picture: np.ndarray, heat: np.ndarray) -> None:
+def _overlay(axes: Axes, image: np.ndarray, heat: np.ndarray) -> None:
     largest = float(np.abs(heat).max()) or 1.0
-    axes.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+    axes.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
     axes.imshow(heat, cmap="RdBu_r", vmin=-largest, vmax=largest, alpha=0.55)
     axes.set_title(f"heatmap\nup to ±{largest:.2f}", **TITLE)
 

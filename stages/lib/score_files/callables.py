@@ -1,6 +1,6 @@
 """Detectors of other people that can be called: a Python function, an ONNX file, a model of MLflow.
 
-Each takes pictures as they are in their files, uint8 (H, W, 3) in RGB, of differing sizes.
+Each takes images as they are in their files, uint8 (H, W, 3) in RGB, of differing sizes.
 """
 
 import importlib
@@ -25,37 +25,37 @@ from stages.lib.verdict.networks import onnx_session
 PROBABILITY, LOGIT = SCALES = ("probability", "logit")
 NUMBERS = "fiub"  # kinds of NumPy: floats, integers and booleans
 NOT_NUMBERS = {"U": "strings", "S": "strings", "c": "complex numbers"}
-NUM_TRIED = 4  # pictures of noise on which an ONNX file is tried
+NUM_TRIED = 4  # images of noise on which an ONNX file is tried
 SUM_TOLERANCE = 1e-4  # of two probabilities, from 1
 
-Pictures = Sequence[np.ndarray]
-Run = Callable[[Pictures], object]
+Images = Sequence[np.ndarray]
+Run = Callable[[Images], object]
 
 
 @dataclass(frozen=True)
 class CallableDetector:
-    """A function from N pictures to N numbers, higher for fakes, and what the numbers are."""
+    """A function from N images to N numbers, higher for fakes, and what the numbers are."""
 
     name: str
     run: Run
     scale: str  # of SCALES
 
-    def score(self, pictures: Pictures) -> np.ndarray:
-        """Return one finite number for each picture, float64 (N,); raises UserError.
+    def score(self, images: Images) -> np.ndarray:
+        """Return one finite number for each image, float64 (N,); raises UserError.
 
         The function may return a list, an array or a tensor, (N,) or (N, 1).
         """
-        count = len(pictures)
-        batch = f"{count} picture{'s' if count > 1 else ''}"
+        count = len(images)
+        batch = f"{count} image{'s' if count > 1 else ''}"
         with _in_one_line(f"{self.name}: failed on {batch}"):
-            returned = self.run(pictures)
+            returned = self.run(images)
             found = _as_array(returned)
         if found.shape in ((count, 1), ()) and found.size == count:
             found = found.reshape(count)
         told = _what_is_wrong(found, returned, count)
         if told:
             raise UserError(
-                f"{self.name}: gave {told} for {batch}; return one number for each picture"
+                f"{self.name}: gave {told} for {batch}; return one number for each image"
             )
         found = found.astype(float)
         wrong = found[~np.isfinite(found)]
@@ -84,7 +84,7 @@ class CallableDetector:
 def load_callable(name: str, threads: int, scale: str | None = None) -> CallableDetector:
     """Return the detector of a name; raises UserError where it cannot be loaded.
 
-    `module:function` takes a list of pictures. `FILE.onnx` takes float32 from 0 to 1 or uint8,
+    `module:function` takes a list of images. `FILE.onnx` takes float32 from 0 to 1 or uint8,
     (N, 3, S, S), and returns (N,), (N, 1), or (N, 2) of real and fake. A model of MLflow
     (`models:/...`, `runs:/...`) takes PNG files in a column `image`, and returns its numbers in a
     column `score` where it returns a table. The numbers are of the scale, one of SCALES; None:
@@ -168,12 +168,12 @@ def _of_python(name: str) -> Run:
 
 def _of_onnx(file: Path, threads: int, scale: str | None) -> Run:
     outputs = _outputs_of_onnx(file, threads)
-    print(f"{file}: gets whole pictures, resized to a square; for another input, such as the face "
+    print(f"{file}: gets whole images, resized to a square; for another input, such as the face "
           "alone, write a function around it", file=sys.stderr)  # fmt: skip
     _try_onnx(file, outputs, scale)
 
-    def run(pictures: Pictures) -> np.ndarray:
-        found = outputs(pictures)
+    def run(images: Images) -> np.ndarray:
+        found = outputs(images)
         if found.shape[1] == 1:
             return found[:, 0]
         return found[:, 1] if scale == PROBABILITY else found[:, 1] - found[:, 0]
@@ -181,8 +181,8 @@ def _of_onnx(file: Path, threads: int, scale: str | None) -> Run:
     return run
 
 
-def _outputs_of_onnx(file: Path, threads: int) -> Callable[[Pictures], np.ndarray]:
-    """Return the function from N pictures to the first output of a network, float64 (N, K)."""
+def _outputs_of_onnx(file: Path, threads: int) -> Callable[[Images], np.ndarray]:
+    """Return the function from N images to the first output of a network, float64 (N, K)."""
     with _in_one_line(f"{file}: no ONNX file that can be run"):
         session = onnx_session(file, threads)
     source = session.get_inputs()[0]
@@ -195,15 +195,15 @@ def _outputs_of_onnx(file: Path, threads: int) -> Callable[[Pictures], np.ndarra
             "(N, 3, S, S) of a fixed S: write a function around it"
         )
 
-    def outputs(pictures: Pictures) -> np.ndarray:
-        inputs = np.stack([_square(picture, shape[3]) for picture in pictures])
+    def outputs(images: Images) -> np.ndarray:
+        inputs = np.stack([_square(image, shape[3]) for image in images])
         if source.type == "tensor(float)":
             inputs = inputs.astype(np.float32) / 255
         size = shape[0] if isinstance(shape[0], int) else len(inputs)
         parts = []
         for first in range(0, len(inputs), size):
             part = inputs[first : first + size]
-            full = np.resize(part, (size, *shape[1:]))  # repeats pictures up to a fixed number
+            full = np.resize(part, (size, *shape[1:]))  # repeats images up to a fixed number
             (first_output, *_) = session.run(None, {source.name: full})
             found = np.asarray(first_output, dtype=float)
             parts.append(found.reshape(len(found), -1)[: len(part)])
@@ -212,15 +212,15 @@ def _outputs_of_onnx(file: Path, threads: int) -> Callable[[Pictures], np.ndarra
     return outputs
 
 
-def _try_onnx(file: Path, outputs: Callable[[Pictures], np.ndarray], scale: str | None) -> None:
+def _try_onnx(file: Path, outputs: Callable[[Images], np.ndarray], scale: str | None) -> None:
     """Raise UserError where noise shows, before hours of work, that the outputs do not fit."""
     noise = np.random.default_rng(0).integers(0, 256, (NUM_TRIED, 32, 32, 3), dtype=np.uint8)
     with _in_one_line(f"{file}: no ONNX file that can be run"):
         found = outputs(list(noise))
     if found.shape not in ((NUM_TRIED, 1), (NUM_TRIED, 2)):
         raise UserError(
-            f"{file}: its output for {NUM_TRIED} pictures is {found.shape}; it must be (N,), "
-            "(N, 1) or (N, 2) for N pictures: write a function around it"
+            f"{file}: its output for {NUM_TRIED} images is {found.shape}; it must be (N,), "
+            "(N, 1) or (N, 2) for N images: write a function around it"
         )
     if scale == PROBABILITY or not _are_probabilities(found):
         return
@@ -236,9 +236,9 @@ def _try_onnx(file: Path, outputs: Callable[[Pictures], np.ndarray], scale: str 
         )
 
 
-def _square(picture: np.ndarray, side: int) -> np.ndarray:
-    """Return a picture, resized to a square, uint8 (3, S, S)."""
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)
+def _square(image: np.ndarray, side: int) -> np.ndarray:
+    """Return an image, resized to a square, uint8 (3, S, S)."""
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
     return tv.resize(pixels, [side, side], antialias=True).numpy()
 
 
@@ -249,14 +249,14 @@ def _of_mlflow(uri: str) -> Run:
     with _in_one_line(f"{uri}: cannot be loaded", "; `make ui` shows what is registered"):
         model = mlflow.pyfunc.load_model(uri)
 
-    def run(pictures: Pictures) -> object:
-        found = model.predict(pd.DataFrame({"image": [_png(picture) for picture in pictures]}))
+    def run(images: Images) -> object:
+        found = model.predict(pd.DataFrame({"image": [_png(image) for image in images]}))
         return found["score"] if isinstance(found, pd.DataFrame) else found
 
     return run
 
 
-def _png(picture: np.ndarray) -> bytes:
+def _png(image: np.ndarray) -> bytes:
     buffer = BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -11,11 +11,11 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from stages.lib.core.progress import progress_bar
 from stages.lib.evaluation.delong import delong_p
 from stages.lib.evaluation.judging import with_pooled
 from stages.lib.evaluation.resampling import Interval, interval, resamples_of
 from stages.lib.evaluation.rows import counts, ranked
+from stages.lib.progress import progress_bar
 from stages.lib.score_files.detectors import Detector, Sets
 
 COLUMNS = ["set", "first", "second", "auc_first", "auc_second", "difference", "low", "high",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from multiprocessing.sharedctypes import Synchronized
 from typing import NoReturn
 
-from stages.lib.core.running import run_command
+from stages.lib.running import run_command
 
 FAILED = 1
 

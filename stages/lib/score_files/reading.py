@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stages.lib.core.errors import UserError, did_you_mean, short
-from stages.lib.core.lists import read_rows
+from stages.lib.data.csv_rows import read_rows
 
 NAME_COLUMNS = ("img_name", "name", "path", "file", "filename", "image")
 SCORE_COLUMNS = ("logit", "score", "prediction", "probability", "p_fake", "fake")

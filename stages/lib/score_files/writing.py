@@ -113,7 +113,7 @@ def limits_of(
     else:
         limits.append("Whether the detector was trained or chosen on these images is not known.")
     if detector.perturbed is None:
-        limits.append("What perturbed pictures do to the scores is not known (--perturbed).")
+        limits.append("What perturbed images do to the scores is not known (--perturbed).")
     limits.append("Scores alone do not show verdicts that are unsure.")
     if detector.facts["scale"] == "any":
         limits.append("Log loss, Brier score and ECE are those of the scores after Platt scaling.")

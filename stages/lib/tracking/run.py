@@ -22,7 +22,7 @@ import pandas as pd
 from stages.lib import paths
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.params import read_yaml
-from stages.lib.core.stopping import stop
+from stages.lib.stopping import stop
 from stages.lib.tracking.identity import (
     changed_files,
     description,
@@ -124,7 +124,7 @@ class Tracker:
 
     @_forgiving
     def log_figure(self, figure: "Figure", name: str) -> None:
-        """Record a picture."""
+        """Record an image."""
         self.client.log_figure(self.run_id, figure, name)
 
     @_forgiving

@@ -1,6 +1,6 @@
 """Random changes of training images, the same for both classes.
 
-Two flips, then degradations as pictures undergo them on their way through the internet: a detector
+Two flips, then degradations as images undergo them on their way through the internet: a detector
 that has seen them does not rely on traces that one more compression removes. At most max_ops of
 them change one image; more do not help (arXiv 2506.11490).
 """

@@ -25,14 +25,20 @@ from stages.lib import paths
 from stages.lib.core.errors import short
 from stages.lib.core.files import main_workspace, sha256_of
 from stages.lib.core.params import read_yaml
-from stages.lib.core.stopping import stop
-from stages.lib.detector.runtime import Hardware
+from stages.lib.detector.hardware import Hardware
+from stages.lib.stopping import stop
 from stages.lib.training.params import TrainParams
 
 FOLDER = Path(".dvc/tmp/checkpoints")
 KEPT = 4  # files; the oldest ones go first
 STAGES = Path(__file__).parents[2]
-CODE = ("lib/core", "lib/detector", "lib/training", "train.py")  # what decides the weights
+CODE = (
+    "lib/core",
+    "lib/images",
+    "lib/detector",
+    "lib/training",
+    "train.py",
+)  # what decides the weights
 DIGEST_BYTES = 32  # of the SHA-256 that a file begins with
 KEPT_KEYS = {"finished", "run_id", "accumulate", "epochs", "best", "history", "last", "own"}
 UNFINISHED_KEYS = {"model", "optimizer"}

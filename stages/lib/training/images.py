@@ -19,7 +19,7 @@ class TrainingImages(LabelledImages):
 
     A key is (epoch, index, role). What happens to an image at random depends on the seed, the epoch
     and the image alone, so the numbers of workers and processes change nothing, and both of a pair
-    are changed alike. Every change of the whole picture comes after the pseudo-fake is made.
+    are changed alike. Every change of the whole image comes after the pseudo-fake is made.
     """
 
     def __init__(

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import CLASS_NAMES
 from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
+from stages.lib.detector.hardware import Hardware
 from stages.lib.detector.model import Detector, fake_logit
-from stages.lib.detector.runtime import Hardware
 from stages.lib.detector.scoring import gather_logits
 from stages.lib.training.batches import Key, training_batches
 from stages.lib.training.checkpoint import State

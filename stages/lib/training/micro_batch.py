@@ -9,8 +9,8 @@ from timm.utils import check_batch_size_retry
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.hardware import Hardware
 from stages.lib.detector.model import Detector
-from stages.lib.detector.runtime import Hardware
 from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.params import TrainParams
 

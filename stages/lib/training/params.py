@@ -6,7 +6,7 @@ from pydantic import Field
 
 from stages.lib.core.arithmetic import Arithmetic
 from stages.lib.core.params import Processes, Seed, StageParams, Threads, Workers
-from stages.lib.detector.runtime import CompileMode, DeviceName
+from stages.lib.detector.hardware import CompileMode, DeviceName
 from stages.lib.training.augmentation import Augmentation
 from stages.lib.training.pseudo_fakes import PseudoFakes
 

@@ -13,7 +13,7 @@ face; where none is found, an ellipse and templates that suit a face in the midd
 - swap: the face of another real of like pose, moved onto this one, in its colours
 
 A pair is the real and its pseudo-fake. Outside of the mask their pixels are identical, so nothing
-but the region tells them apart. All pictures are uint8 (3, S, S).
+but the region tells them apart. All images are uint8 (3, S, S).
 """
 
 from collections.abc import Callable
@@ -27,7 +27,9 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torchvision.transforms.v2 import functional as tv
 
-from stages.lib.core.faces import (
+from stages.lib.core.params import StageParams
+from stages.lib.detector.pixel_operations import blur
+from stages.lib.images.faces import (
     LEFT_EYE,
     MOUTH_CORNERS,
     NOSE,
@@ -35,8 +37,6 @@ from stages.lib.core.faces import (
     Face,
     largest_face,
 )
-from stages.lib.core.params import StageParams
-from stages.lib.detector.pixel_operations import blur
 from stages.lib.training.augmentation import any_rescale, colour
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -104,7 +104,7 @@ def make_pair(source: Source, kinds: Kinds, random: Random) -> tuple[torch.Tenso
     """Return (real, pseudo-fake); the pair may differ from the image given, but only alike.
 
     Where the real is a person's photograph, the change may be on the face or on the rest of the
-    picture: what differs is the side of the seam. In the second case the real of the pair is
+    image: what differs is the side of the seam. In the second case the real of the pair is
     changed as a whole.
     """
     names = list(Kinds.model_fields)
@@ -124,7 +124,7 @@ def paste(region: torch.Tensor, base: torch.Tensor, mask: Region) -> torch.Tenso
 
 
 # ---------------------------------------------------------------------------------------------
-# Kinds: a changed copy of the whole picture, and the mask of the region that is taken from it
+# Kinds: a changed copy of the whole image, and the mask of the region that is taken from it
 
 
 def blend(source: Source, random: Random) -> tuple[torch.Tensor, Region]:
@@ -189,7 +189,7 @@ def draw_donor(source: Source, random: Random) -> torch.Tensor:
 def _fits(
     wanted: Face, others: list[torch.Tensor]
 ) -> list[tuple[float, torch.Tensor, torch.Tensor]]:
-    """Return (error, similarity, picture) for each picture with a face; see _fit."""
+    """Return (error, similarity, image) for each image with a face; see _fit."""
     fits = []
     for other in others:
         face = largest_face(other)
@@ -201,9 +201,9 @@ def _fits(
 def _fit(wanted: np.ndarray, found: np.ndarray, side: int) -> tuple[float, torch.Tensor]:
     """Return the error and the similarity, float (2, 3), that best leads from wanted to found.
 
-    wanted, found: landmarks, float (5, 2), in pixels of pictures of this side. The similarity is in
+    wanted, found: landmarks, float (5, 2), in pixels of images of this side. The similarity is in
     the coordinates of torch's affine_grid. The error is the mean distance that it leaves between
-    the landmarks, as it is seen in the picture of `wanted`.
+    the landmarks, as it is seen in the image of `wanted`.
     """
     (x, y), target = ((2 * one.T + 1) / side - 1 for one in (wanted, found))
     ones, zeros = np.ones_like(x), np.zeros_like(x)
@@ -216,7 +216,7 @@ def _fit(wanted: np.ndarray, found: np.ndarray, side: int) -> tuple[float, torch
 
 
 def _likeness(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Return the correlation of the brightness in the middle of two pictures, seen from afar."""
+    """Return the correlation of the brightness in the middle of two images, seen from afar."""
     middles = [tv.center_crop(one, [one.shape[-1] // 2] * 2) for one in (first, second)]
     small = [tv.resize(tv.rgb_to_grayscale(one), [12, 12], antialias=True) for one in middles]
     return float(torch.corrcoef(torch.stack(small).flatten(1).float())[0, 1])
@@ -228,9 +228,9 @@ def matched_colours(
     """Move mean and spread of each channel in the mask to those of the other (Reinhard 2001)."""
     weights = mask / mask.sum().clamp(min=1e-6)
 
-    def moments(picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean = (picture * weights).sum(dim=(1, 2), keepdim=True)
-        variance = ((picture - mean).square() * weights).sum(dim=(1, 2), keepdim=True)
+    def moments(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = (pixels * weights).sum(dim=(1, 2), keepdim=True)
+        variance = ((pixels - mean).square() * weights).sum(dim=(1, 2), keepdim=True)
         return mean, variance.sqrt() + 1  # a level more, because flat regions have no spread
 
     pixels = image.float()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import DataLoader
 
-from stages.lib.core.progress import progress_bar
+from stages.lib.progress import progress_bar
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # uint8 (N, 3, S, S), targets, indices
 

@@ -1,15 +1,15 @@
-"""What the training pictures were like: what the config.json of a detector says of them."""
+"""What the training images were like: what the config.json of a detector says of them."""
 
 import numpy as np
 import pandas as pd
 
-from stages.lib.core.training_pictures import TrainingPictures
+from stages.lib.core.schema import TrainingSummary
 from stages.lib.training.augmentation import Augmentation
 
-LEAST = 0.5  # share of the pictures that must have a quality, or a face, to count
+LEAST = 0.5  # share of the images that must have a quality, or a face, to count
 
 
-def summarise_pictures(labels: pd.DataFrame, augmentation: Augmentation) -> TrainingPictures:
+def summarise_images(labels: pd.DataFrame, augmentation: Augmentation) -> TrainingSummary:
     """Return the ranges of size, JPEG quality and face; labels: a table of LABEL_TYPES."""
     side, quality = labels[["width", "height"]].min(axis=1), labels["jpeg_quality"].dropna()
     face = labels["face"][labels["face"] > 0]
@@ -18,7 +18,7 @@ def summarise_pictures(labels: pd.DataFrame, augmentation: Augmentation) -> Trai
     if qualities and augmentation.jpeg.probability:
         qualities = min(qualities[0], int(augmentation.jpeg.range[0])), qualities[1]
     margin = (side[face.index] / face).median() if have_faces else None
-    return TrainingPictures(
+    return TrainingSummary(
         num_images=len(labels),
         side=_range(side),
         jpeg_quality=qualities,

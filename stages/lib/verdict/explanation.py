@@ -1,4 +1,4 @@
-"""The page that explains the verdict of one picture, in one HTML file that needs no network."""
+"""The page that explains the verdict of one image, in one HTML file that needs no network."""
 
 from html import escape
 
@@ -6,35 +6,35 @@ import numpy as np
 import torch
 
 from stages.lib.detector.preprocessing import part_to_input
+from stages.lib.evaluation.verdict_rules import DOUBTS, REASONS, UNSURE, Doubt
 from stages.lib.report.heatmap import STRIDE, WINDOW, occlusion_map
 from stages.lib.report.html import html_image, html_page
 from stages.lib.report.sheets import HOW_TO_READ, Row, draw_sheet
-from stages.lib.verdict.judge import FaceVerdict, Judge
+from stages.lib.verdict.examiner import Examiner, FaceVerdict
 from stages.lib.verdict.record import Record
-from stages.lib.verdict.rules import DOUBTS, REASONS, UNSURE, Doubt
 
-MOST_SHOWN = 8  # faces of a picture that are drawn, the largest ones
+MOST_SHOWN = 8  # faces of an image that are drawn, the largest ones
 NO_PROOF = "It is no proof, in neither direction. It is a reason to look closer, or one less."
 NOT_TOLD = [
     "A detector finds fakes like those that it was trained on. On fakes of other makers it is "
     "wrong more often than its figures say.",
     "It looks for traces of manipulation in faces. It does not tell who is shown, when or where a "
-    "picture was taken, or whether its caption is true.",
+    "image was taken, or whether its caption is true.",
     "A file without provenance says nothing by that: most platforms remove it.",
 ]
 
 
-def explain_picture(judge: Judge, record: Record, content: bytes) -> str:
-    """Return the page of a picture; content: the bytes of its file, which record is of."""
+def explain_image(examiner: Examiner, record: Record, content: bytes) -> str:
+    """Return the page of an image; content: the bytes of its file, which record is of."""
     rows = []
-    parts = judge.open(content).parts[:MOST_SHOWN]
+    parts = examiner.open(content).parts[:MOST_SHOWN]
     for number, (part, face) in enumerate(zip(parts, record.faces, strict=False), 1):
-        seen, heat = heatmap_of(judge, part)
-        picture = part.permute(1, 2, 0).numpy()
+        seen, heat = heatmap_of(examiner, part)
+        image = part.permute(1, 2, 0).numpy()
         title = f"face {number}\n{face.verdict}"
         if face.probability is not None:
             title += f", {face.probability:.1%}"
-        rows.append(Row(title, picture, seen, heat))
+        rows.append(Row(title, image, seen, heat))
     body = [
         f"<h1>{escape(record.file)}</h1>",
         _verdict(record),
@@ -45,19 +45,19 @@ def explain_picture(judge: Judge, record: Record, content: bytes) -> str:
         f"<p>{escape(str(record.provenance)) or 'none in this file'}</p>",
         "<h2>What this does not tell you</h2>",
         "<ul>" + "".join(f"<li>{line}" for line in not_told(record.doubt)) + "</ul>",
-        f"<p>SHA-256 of the picture {record.sha256}, of the weights {record.detector.weights}.</p>",
+        f"<p>SHA-256 of the image {record.sha256}, of the weights {record.detector.weights}.</p>",
     ]
     return html_page(f"Verdict: {record.file}", "\n".join(body))
 
 
-def heatmap_of(judge: Judge, part: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
+def heatmap_of(examiner: Examiner, part: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
     """Return what the detector sees, uint8 (3, S, S), and its heatmap, float (S, S).
 
-    part: of an opened picture, uint8 (3, h, w).
+    part: of an opened image, uint8 (3, h, w).
     """
-    seen = part_to_input(part, judge.config.preprocessing)
-    on_device = seen.to(judge.hardware.device)
-    return seen, occlusion_map(judge.detector, on_device, WINDOW, STRIDE, judge.batch_size)
+    seen = part_to_input(part, examiner.config.preprocessing)
+    on_device = seen.to(examiner.hardware.device)
+    return seen, occlusion_map(examiner.detector, on_device, WINDOW, STRIDE, examiner.batch_size)
 
 
 def not_told(doubt: Doubt | None) -> list[str]:
@@ -66,7 +66,7 @@ def not_told(doubt: Doubt | None) -> list[str]:
 
 
 def verdict_in_words(record: Record) -> str:
-    """Return what the verdict of a picture means, in sentences."""
+    """Return what the verdict of an image means, in sentences."""
     told = f" Not judged: {record.not_searched}." if record.not_searched else ""
     if record.doubt:
         return f"{DOUBTS[record.doubt]} Its verdict is: {record.verdict}.{told}"
@@ -86,7 +86,7 @@ def _verdict(record: Record) -> str:
     return (
         f"{words}<p>Fake from a probability of {limits.calibrated(limits.fake_from):.1%}, real "
         f"below {limits.calibrated(limits.real_below):.1%}; both were chosen on {limits.num_real} "
-        f"real and {limits.num_fake} fake pictures that the detector had not seen in training. "
+        f"real and {limits.num_fake} fake images that the detector had not seen in training. "
         "The probability is the score after temperature scaling.</p>"
     )
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import torch
 
 from stages.lib.core.errors import UserError, short
-from stages.lib.detector.runtime import DeviceName, set_up_hardware
+from stages.lib.detector.hardware import DeviceName, set_up_hardware
 from stages.lib.tracking.mlflow_store import open_store, without_secrets
-from stages.lib.verdict.judge import Judge
+from stages.lib.verdict.examiner import Examiner
 
 
-def load_judge(
+def load_examiner(
     model: str, device: DeviceName, num_threads: int, crop: bool, max_megapixels: float
-) -> Judge:
+) -> Examiner:
     """Return a judge; model: a folder with weights.safetensors, or models:/NAME@ALIAS of MLflow.
 
     Scores are computed in fp32, so that a verdict can be repeated elsewhere. Raises UserError where
@@ -21,7 +21,7 @@ def load_judge(
     hardware = set_up_hardware(device, num_threads)
     torch.backends.cudnn.allow_tf32 = False  # keeps 10 bits of each number
     folder = _downloaded(model) if model.startswith("models:/") else Path(model)
-    return Judge(folder, hardware, crop, round(max_megapixels * 1e6))
+    return Examiner(folder, hardware, crop, round(max_megapixels * 1e6))
 
 
 def _downloaded(uri: str) -> Path:

@@ -17,10 +17,10 @@ import pydantic
 import torch
 
 from stages.lib.core.errors import UserError
-from stages.lib.core.facts import Facts
 from stages.lib.core.files import sha256_of
+from stages.lib.core.schema import FrozenModel
+from stages.lib.detector.hardware import Hardware
 from stages.lib.detector.model import Detector, DetectorConfig, fake_logit
-from stages.lib.detector.runtime import Hardware
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -53,7 +53,7 @@ def torch_network(detector: Detector, hardware: Hardware) -> Network:
     return run
 
 
-class Export(Facts):
+class Export(FrozenModel):
     """export.json: which detector was exported, and how well the networks agree with it."""
 
     weights_sha256: str

@@ -1,7 +1,7 @@
-"""Where a picture says that it comes from: C2PA manifest, IPTC source type, EXIF camera facts.
+"""Where an image says that it comes from: C2PA manifest, IPTC source type, EXIF camera facts.
 
 None of it decides a verdict. A signed manifest is evidence as good as its signer. EXIF and IPTC
-fields can be written by anybody, and most pictures on the internet have lost all of them. Nothing
+fields can be written by anybody, and most images on the internet have lost all of them. Nothing
 is fetched: a manifest that lies elsewhere is named and not read.
 """
 
@@ -16,8 +16,8 @@ from PIL import Image
 from PIL.ExifTags import IFD, Base
 
 from stages.lib.core.errors import short
-from stages.lib.core.facts import Facts
-from stages.lib.core.pictures import formats_of
+from stages.lib.core.schema import FrozenModel
+from stages.lib.images.decoding import formats_of
 
 SOURCE_TYPE = re.compile(r"cv\.iptc\.org/newscodes/digitalsourcetype/(\w+)", re.IGNORECASE)
 XMP_NAMES = ("xmp", "XML:com.adobe.xmp")
@@ -30,8 +30,8 @@ UNTRUSTED = "signingCredential.untrusted"
 MOST_TEXT, MOST_ENTRIES = 200, 20  # characters of a field and entries of a list that are shown
 
 
-class Manifest(Facts):
-    """A C2PA manifest (c2pa.org, Content Credentials): who has signed what about the picture."""
+class Manifest(FrozenModel):
+    """A C2PA manifest (c2pa.org, Content Credentials): who has signed what about the image."""
 
     state: State  # valid: whole, but no list vouches for the signer
     signer: str
@@ -41,7 +41,7 @@ class Manifest(Facts):
     problems: list[str]  # what a broken one fails on
 
 
-class Provenance(Facts):
+class Provenance(FrozenModel):
     """What a file says about its origin; empty where it says nothing."""
 
     c2pa: Manifest | None

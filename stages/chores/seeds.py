@@ -1,0 +1,85 @@
+"""Summarise experiments that differ only in the seed: mean and spread of their metrics.
+
+Run: python -m stages.chores.seeds [--metric val.auc --metric ...] [--rev main --rev ...]
+
+Reads what `dvc exp show` lists for the current commit, or for those of --rev. One line per
+configuration: its settings that differ from the others, how many seeds, and for each metric the
+mean, the standard deviation over the seeds (n - 1) and the range.
+"""
+
+import argparse
+from typing import Any
+
+import dvc.api
+import pandas as pd
+
+from stages.lib import paths
+from stages.lib.core.errors import UserError
+from stages.lib.core.params import read_yaml
+from stages.lib.running import run_command
+
+SEED = "train.seed"
+DEFAULT_METRICS = ("val.auc", "val.tpr_at_fpr_1e-2", "val.balanced_accuracy")
+
+
+def main() -> None:
+    """Print the summary."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--metric", action="append", help="as in `dvc metrics show`; repeatable")
+    parser.add_argument("--rev", action="append", help="a commit whose experiments to read")
+    arguments = parser.parse_args()
+    rows = dvc.api.exp_show(revs=arguments.rev)
+    metrics = arguments.metric or list(DEFAULT_METRICS)
+    print(summary(rows, list(read_yaml(paths.PARAMS)), metrics))
+
+
+def summary(rows: list[dict[str, Any]], sections: list[str], metrics: list[str]) -> str:
+    """Return the table as text.
+
+    rows: from dvc.api.exp_show; sections: of params.yaml. Raises UserError for an unknown metric
+    and where no experiment has finished.
+    """
+    table = pd.DataFrame(rows)
+    table = table[table["rev"] != "workspace"]
+    # DVC lists an experiment that failed or still runs with the older metrics of the workspace.
+    done = table[table["State"].isna() | (table["State"] == "Success")]
+    values = done.reindex(columns=metrics).apply(pd.to_numeric, errors="coerce")
+    finished = done.assign(**values)[values.notna().all(axis=1)]
+    if finished.empty:
+        known = sorted({name for row in rows for name in row if name.startswith("val.")})
+        raise UserError(
+            f"none of {len(table)} commits and experiments has {', '.join(metrics)}; "
+            f"known are {', '.join(known) or 'none: run `dvc exp run` first'}"
+        )
+    left_out = len(table) - len(finished)
+    # All that decides a result except the seed: parameters, code, labels.
+    kept = (*(f"{section}." for section in sections), "stages/", "data/labels")
+    settings = [name for name in finished if name.startswith(kept) and name != SEED]
+    finished = finished.assign(**finished[settings].astype(object).fillna("").astype(str))
+    finished = finished.drop_duplicates([*settings, SEED], keep="last")  # one result run twice
+    groups = finished.groupby(settings, sort=False)
+    differing = [name for name in settings if finished[name].nunique() > 1]
+    readable = [name for name in differing if "/" not in name]  # the others are digests
+    if readable and finished.groupby(readable).ngroups == groups.ngroups:
+        differing = readable
+    lines = [["configuration", "seeds", *metrics]]
+    for _, part in groups:
+        label = ", ".join(f"{name}={part[name].iloc[0]}" for name in differing) or "all"
+        lines.append([label, str(len(part)), *(_spread(part[name]) for name in metrics)])
+    note = [f"left out, not finished or without these metrics: {left_out}"] if left_out else []
+    return "\n".join([*_aligned(lines), *note])
+
+
+def _spread(values: pd.Series) -> str:
+    if len(values) == 1:
+        return f"{values.iloc[0]:.4f}"
+    return f"{values.mean():.4f} ± {values.std():.4f} ({values.min():.4f} to {values.max():.4f})"
+
+
+def _aligned(cells: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+
+
+if __name__ == "__main__":
+    run_command(main)

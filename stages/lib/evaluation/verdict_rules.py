@@ -1,0 +1,144 @@
+"""The rules of a verdict: from the score of an image and facts about it to real, fake or unsure.
+
+A verdict is unsure where the score lies between two thresholds, and where something about the
+image means that its score cannot be trusted. Refusing to answer where the risk is high is known
+as selective classification, or the reject option (Chow 1970; Geifman and El-Yaniv 2017).
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import pydantic
+from scipy.special import expit, logit
+
+from stages.lib.core.errors import UserError, short
+from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL
+from stages.lib.core.schema import FrozenModel, TrainingSummary
+
+UNSURE = "unsure"
+# Why a verdict is unsure, in the order in which people are told.
+REASONS = {
+    "no_face": "no face found",
+    "small_face": "face smaller than in the training images",
+    "unlike_size": "image or face of another size than in the training images",
+    "unlike_quality": "image compressed more than the training images",
+    "unstable": "verdict changes when the image is compressed or resized a little",
+    "between": "score between the thresholds",
+}
+# Why no verdict of a detector can be believed, and the sentence that stands before each of them.
+Doubt = Literal["trained on drawn faces alone", "no better than chance"]
+DOUBTS: dict[Doubt, str] = {
+    "trained on drawn faces alone": "This detector was trained on drawn faces alone, those of the "
+    "generated sample: what it says of a photograph means nothing.",
+    "no better than chance": "This detector is no better than chance on its validation images: "
+    "what it says means nothing.",
+}
+LARGER = 2.0  # times the largest training images: still alike, because a model sees less of them
+
+
+class Thresholds(FrozenModel):
+    """The rates that are wanted, and the thresholds that keep them on the calibration split."""
+
+    false_alarms: float  # wanted: the largest share of reals that are called fake
+    misses: float  # wanted: the largest share of fakes that are called real
+    fake_from: float  # P(fake) from which an image is called fake
+    real_below: float  # P(fake) below which it is called real; at most fake_from
+    middle: float  # P(fake) that divides the classes best
+    temperature: float  # sigmoid(logit / temperature) is the calibrated probability
+    false_alarms_high: float  # ends of the 95 % intervals of both rates, where the fewer images
+    misses_high: float  # there are, the higher: what the calibration split cannot rule out
+    num_real: int  # calibration images that the thresholds come from
+    num_fake: int
+
+    def calibrated(self, score: float) -> float:
+        """Return the calibrated probability of a score or threshold, 0 to 1."""
+        return float(expit(logit(min(score, 1.0)) / self.temperature))
+
+    def in_words(self, verdict: str) -> str:
+        """Return how often an image gets the verdict real or fake wrongly."""
+        wanted, high, count, kind = {
+            "fake": (self.false_alarms, self.false_alarms_high, self.num_real, "reals"),
+            "real": (self.misses, self.misses_high, self.num_fake, "fakes"),
+        }[verdict]
+        return (
+            f"at most {wanted:.1%} of {count} calibration {kind} were called {verdict}, so up to "
+            f"{high:.1%} of such faces (95 %)"
+        )
+
+
+class Rules(FrozenModel):
+    """verdict_rules.json: what is needed beside a detector to turn its scores into verdicts."""
+
+    weights_sha256: str  # of the detector that the rules belong to
+    views: list[str]  # of stages/lib/detector/views.py, whose mean is the score
+    thresholds: Thresholds
+    stability: bool  # whether a verdict has to stand slightly changed views
+    trained_on: TrainingSummary
+    doubt: Doubt | None  # where there is one, no probability is told
+
+    def apply(self, images: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
+        """Return each image's verdict, real, fake or unsure, and its reasons to be unsure.
+
+        The reasons are bool, a column for each of REASONS. images: one row each. logit, low and
+        high: log(P(fake) / P(real)) of the image, and the least and the most over its changed
+        views (empty: not scored). face: size of the face in pixels, 0 none, empty not looked for.
+        width and height in pixels. jpeg_quality, empty for other formats.
+        """
+        limits, known = self.thresholds, self.trained_on
+        score, middle = expit(images["logit"]), logit(limits.middle)
+        lowest = np.fmin(images["low"], images["logit"])
+        highest = np.fmax(images["high"], images["logit"])
+        face, quality = images["face"].astype(float), images["jpeg_quality"].astype(float)
+        side = images[["width", "height"]].min(axis=1)
+        least_quality = known.jpeg_quality[0] if known.jpeg_quality else 0
+        # The size of a face tells more than that of the image around it.
+        is_other_size = (side < known.side[0]) | (side > LARGER * known.side[1])
+        least_face, most_face = known.face or (0, np.inf)
+        if known.face:
+            is_other_size = np.where(face > 0, face > LARGER * most_face, is_other_size)
+        reasons = pd.DataFrame(
+            {
+                "no_face": (face == 0) & (known.face is not None),
+                "small_face": (face > 0) & (face < least_face),
+                "unlike_size": is_other_size,
+                "unlike_quality": quality < least_quality,
+                "unstable": (lowest < middle) & (highest >= middle) & self.stability,
+                "between": (score >= limits.real_below) & (score < limits.fake_from),
+            },
+            index=images.index,
+        )
+        sure = np.where(score >= limits.fake_from, CLASS_NAMES[FAKE], CLASS_NAMES[REAL])
+        verdicts = pd.Series(sure, index=images.index).mask(reasons.any(axis=1), UNSURE)
+        return verdicts, reasons
+
+
+def doubt_of(is_generated_sample: bool, is_better_than_chance: bool) -> Doubt | None:
+    """Return why no verdict of a detector can be believed, or None; of two reasons the first."""
+    if is_generated_sample:
+        return "trained on drawn faces alone"
+    return None if is_better_than_chance else "no better than chance"
+
+
+def read_rules(path: Path, weights_sha256: str) -> Rules:
+    """Read the rules that belong to a detector; raises UserError where they are not there."""
+    try:
+        rules = Rules.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file, and without it a score is no verdict; write it with "
+            "`dvc repro evaluate`"
+        ) from None
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "the whole file"
+        raise UserError(
+            f"{path}: not the rules of verdicts: {where}: {short(problem['msg'])}; write it again "
+            "with `dvc repro evaluate`"
+        ) from None
+    if rules.weights_sha256 != weights_sha256:
+        raise UserError(
+            f"{path}: the rules of another detector; write them again with `dvc repro evaluate`"
+        )
+    return rules

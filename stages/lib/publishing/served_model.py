@@ -1,0 +1,153 @@
+"""The model that MLflow serves, from source text and safetensors: nothing is pickled.
+
+Input: a table with one or more of these columns; each row fills one of them.
+
+    image   bytes     an encoded image (JPEG, PNG, WebP; over REST in base64)
+    path    string    an image file below the folder `path_root`, read by the process that runs the
+                      model; off unless that folder is named
+    pixels  array     uint8 (H, W, 3), RGB, values 0 to 255; over REST nested lists
+
+Output: a table with the column `score`, P(fake) in [0, 1], one row per row of the input. With the
+parameter `verdicts` it has more columns, for images of faces that are cut out already:
+`doubt` (a sentence where this detector cannot be believed), `verdict` (real, fake or unsure),
+`probability` (calibrated; none where there is a doubt) and `reasons` (why it is unsure, keys of
+REASONS in stages/lib/evaluation/verdict_rules.py with commas between them). Raises
+MlflowException for a row that fills none or several of the columns, an image that cannot be decoded
+or is too large, a file that cannot be read, and pixels of another shape or outside 0 to 255. The
+scores are those of the predict stage; another batch size may change the seventh digit.
+
+The configuration of the model has `max_megapixels`, the largest image, and `path_root`. Change
+them with load_model(..., model_config={...}). A server reads path_root from the environment
+variable DETECTOR_PATH_ROOT.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from stages.lib.core.files import open_regular
+from stages.lib.detector.hardware import Hardware
+from stages.lib.detector.preprocessing import decode, to_input
+from stages.lib.evaluation.verdict_rules import DOUBTS
+from stages.lib.verdict.examiner import Examiner, Opened
+
+COLUMNS = ("image", "path", "pixels")
+BATCH_SIZE = 32
+Rows = list[tuple[int, dict[str, Any]]]  # each with its number
+T = TypeVar("T")
+
+
+class ServedDetector(PythonModel):
+    """Scores images with the weights that are logged beside it."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the detector and its rules once."""
+        config = context.model_config or {}
+        self.max_pixels = round(float(config["max_megapixels"]) * 1e6)
+        self.path_root = os.environ.get("DETECTOR_PATH_ROOT") or config.get("path_root")
+        hardware, folder = Hardware(torch.device("cpu"), bf16=False), context.artifacts["detector"]
+        self.examiner = Examiner(Path(folder), hardware, crop=False, max_pixels=self.max_pixels)
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None
+    ) -> pd.DataFrame:
+        """Return one score per row, and its verdict where params has `verdicts`."""
+        if model_input.columns.intersection(COLUMNS).empty:
+            raise MlflowException.invalid_parameter_value(f"no column of {', '.join(COLUMNS)}")
+        rows = list(enumerate(model_input.reindex(columns=list(COLUMNS)).to_dict("records")))
+        answer = self._verdicts if (params or {}).get("verdicts") else self._scores
+        batches = [rows[first : first + BATCH_SIZE] for first in range(0, len(rows), BATCH_SIZE)]
+        empty = pd.DataFrame({"score": np.empty(0)})
+        return pd.concat([answer(batch) for batch in batches] or [empty], ignore_index=True)
+
+    def _scores(self, rows: Rows) -> pd.DataFrame:
+        preprocessing = self.examiner.config.preprocessing
+
+        def of_file(content: bytes) -> torch.Tensor:
+            return to_input(decode(content, preprocessing, self.max_pixels), preprocessing)
+
+        def of_pixels(pixels: torch.Tensor) -> torch.Tensor:
+            return to_input(pixels, preprocessing)
+
+        images = torch.stack([self._read(row, of_file, of_pixels) for row in rows])
+        return pd.DataFrame({"score": torch.sigmoid(self.examiner.score(images)).numpy()})
+
+    def _verdicts(self, rows: Rows) -> pd.DataFrame:
+        def of_pixels(pixels: torch.Tensor) -> Opened:
+            digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
+            size = pixels.shape[2], pixels.shape[1]
+            return self.examiner.open_pixels(pixels, Opened(digest, "pixels", size, None, [], []))
+
+        opened = [self._read(row, self.examiner.open, of_pixels) for row in rows]
+        verdicts = self.examiner.examine_opened(opened)
+        return pd.DataFrame(
+            {
+                "score": [one.faces[0].score for one in verdicts],
+                "doubt": [one.doubt and DOUBTS[one.doubt] for one in verdicts],
+                "verdict": [one.verdict for one in verdicts],
+                "probability": np.array([one.probability for one in verdicts], dtype=float),
+                "reasons": [",".join(one.reasons) for one in verdicts],
+            }
+        )
+
+    def _read(
+        self,
+        numbered_row: tuple[int, dict[str, Any]],
+        of_file: Callable[[bytes], T],
+        of_pixels: Callable[[torch.Tensor], T],
+    ) -> T:
+        """Return what the two functions make of a row: of its file, or of uint8 (3, H, W)."""
+        number, row = numbered_row
+        try:
+            given = {name: value for name, value in row.items() if not _is_missing(value)}
+            if len(given) != 1:
+                raise ValueError(f"fill one of {', '.join(COLUMNS)}, not {len(given)}")
+            ((name, value),) = given.items()
+            if name == "pixels":
+                return of_pixels(_from_pixels(value, self.max_pixels))
+            return of_file(_read_file(value, self.path_root) if name == "path" else value)
+        except (ValueError, TypeError, RuntimeError) as error:  # of a value that is no image
+            raise MlflowException.invalid_parameter_value(f"row {number}: {error}") from error
+
+
+def _read_file(path: str, root: str | None) -> bytes:
+    """Return the bytes of a file below root; raises ValueError, the same for all other files."""
+    if not root:
+        raise ValueError(
+            "the column path is off; send the bytes in the column image, or name the folder of the "
+            "images: load_model(..., model_config={'path_root': FOLDER})"
+        )
+    try:
+        file = Path(root, path).resolve(strict=True)
+        if file.is_relative_to(Path(root).resolve()):
+            with open_regular(file) as content:
+                return content.read()
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: links in a circle
+        pass
+    raise ValueError(f"path: no file {path!r} that can be read")
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def _from_pixels(value: Any, max_pixels: int) -> torch.Tensor:
+    """Return uint8 (3, H, W); raises ValueError."""
+    pixels = np.asarray(value)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype.kind not in "ui":
+        raise ValueError(
+            f"pixels must be integers of shape (H, W, 3), not {pixels.dtype} {pixels.shape}"
+        )
+    if not 0 < pixels.shape[0] * pixels.shape[1] <= max_pixels:
+        raise ValueError(f"pixels: {pixels.shape} is empty, or more than {max_pixels} pixels")
+    if pixels.min() < 0 or pixels.max() > 255:
+        raise ValueError(f"pixels must be 0 to 255, not {pixels.min()} to {pixels.max()}")
+    return torch.from_numpy(pixels.astype(np.uint8)).permute(2, 0, 1)

@@ -1,0 +1,159 @@
+"""What stands before the server: limits, refusals in words, and headers that protect its page."""
+
+import asyncio
+import re
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stages.lib.verdict.uploads import Uploads
+
+FORM_BYTES = 10_000  # of a request around its image
+OPEN_TO_ALL = "/health"  # under any name: who balances load knows an address alone
+HOST = re.compile(r"(\[[^]]*\]|[^:]*)(:\d*)?")  # a name or an address, and a port
+PROTECTION = {
+    "Content-Security-Policy": "default-src 'none'; img-src data: blob:; style-src "
+    "'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; form-action 'none'; "
+    "base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server takes."""
+
+    megabytes: float = 20.0  # of an image's file
+    requests: int = 64  # at once, whose bodies are there
+    seconds: float = 60.0  # for one request, with its upload
+    batch_size: int = 16  # images that are judged together
+
+    @property
+    def largest_body(self) -> float:
+        """Return how many bytes a request may have."""
+        return self.megabytes * 1e6 + FORM_BYTES
+
+
+class Guard:
+    """An ASGI application around another one.
+
+    A request that takes too long is cancelled, and so is its work where it has not begun.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, hosts: list[str]) -> None:
+        """Protect app; hosts: names under which it may be called, so that a page of a stranger
+        whose name leads to this machine cannot call it."""
+        self.app, self.limits = app, limits
+        self.hosts = {plain_host(host) for host in hosts} - {""}
+        self.num_requests = 0
+        self.uploads = Uploads(limits.requests * limits.largest_body)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        deadline = asyncio.get_running_loop().time() + self.limits.seconds
+        method, headers = scope["method"], Headers(scope=scope)
+        is_open = scope["path"] == OPEN_TO_ALL and method in ("GET", "HEAD")
+        refusal = None if is_open else self._refusal(method, headers)
+        if refusal:
+            await refusal(scope, receive, send)
+        elif method != "POST":
+            await self._answer(scope, receive, send, deadline)
+        else:
+            size = int(headers["content-length"])
+            await self._answer_post(scope, receive, send, deadline, size)
+
+    async def _answer_post(
+        self, scope: Scope, receive: Receive, send: Send, deadline: float, size: int
+    ) -> None:
+        """Answer a request with a body of so many bytes.
+
+        It takes one of the places when all of it is there: who sends nothing keeps nobody out.
+        """
+        try:
+            async with self.uploads.whole(receive, size, deadline) as receive_again:
+                if receive_again:
+                    await self._answer_in_turn(scope, receive_again, send, deadline)
+        except TimeoutError:
+            words = "the image did not arrive in time; send it again"
+            await error(408, words, {"Connection": "close"})(scope, receive, send)
+
+    async def _answer_in_turn(
+        self, scope: Scope, receive: Receive, send: Send, deadline: float
+    ) -> None:
+        """Answer a request if there is a place for it."""
+        if self.num_requests >= self.limits.requests:
+            words = f"{self.limits.requests} requests are waiting; try again in a moment"
+            await error(503, words, {"Retry-After": "1"})(scope, receive, send)
+            return
+        self.num_requests += 1
+        try:
+            await self._answer(scope, receive, send, deadline)
+        finally:
+            self.num_requests -= 1
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, deadline: float) -> None:
+        """Answer a request before the deadline, or say that it took too long."""
+        has_begun = False
+
+        async def protected_send(message: Message) -> None:
+            nonlocal has_begun
+            if message["type"] == "http.response.start":
+                has_begun = True
+                MutableHeaders(scope=message).update(PROTECTION)
+            await send(message)
+
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.app(scope, receive, protected_send)
+        except TimeoutError:
+            words = f"no answer within {self.limits.seconds:g} seconds; try again later"
+            if not has_begun:
+                await error(504, words)(scope, receive, send)
+
+    def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
+        """Return the answer to a request that is not let in."""
+        if plain_host(headers.get("host", "")) not in self.hosts:
+            return error(400, "this server does not answer under that name")
+        if method != "POST":
+            return None
+        if not self._is_own_page(headers):
+            return error(403, "pages of other sites may not send images")
+        length = headers.get("content-length", "")
+        if "transfer-encoding" in headers or not length.isdigit():
+            return error(411, "send the length of the request in the header Content-Length")
+        if int(length) > self.limits.largest_body:
+            return error(413, f"the file is larger than {self.limits.megabytes:g} MB")
+        return None
+
+    def _is_own_page(self, headers: Headers) -> bool:
+        """Return whether a page of this server asks, or a program, which names no origin."""
+        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            return False
+        origin = headers.get("origin")
+        return origin is None or plain_host(origin.partition("://")[2]) in self.hosts
+
+
+def plain_host(text: str) -> str:
+    """Return a name or address of a host in one form, without its port; "" for none.
+
+    Names differ in upper and lower case, and an address of IPv6 has brackets where a port follows.
+    """
+    is_bare_address = text.count(":") > 1 and not text.startswith("[")
+    found = HOST.fullmatch(f"[{text}]" if is_bare_address else text)
+    name = found[1].strip("[]").lower().rstrip(".") if found else ""
+    try:
+        return str(ip_address(name))
+    except ValueError:
+        return name
+
+
+def error(status: int, words: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return an answer with one sentence in `detail`."""
+    return JSONResponse({"detail": words}, status, headers)
