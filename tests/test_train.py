@@ -58,10 +58,11 @@ def loop_of(**changes: Any) -> TrainingLoop:
     return TrainingLoop(params, Detector(model, preprocessing), images, Hardware(CPU, False))
 
 
-@pytest.fixture(autouse=True)
-def in_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("TRACKING", "off")
+    return workspace
 
 
 def train(workspace: Path, **changes: Any) -> None:
