@@ -70,7 +70,7 @@ def environment() -> dict[str, str]:
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("MLFLOW_", "DVC_", "TRACKING", "HF_"))
+        if not name.startswith(("MLFLOW_", "DVC_", "TRACKING", "HF_", "MAKE"))
     }
     return inherited | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
