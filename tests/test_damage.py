@@ -35,7 +35,7 @@ def clone(pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     for name in ("data", "metrics", "params.yaml"):
         source = pipeline / name
         if source.is_dir():
-            shutil.copytree(source, copy / name)
+            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("raw"))
         else:
             shutil.copy2(source, copy / name)
     for path in copy.rglob("*"):  # DVC's links are read-only

@@ -382,10 +382,8 @@ def test_an_exported_detector_gives_the_same_verdicts(
     facts = json.loads((exported / "export.json").read_text())
     assert facts["num_images"] > 20
     assert max(facts["largest_difference_of_logits"].values()) < 1e-4
-    assert facts["auc"]["detector.onnx"] == pytest.approx(facts["auc"]["detector"], abs=1e-3)
     assert set(facts["changed_verdicts"].values()) == {0.0}
     assert set(facts["auc"].values()) == {facts["auc"]["detector"]}
-    assert set(facts["changed_verdicts"].values()) == {0.0}
     plain, fast = (
         [json.loads(line) for line in command("--json", *arguments, there)[1].splitlines()]
         for arguments in ([], ["--model", exported])

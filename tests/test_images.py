@@ -194,14 +194,16 @@ def test_the_queue_of_the_workers_fits_into_shared_memory(
 
 
 def test_a_worker_says_nothing_where_its_process_breaks_the_connection() -> None:
+    """It listens at a socket, where the process that it loads for fetches tensors."""
     code = """
-import socket, time
-from multiprocessing.resource_sharer import DupFd, _resource_sharer
+import psutil, socket, time
+from multiprocessing.resource_sharer import DupFd
 from stages.lib.detector.dataset import silence_lost_connections
 
 def break_off():
+    (listening,) = psutil.Process().net_connections("unix")
     with socket.socket(socket.AF_UNIX) as other:
-        other.connect(_resource_sharer._address)
+        other.connect(listening.laddr)
     time.sleep(0.5)
 
 DupFd(1)

@@ -12,7 +12,7 @@ from stages.lib.data.layouts.find import LayoutName, evaluation_set, find_sets, 
 from stages.lib.data.layouts.image_set import ImageSet
 from stages.lib.data.layouts.manifest import ManifestParams
 from stages.lib.data.layouts.words import class_of, set_of
-from tests.test_layout import touch
+from tests.test_competition import touch
 
 PLAIN = ManifestParams(
     file=None, path="path", label="label", split="split", family="family", source="source",

@@ -29,7 +29,7 @@ from stages.lib.verdict.verification import differences, other_circumstances
 @pytest.fixture(scope="module")
 def record(pipeline: Path) -> Record:
     """The record of one image."""
-    hardware = set_up_hardware("cpu", 2)
+    hardware = set_up_hardware("cpu", 1)
     examiner = Examiner(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
     content = min((pipeline / "data/raw/sample/phase1/valset").iterdir()).read_bytes()
     (verdict,) = examiner.examine([content])

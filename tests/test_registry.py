@@ -24,7 +24,7 @@ from stages.lib.publishing.registry import register, registered_name
 from stages.lib.tracking.mlflow_store import connect
 from stages.lib.verdict.load import load_examiner
 from stages.train import main as train
-from tests.conftest import set_params, store_of
+from tests.conftest import copy_file, set_params, store_of
 from tests.test_verdict import RULES
 
 NAME = "deepfake-detector"
@@ -51,7 +51,8 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def client(trained: Path, tmp_path: Path) -> Iterator[MlflowClient]:
-    workspace = shutil.copytree(trained, tmp_path / "workspace", symlinks=True)
+    workspace = tmp_path / "workspace"
+    shutil.copytree(trained, workspace, symlinks=True, copy_function=copy_file)
     with store_of(workspace):
         yield connect()
 

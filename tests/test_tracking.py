@@ -246,17 +246,15 @@ def no_database(path: Path) -> None:
     ],
 )
 def test_a_store_that_cannot_be_read_is_one_line(
+    workspace: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     break_it: Callable[[Path], None],
     words: str,
 ) -> None:
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    connect()
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     broken = tmp_path / "broken"  # of another name, because MLflow looks at a store once
     broken.mkdir()
-    break_it(Path(shutil.copy(tmp_path / "mlflow.db", broken)))
+    break_it(Path(shutil.copy(workspace / "mlflow.db", broken)))
     monkeypatch.setenv("DVC_ROOT", str(broken))
     for attempt in (
         connect,
@@ -285,11 +283,10 @@ def test_a_store_that_cannot_be_written_is_read(pipeline: Path, tmp_path: Path) 
     assert "0 not examined" in run(*locked, f"{here} {detect} {image}", cwd=copy).stderr
 
 
-@pytest.mark.parametrize("name", ["a%20b", "a?b", "a#b", "a b"])
-def test_the_store_is_in_the_workspace_whatever_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+def test_the_store_is_made_in_the_workspace_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = tmp_path / name
+    root = tmp_path / "a%20b?c#d e"
     root.mkdir()
     monkeypatch.setenv("DVC_ROOT", str(root))
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "")
@@ -337,6 +334,7 @@ def test_tracking_can_be_switched_off(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TRACKING", "off")
+    (workspace / "mlflow.db").unlink()
     train()
     assert "tracking is off" in capsys.readouterr().out
     assert not (workspace / "mlflow.db").exists()

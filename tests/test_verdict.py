@@ -209,7 +209,7 @@ def test_the_rules_say_what_a_detector_is_worth(
 
 @pytest.fixture(scope="module")
 def examiner(pipeline: Path) -> Examiner:
-    hardware = set_up_hardware("cpu", 2)
+    hardware = set_up_hardware("cpu", 1)
     return Examiner(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
 
 

@@ -36,7 +36,7 @@ from tests.conftest import wait_for
 
 @pytest.fixture(scope="module")
 def examiner(pipeline: Path) -> Examiner:
-    hardware = set_up_hardware("cpu", 2)
+    hardware = set_up_hardware("cpu", 1)
     return Examiner(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
 
 
