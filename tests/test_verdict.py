@@ -330,7 +330,7 @@ def test_weights_that_give_no_number_are_no_verdict(
     monkeypatch.setattr(examiner, "inference", broken)
     image = BytesIO()
     Image.new("RGB", (64, 64)).save(image, "PNG")
-    with pytest.raises(UserError, match="give scores that are no numbers; take another model"):
+    with pytest.raises(UserError, match="give scores that are not numbers; take another model"):
         examiner.examine([image.getvalue()])
 
 

@@ -43,7 +43,7 @@ FILES_AT_A_TIME = 16
 SOME_FAILED, ONE_IS_FAKE = 2, 3
 PRINTERS = {"text": print_text, "csv": print_csv, "json": print_json}
 NO_PROOF = "A verdict is a reason to look closer. It does not prove that an image is real or fake."
-NO_PROVENANCE = "A file without provenance (C2PA, IPTC, EXIF) says nothing by that."
+NO_PROVENANCE = "Missing provenance (C2PA, IPTC, EXIF) means nothing."
 
 
 def main() -> None:

@@ -135,7 +135,7 @@ def logits_of(name: str, inference: Inference, images: LabelledImages) -> np.nda
     """Return the logits of a network for all images, float64 (N,); raises UserError for NaN."""
     logits = inference.logits_of(images, 0, f"score with {name}")[:, 0]
     if not logits.isfinite().all():
-        raise UserError(f"{name}: gives scores that are no numbers; use the detector itself")
+        raise UserError(f"{name}: gives scores that are not numbers; use the detector itself")
     return logits.numpy()
 
 

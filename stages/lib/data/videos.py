@@ -60,7 +60,7 @@ def _read_frames(file: BinaryIO, wanted: int, max_pixels: int | None) -> list[Fr
     with _opened(file) as container:
         stream = max(_films(container), key=lambda film: _rank(film, counts[film.index]))
         if not stream.codec_context:
-            raise UnusableImage("a video of a codec that is not known here")
+            raise UnusableImage("a video of an unknown codec")
         width, height = stream.codec_context.width, stream.codec_context.height
         if max_pixels and width * height > max_pixels:
             raise UnusableImage(

@@ -31,9 +31,9 @@ REASONS = {
 Doubt = Literal["trained on drawn faces alone", "no better than chance"]
 DOUBTS: dict[Doubt, str] = {
     "trained on drawn faces alone": "This detector was trained on drawn faces alone, those of the "
-    "generated sample: what it says of a photograph means nothing.",
+    "generated sample: its verdict on a photograph means nothing.",
     "no better than chance": "This detector is no better than chance on its validation images: "
-    "what it says means nothing.",
+    "its verdicts mean nothing.",
 }
 LARGER = 2.0  # times the largest training images: still alike, because a model sees less of them
 
@@ -128,8 +128,7 @@ def read_rules(path: Path, weights_sha256: str) -> Rules:
         rules = Rules.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file, and without it a score is no verdict; write it with "
-            "`dvc repro evaluate`"
+            f"{path}: no such file, and verdicts need it; write it with `dvc repro evaluate`"
         ) from None
     except pydantic.ValidationError as error:
         problem = error.errors()[0]

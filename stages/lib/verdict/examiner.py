@@ -209,7 +209,7 @@ class Examiner:
         logits = self.inference.logits(torch.cat([image.inputs for image in images]))
         if not logits.isfinite().all():
             raise UserError(
-                f"weights {self.config.weights_sha256[:12]} give scores that are no numbers; take "
+                f"weights {self.config.weights_sha256[:12]} give scores that are not numbers; take "
                 "another model, or train again with a lower train.lr"
             )
         of_images = logits.split([len(image.faces) for image in images])
