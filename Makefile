@@ -44,8 +44,8 @@ check: $(VENV)/installed  ## check style and types
 	ruff format --check .
 	pyrefly check
 
-test: check  ## check, then run the quick tests
-	python -m pytest
+test: check  ## check, then run the quick tests, in two processes
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/installed  ## run the tests that take minutes
 	python -m pytest -m slow

@@ -18,16 +18,7 @@ from stages.lib.core.files import atomic_folder, read_json, write_text
 from stages.lib.core.scores import read_evaluation
 from stages.lib.core.tables import read_tables
 from stages.lib.report import html
-from stages.lib.report.card import (
-    Tables,
-    figures_of,
-    fill,
-    interval_of,
-    limits_of_data,
-    limits_of_sets,
-    limits_of_training,
-    weakest_slice,
-)
+from stages.lib.report.card import Tables, figures_of, fill, limits_of
 from stages.lib.report.figures import draw_all
 from stages.lib.running import run_stage
 
@@ -51,7 +42,10 @@ def render(
     config: dict[str, Any], report: dict[str, Any], data: dict[str, Any], tables: Tables
 ) -> str:
     """Return the card in Markdown; tables: those of metrics/tables by name."""
-    shared = data["duplicates"]["groups_across_splits"]
+    shared = data["duplicates"]["groups_across_sets"]
+    limits = limits_of(report, data, tables, is_own=True)
+    if config["preprocessing"]["reencode"] is None:
+        limits.append("Traces of earlier compression reach the detector (train.reencode is off).")
     return fill(
         "model_card.md.j2",
         **figures_of(report, tables),
@@ -60,39 +54,16 @@ def render(
         shared_groups=[f"{pair} {count}" for pair, count in shared.items() if count],
         verdicts=tables["verdicts"][tables["verdicts"]["slice"] == "all"].to_dict("records"),
         robustness=tables["robustness"].to_dict("records"),
-        limits=limits_of(config, report, data, tables),
+        limits=limits,
         rules=rules_of(config),
     )
 
 
-def limits_of(
-    config: dict[str, Any], report: dict[str, Any], data: dict[str, Any], tables: Tables
-) -> list[str]:
-    """Return the limits that the files show."""
-    limits = limits_of_training(data)
-    limits.append("The epoch was chosen on val, whose figures flatter the detector a little.")
-    limits += limits_of_data(data)
-    if config["preprocessing"]["reencode"] is None:
-        limits.append("Traces of earlier compression reach the detector (train.reencode is off).")
-    limits += weakest_slice(tables["intervals"])
-    robustness = tables["robustness"]
-    if len(robustness):
-        worst = robustness.loc[robustness["auc"].idxmin()]
-        limits.append(
-            f"Weakest against {worst['perturbation']} at level {worst['level']:g}: AUC "
-            f"{interval_of(worst, 'auc')}."
-        )
-    limits += limits_of_sets(report)
-    if data["generated_sample"]:
-        limits.append("Drawn faces are not photographs: nothing here carries over to deepfakes.")
-    return limits
-
-
 def rules_of(config: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return each rule of the competition, whether it is kept, and how that is known."""
-    few = "yes" if config["num_parameters"] <= MOST_PARAMETERS else "no"
+    is_small = config["num_parameters"] <= MOST_PARAMETERS
     return [
-        ("at most 200 M parameters", few, f"{config['num_parameters']:,}"),
+        ("at most 200 M parameters", "yes" if is_small else "no", f"{config['num_parameters']:,}"),
         ("pretrained on ImageNet-1K only", *pretraining(config["initial_weights"])),
         ("one model", "yes", "a submission has the scores of this one"),
     ]

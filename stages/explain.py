@@ -1,4 +1,4 @@
-"""Show what drives the verdict: in images that are judged wrongly, and in the most certain ones.
+"""Show what drives the verdict: in images with a wrong verdict, and in the most certain ones.
 
 params.yaml: explain; data/model, data/scores/{val.csv,views.json}, data/labels/val.*, data/packed
   ->  data/explanations/{page.html, images.csv, sheets/{wrong,confident}_{real,fake}.png}
@@ -22,17 +22,18 @@ from stages.lib import paths
 from stages.lib.core.files import atomic_folder, write_text
 from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL
 from stages.lib.core.params import load_params
-from stages.lib.core.scores import labels_and_scores
+from stages.lib.core.scores import read_labels_and_scores
 from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.hardware import set_up_hardware
 from stages.lib.detector.hardware_params import HardwareParams
-from stages.lib.detector.model import Detector, create_model, load_detector
-from stages.lib.detector.preprocessing import decode
+from stages.lib.detector.inference import Inference
+from stages.lib.detector.model import Detector, create_model
+from stages.lib.images.decoding import decode_image
 from stages.lib.progress import progress_bar
 from stages.lib.report.heatmap import occlusion_map, rank_correlation
 from stages.lib.report.html import html_image, html_page
-from stages.lib.report.sheets import HOW_TO_READ, Row, draw_sheet
+from stages.lib.report.sheets import HOW_TO_READ, SheetRow, draw_sheet
 from stages.lib.running import run_stage
 
 SHEET_TITLES = {
@@ -56,26 +57,23 @@ def main() -> None:
     """Write the sheets, the page and the table of the images, or nothing."""
     params = load_params("explain", ExplainParams)
     hardware = set_up_hardware(params.device, params.num_threads)
-    detector, config = load_detector(paths.MODEL)
+    inference = Inference.load(paths.MODEL, hardware)
+    config = inference.config
     torch.manual_seed(0)
-    untrained = create_model(config.model, config.model_args, "random")
-    detectors = [detector, Detector(untrained, config.preprocessing).eval()]
-    detectors = [one.to(hardware.device) for one in detectors]
-    chosen = choose(*labels_and_scores("val"), params.num_images)
+    model = create_model(config.model, config.model_args, "random")
+    untrained = Detector(model, config.preprocessing).eval().to(hardware.device)
+    chosen = choose(*read_labels_and_scores("val"), params.num_images)
     images = LabelledImages(chosen, paths.PACKED, config.preprocessing)
-    inputs, maps, alike = [], [], []
+    inputs = [images.inputs(index) for index in range(len(images))]
+    window = (params.window, params.stride, params.batch_size)
+    maps, correlations = [], []
     with progress_bar("explain", len(images)) as bar:
-        for index in range(len(images)):
-            inputs.append(images[index][0])
-            on_device = inputs[-1].to(hardware.device)
-            trained, random = (
-                occlusion_map(one, on_device, params.window, params.stride, params.batch_size)
-                for one in detectors
-            )
-            maps.append(trained)
-            alike.append(rank_correlation(trained, random))
+        for image in inputs:
+            maps.append(occlusion_map(inference.detector, image, *window))
+            random = occlusion_map(untrained, image, *window)
+            correlations.append(rank_correlation(maps[-1], random))
             bar.update(1)
-    chosen["random_weights_correlation"] = np.round(alike, 4)
+    chosen["random_weights_correlation"] = np.round(correlations, 4)
     write(chosen, images, inputs, maps)
     page = paths.EXPLANATIONS / "page.html"
     print(f"{page}: {len(chosen)} validation images; {sanity(chosen)}")
@@ -94,11 +92,11 @@ def write(
         (folder / paths.SHEETS.name).mkdir()
         sheets = {}
         for name, rows in chosen.groupby("sheet", sort=False):
-            parts = [
-                Row(title_of(chosen.loc[row]), original(images, row), inputs[row], maps[row])
-                for row in rows.index
-            ]
-            sheets[name] = draw_sheet(SHEET_TITLES[name], parts)
+            drawn = []
+            for row in rows.index:
+                pixels = decode_image(images.content(row)).pixels
+                drawn.append(SheetRow(title_of(chosen.loc[row]), pixels, inputs[row], maps[row]))
+            sheets[name] = draw_sheet(SHEET_TITLES[name], drawn)
             (folder / paths.SHEETS.name / f"{name}.png").write_bytes(sheets[name])
         write_text(folder / "page.html", make_page(sheets, chosen))
 
@@ -117,12 +115,6 @@ def choose(labels: pd.DataFrame, scores: pd.DataFrame, num_images: int) -> pd.Da
     return pd.concat(tables, ignore_index=True)
 
 
-def original(images: LabelledImages, index: int) -> np.ndarray:
-    """Return an image as it was before it became the input of the model: uint8 (H, W, 3)."""
-    whole = images.preprocessing.model_copy(update={"scaled_decoding": False})
-    return decode(images.content(index), whole).permute(1, 2, 0).numpy()
-
-
 def title_of(label: pd.Series) -> str:
     """Return the name, the class and the score of an image in two lines."""
     family = f" ({label.family})" if isinstance(label.family, str) else ""
@@ -132,10 +124,10 @@ def title_of(label: pd.Series) -> str:
 
 def sanity(chosen: pd.DataFrame) -> str:
     """Say how much the maps resemble those of random weights."""
-    found = chosen["random_weights_correlation"]
+    values = chosen["random_weights_correlation"]
     return (
-        f"rank correlation of the heatmaps with those of random weights: mean {found.mean():.2f}, "
-        f"{found.min():.2f} to {found.max():.2f}"
+        f"rank correlation of the heatmaps with those of random weights: mean {values.mean():.2f}, "
+        f"{values.min():.2f} to {values.max():.2f}"
     )
 
 
@@ -145,7 +137,7 @@ def sanity(chosen: pd.DataFrame) -> str:
 
 def make_page(sheets: dict[str, bytes], chosen: pd.DataFrame) -> str:
     """Return the page with all sheets."""
-    parts = [
+    sections = [
         f"<h2>{SHEET_TITLES[name]}</h2>\n{html_image(png, name)}" for name, png in sheets.items()
     ]
     check = (
@@ -153,7 +145,7 @@ def make_page(sheets: dict[str, bytes], chosen: pd.DataFrame) -> str:
         "near 1 would mean that they show the image and the architecture, not the training.</p>"
     )
     title = "What drives the verdict"
-    return html_page(title, "\n".join([f"<h1>{title}</h1>", HOW_TO_READ, check, *parts]))
+    return html_page(title, "\n".join([f"<h1>{title}</h1>", HOW_TO_READ, check, *sections]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Pack raw images: their bytes, unchanged, in a few large files, and one row of facts per image.
 
 params.yaml: data, pack; the folder data.root            ->  data/packed/{train,val,test}
-             data, pack; one of data.evaluation_sets     ->  data/packed/sets/NAME
+             data, pack; one of data.evaluation_sets     ->  data/packed/NAME.set
 Run: python -m stages.pack
      python -m stages.pack NAME     (an evaluation set; DVC gives it in DVC_STAGE, pack_set@NAME)
 
@@ -17,7 +17,6 @@ with the number of images.
 
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,16 +27,16 @@ from stages.lib.core.params import load_params
 from stages.lib.data.layouts.find import evaluation_set, find_sets, training_sets
 from stages.lib.data.layouts.image_set import SET_NAMES
 from stages.lib.data.packing import pack_empty_set, pack_images
-from stages.lib.data.params import DataParams, PackParams
+from stages.lib.data.params import DataParams, PackParams, packed_name
 from stages.lib.running import run_stage
 
 
-def main(arguments: Sequence[str] = ()) -> None:
-    """Pack data.root, or the evaluation set that the arguments name."""
+def main(set_name: str = "") -> None:
+    """Pack data.root, or the evaluation set of this name."""
     params = load_params("pack", PackParams)
     data = load_params("data", DataParams)
-    if arguments:
-        pack_evaluation_set(" ".join(arguments), data, params)
+    if set_name:
+        pack_evaluation_set(set_name, data, params)
     else:
         pack_root(data, params)
 
@@ -61,16 +60,18 @@ def pack_evaluation_set(name: str, data: DataParams, params: PackParams) -> None
         raise UserError(f"give a name of data.evaluation_sets ({known}), not '{name}'")
     root = Path(data.evaluation_sets[name])
     sets = find_sets(root, "auto", data.manifest, f"data.evaluation_sets.{name}")
-    with atomic_folder(paths.PACKED / "sets" / name) as folder:
-        image_set = replace(evaluation_set(sets, root), name=f"sets/{name}")
+    image_set = replace(evaluation_set(sets, root), name=packed_name(name))
+    with atomic_folder(paths.PACKED / image_set.name) as folder:
         pack_images(image_set, folder, params)
 
 
-def names() -> list[str]:
-    """Return the name of the evaluation set that the command line or DVC gives, if any."""
-    name = os.environ.get("DVC_STAGE", "").partition("pack_set@")[2]
-    return sys.argv[1:] or [name] * bool(name)
+def wanted_set() -> str:
+    """Return the evaluation set that the command line or DVC names; "": data.root is wanted."""
+    stage = os.environ.get("DVC_STAGE", "")
+    return " ".join(sys.argv[1:]) or stage.partition("pack_set@")[2]
 
 
 if __name__ == "__main__":
-    run_stage(lambda: main(names()), *names())
+    name = wanted_set()
+    parts = [name] if name else []
+    run_stage(lambda: main(name), *parts)

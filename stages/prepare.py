@@ -4,17 +4,17 @@ params.yaml: data, prepare; data/packed/**/facts.parquet
   ->  data/labels/{train,val,calibration,test,held_out,evaluation}.{csv,sha256}, metrics/data.json
 Run: python -m stages.prepare
 
-A label file has one row per image; its columns are LABEL_TYPES in stages/lib/core/labels.py. The
-calibration split is a part of the validation set. Without a validation set, both are parts of the
+A label table has one row per image; its columns are LABEL_TYPES in stages/lib/core/labels.py. The
+calibration set is a part of the validation set. Without a validation set, both are parts of the
 training set. A group has near-duplicates, and images that the data set itself groups (one person,
-one video, one source image); no split divides it. Fakes of prepare.hold_out_families leave
-train, val and calibration; held_out.csv has those of val. evaluation.csv has all sets of
-data.evaluation_sets; one more set changes no other file.
+one video, one source image); where this stage splits, it divides no group. Fakes of
+prepare.hold_out_families leave train, val and calibration; held_out.csv has those of val.
+evaluation.csv has all sets of data.evaluation_sets; one more set changes no other file.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,14 +22,15 @@ from pydantic import Field
 from sklearn.model_selection import GroupShuffleSplit
 
 from stages.lib import paths
-from stages.lib.audit.near_duplicates import duplicates_report, join_groups, near_duplicate_groups
-from stages.lib.audit.shortcuts import audit_split
-from stages.lib.core.errors import UserError, short
+from stages.lib.audit.groups import duplicates_report, group_further_images, group_images
+from stages.lib.audit.report import say_what_was_found, warn_of_shortcuts
+from stages.lib.audit.shortcuts import audit_set
+from stages.lib.core.errors import UserError
 from stages.lib.core.files import atomic_folder, write_json
 from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL, write_labels
 from stages.lib.core.params import Seed, StageParams, load_params
 from stages.lib.data.layouts.image_set import SET_NAMES
-from stages.lib.data.params import DataParams
+from stages.lib.data.params import DataParams, packed_name
 from stages.lib.images.packed_images import read_facts
 from stages.lib.running import run_stage
 
@@ -50,82 +51,50 @@ class PrepareParams(StageParams):
 
 
 def main() -> None:
-    """Write the label files and the report on the data."""
+    """Write the label tables and the report on the data."""
     params = load_params("prepare", PrepareParams)
     data = load_params("data", DataParams)
-    names = data.evaluation_sets
-    facts = _read_facts([*SET_NAMES, *(f"sets/{name}" for name in names)])
+    facts = _read_facts([*SET_NAMES, *map(packed_name, data.evaluation_sets)])
     is_bad, is_own = facts["error"].notna(), facts["set"].isin(SET_NAMES)
-    bad = facts[is_bad]
-    _decide_on_bad_images(bad, params.bad_images)
-    good, more = facts[~is_bad & is_own].copy(), facts[~is_bad & ~is_own].copy()
-    near = near_duplicate_groups(_hashes(good), params.near_duplicate_bits)
-    good["group"] = _joined(near, good)
-    more["group"] = _groups_of_more(good, more, params.near_duplicate_bits)
-    splits = split(good, params)
-    splits, held_out = hold_out(splits, params.hold_out_families)
-    for name in names:
-        splits[name] = _checked(name, more[more["set"] == f"sets/{name}"])
+    bad, own, evaluation = facts[is_bad], facts[~is_bad & is_own], facts[~is_bad & ~is_own]
+    if params.bad_images == "refuse":
+        _refuse_bad_images(bad)
+    own = own.assign(group=group_images(own, params.near_duplicate_bits))
+    further_groups = group_further_images(own, evaluation, params.near_duplicate_bits)
+    evaluation = evaluation.assign(group=further_groups)
+    sets, held_out = hold_out(split(own, params), params.hold_out_families)
+    for name in data.evaluation_sets:
+        sets[name] = _checked(name, evaluation[evaluation["set"] == packed_name(name)])
     report = {
         "generated_sample": Path(data.root).resolve() == paths.SAMPLE.resolve(),
-        "bad_images": _bad_images_report(bad),
-        "splits": {name: audit_split(rows, params.seed) for name, rows in splits.items()},
+        "bad_images": {
+            "count": len(bad),
+            "first": bad[["set", "img_name", "error"]].head(100).to_dict("records"),
+        },
+        "sets": {name: audit_set(rows, params.seed) for name, rows in sets.items()},
         "held_out": held_out["family"].value_counts().sort_index().to_dict(),
-        "duplicates": duplicates_report(splits | {"val": pd.concat([splits["val"], held_out])}),
+        "duplicates": duplicates_report(sets | {"val": pd.concat([sets["val"], held_out])}),
         "shortcut_auc": params.shortcut_auc,
     }
-    _say_what_was_found(report)
-    _judge_shortcuts(report["splits"], params)
+    say_what_was_found(report)
+    warn_of_shortcuts(report["sets"], params.shortcut_auc, refuse=params.shortcuts == "refuse")
     with atomic_folder(paths.LABELS) as labels:
         for name in ("train", "val", "calibration", "test"):
-            write_labels(splits[name], labels / f"{name}.csv")
+            write_labels(sets[name], labels / f"{name}.csv")
         write_labels(held_out, labels / "held_out.csv")
-        write_labels(more, labels / "evaluation.csv")
+        write_labels(evaluation, labels / "evaluation.csv")
     write_json(paths.DATA_REPORT, report)
 
 
-def _read_facts(sets: Sequence[str]) -> pd.DataFrame:
+def _read_facts(names: Sequence[str]) -> pd.DataFrame:
     """Return the facts of these folders of data/packed, with the columns set and row."""
-    tables = [read_facts(paths.PACKED / name).assign(set=name) for name in sets]
+    tables = [read_facts(paths.PACKED / name).assign(set=name) for name in names]
     rows = np.concatenate([np.arange(len(table)) for table in tables])
     return pd.concat(tables, ignore_index=True).assign(row=rows)
 
 
-def _hashes(facts: pd.DataFrame) -> np.ndarray:
-    """Return the perceptual hashes, uint64 (N,), of good images."""
-    return facts["phash"].to_numpy(dtype=np.uint64)
-
-
-def _joined(near: np.ndarray, facts: pd.DataFrame) -> np.ndarray:
-    """Join near-duplicate groups, int (N,), of images that the data set groups, or of one video.
-
-    Other data sets may have the same names, so these begin with the set.
-    """
-    data_set = facts["set"].where(~facts["set"].isin(SET_NAMES), "own")
-    for column in ("given_group", "video"):
-        near = join_groups(near, data_set.str.cat(facts[column], sep="/"))
-    return near
-
-
-def _groups_of_more(good: pd.DataFrame, more: pd.DataFrame, max_bits: int) -> np.ndarray:
-    """Return the groups of further images: those of their near-duplicates in `good`, or new ones.
-
-    The groups of `good` stay as they are, so an evaluation set changes no split.
-    """
-    if more.empty:
-        return np.empty(0, dtype=int)
-    hashes = np.concatenate([_hashes(good), _hashes(more)])
-    near = near_duplicate_groups(hashes, max_bits)
-    together = _joined(near, pd.concat([good, more], ignore_index=True))
-    of_good, of_more = together[: len(good)], together[len(good) :]
-    known = good.groupby(of_good)["group"].first()
-    new = pd.Series(of_more).where(~np.isin(of_more, known.index))
-    numbers = int(good["group"].max()) + 1 + pd.factorize(new)[0]
-    return np.where(new.isna(), known.reindex(of_more).fillna(-1).astype(int), numbers)
-
-
-def _decide_on_bad_images(bad: pd.DataFrame, decision: str) -> None:
-    if len(bad) and decision == "refuse":
+def _refuse_bad_images(bad: pd.DataFrame) -> None:
+    if len(bad):
         first = bad.iloc[0]
         raise UserError(
             f"{len(bad)} listed images cannot be used, the first: {first['img_name']} of the "
@@ -134,53 +103,14 @@ def _decide_on_bad_images(bad: pd.DataFrame, decision: str) -> None:
         )
 
 
-def _bad_images_report(bad: pd.DataFrame) -> dict[str, Any]:
-    listed = bad[["set", "img_name", "error"]].head(100).to_dict("records")
-    return {"count": len(bad), "first": listed}
-
-
-def split(good: pd.DataFrame, params: PrepareParams) -> dict[str, pd.DataFrame]:
-    """Return the rows of train, val, calibration and test."""
-    train, val, test = (good[good["set"] == name] for name in SET_NAMES)
+def split(own: pd.DataFrame, params: PrepareParams) -> dict[str, pd.DataFrame]:
+    """Return the rows of the sets train, val, calibration and test."""
+    packed = {name: own[own["set"] == name] for name in SET_NAMES}
+    train, val = packed["train"], packed["val"]
     if val.empty:
         train, val = _split_groups(train, params.val_share, params.seed)
     val, calibration = _split_groups(val, params.calibration_share, params.seed)
-    return {"train": train, "val": val, "calibration": calibration, "test": test}
-
-
-def hold_out(
-    splits: dict[str, pd.DataFrame], families: list[str]
-) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
-    """Take the fakes of these families out of all that training and choosing sees.
-
-    Returns the splits without them, and those of val, which measure how the detector does on
-    families that it has not seen. Raises UserError for a family that val does not have, and where a
-    labelled split lacks one of the classes.
-    """
-    seen = ("train", "val", "calibration")
-    fakes = splits["val"][splits["val"]["target"] == FAKE]
-    for family in families:
-        if family not in set(fakes["family"]):
-            known = ", ".join(sorted(fakes["family"].dropna().unique()))
-            raise UserError(
-                f"prepare.hold_out_families: the val split has no fakes of '{family}'; "
-                + (f"it has {known}" if known else "its list has no column family")
-            )
-    held = {name: splits[name]["family"].isin(families) & (splits[name]["target"] == FAKE)
-            for name in seen}  # fmt: skip
-    kept = {name: _checked(name, splits[name][~held[name]]) for name in seen}
-    return splits | kept, splits["val"][held["val"]]
-
-
-def _checked(name: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows; raises UserError where they lack one of the classes."""
-    for target in (REAL, FAKE):
-        if not (rows["target"] == target).any():
-            raise UserError(
-                f"the {name} split ({len(rows)} images) has no {CLASS_NAMES[target]} image "
-                f"(target {target}); both classes are needed"
-            )
-    return rows
+    return {"train": train, "val": val, "calibration": calibration, "test": packed["test"]}
 
 
 def _split_groups(rows: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -207,45 +137,42 @@ def _split_groups(rows: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataF
     )
 
 
-def _judge_shortcuts(splits: dict[str, Any], params: PrepareParams) -> None:
-    """Warn of facts that tell the classes apart without a look at faces, or refuse them."""
-    for name, audit in splits.items():
-        if name == "calibration":  # a part of val, and too small for an AUC
-            continue
-        found = {k: auc for k, auc in audit["shortcuts"].items() if k != "worst"}
-        above = {k: auc for k, auc in found.items() if auc > params.shortcut_auc}
-        if not above:
-            continue
-        listed = ", ".join(
-            f"{cue} ({auc:.3f})" for cue, auc in sorted(above.items(), key=lambda x: -x[1])
-        )
-        problem = (
-            f"facts that alone tell real from fake in the {name} split, with their AUC: {listed}; "
-            "a detector may learn these instead of the manipulation"
-        )
-        if params.shortcuts == "refuse":
+def hold_out(
+    sets: dict[str, pd.DataFrame], families: list[str]
+) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """Take the fakes of these families out of train, val and calibration.
+
+    Returns the sets without them, and those of val, which measure how the detector does on methods
+    that it has not seen. Raises UserError for a family that val does not have, and where one of the
+    three sets lacks one of the classes.
+    """
+    sets, is_held_out = dict(sets), {}
+    for name in ("train", "val", "calibration"):
+        is_fake = sets[name]["target"] == FAKE
+        is_held_out[name] = sets[name]["family"].isin(families) & is_fake
+    held_out = sets["val"][is_held_out["val"]]
+    for family in families:
+        if family not in set(held_out["family"]):
+            fakes = sets["val"][sets["val"]["target"] == FAKE]
+            known = ", ".join(sorted(fakes["family"].dropna().unique()))
+            hint = f"it has {known}" if known else "its list has no column family"
             raise UserError(
-                f"{problem}; fix the data, set train.reencode, or prepare.shortcuts: warn"
+                f"prepare.hold_out_families: the val set has no fakes of '{family}'; {hint}"
             )
-        print(f"WARNING: {problem} (train.reencode helps against traces of compression)")
+    for name, is_out in is_held_out.items():
+        sets[name] = _checked(name, sets[name][~is_out])
+    return sets, held_out
 
 
-def _say_what_was_found(report: dict[str, Any]) -> None:
-    for name, found in report["splits"].items():
-        counts = ", ".join(f"{found[kind]} {kind}" for kind in (*CLASS_NAMES, "unlabelled"))
-        print(f"{name:12s}{counts}, {found['num_groups']} groups")
-    for family, count in report["held_out"].items():
-        print(f"held out    {count} fake of {family}, which nothing is trained or chosen on")
-    across, firsts = (report["duplicates"][f"{name}_across_splits"] for name in ("groups", "first"))
-    for pair, (one, other) in firsts.items():
-        print(
-            f"WARNING: {across[pair]} groups of images that belong together are in both splits "
-            f"of {pair}, for example {short(one)} and {short(other)}"
-        )
-    if report["bad_images"]["count"]:
-        print(
-            f"WARNING: {report['bad_images']['count']} bad images left out, see {paths.DATA_REPORT}"
-        )
+def _checked(name: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a set; raises UserError where they lack one of the classes."""
+    for target in (REAL, FAKE):
+        if not (rows["target"] == target).any():
+            raise UserError(
+                f"the {name} set ({len(rows)} images) has no {CLASS_NAMES[target]} image "
+                f"(target {target}); both classes are needed"
+            )
+    return rows
 
 
 if __name__ == "__main__":

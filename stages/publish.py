@@ -5,9 +5,9 @@ params.yaml: publish, pack; data/{labels,model,scores,explanations,card,submissi
 Run: python -m stages.publish
 
 The run is that of the training, found by the digest of the weights, or a new one where no run has
-them. Publishing the same results again writes the same values again. data/published.json is cached
-by DVC, is not in Git, and is `persist` in dvc.yaml, which keeps DVC from restoring it from its run
-cache: so this stage runs wherever the results are new to a workspace.
+them. Publishing the same results twice writes the same values twice. data/published.json is
+`persist` in dvc.yaml, so that DVC does not restore it from its run cache: this stage runs wherever
+the results are new to a workspace.
 """
 
 import shutil
@@ -26,8 +26,8 @@ from stages.lib.core.scores import read_evaluation
 from stages.lib.core.tables import read_history, read_table, read_tables
 from stages.lib.data.params import PackParams
 from stages.lib.evaluation.metrics import METRICS
-from stages.lib.evaluation.scored_sets import labelled_scores
-from stages.lib.evaluation.slices import REALS_FOR_1E_4
+from stages.lib.evaluation.report import labelled_scores
+from stages.lib.evaluation.tables import REALS_FOR_1E_4
 from stages.lib.evaluation.verdict_rules import read_rules
 from stages.lib.publishing.find_run import find_or_make_run, publishing_lock
 from stages.lib.publishing.logged_model import log_served_model
@@ -44,7 +44,7 @@ class PublishParams(StageParams):
 
 
 def main() -> None:
-    """Publish everything, and write down what."""
+    """Publish everything, and write the digests of what was published."""
     params = load_params("publish", PublishParams)
     report = read_evaluation()
     if params.champion_metric not in report["val"]:
@@ -64,12 +64,20 @@ def main() -> None:
 
 
 def files_to_publish() -> dict[Path, str | None]:
-    """Return each file with its folder among the artifacts of the run; raises UserError."""
+    """Return each file with its folder among the artifacts of the run, or None for the top folder.
+
+    Raises UserError where a file is missing.
+    """
     files: dict[Path, str | None] = {paths.EVALUATION: None, paths.DATA_REPORT: None}
-    files |= dict.fromkeys(checked_tables(paths.TABLES, "evaluate"))
-    files |= {paths.SCORES / "val.csv": "scores", paths.CARD: None, paths.CARD_PAGE: None}
-    explained = [paths.EXPLANATIONS / name for name in ("images.csv", "page.html")]
-    files |= dict.fromkeys([*explained, *sorted(paths.SHEETS.glob("*.png"))], "explanations")
+    for table in checked_tables(paths.TABLES, "evaluate"):
+        files[table] = None
+    files[paths.SCORES / "val.csv"] = "scores"
+    files[paths.CARD] = None
+    files[paths.CARD_PAGE] = None
+    for name in ("images.csv", "page.html"):
+        files[paths.EXPLANATIONS / name] = "explanations"
+    for sheet in sorted(paths.SHEETS.glob("*.png")):
+        files[sheet] = "explanations"
     if len(read_table(paths.SUBMISSION)):
         files[paths.SUBMISSION] = None
     for path in files:
@@ -85,11 +93,13 @@ def publish(
     files: dict[Path, str | None],
     metric: str,
 ) -> None:
-    """Put everything into the run of the model, and register the model; val: with its scores."""
-    tracker.log_metrics(flatten(report))
+    """Put everything into the run of the model, and register the model.
+
+    report: metrics/evaluation.json. val: the labels of the validation images with their scores.
+    """
     better_than_chance = bool(report["better_than_chance"])
-    useful = "yes" if better_than_chance else "no, this model is useless"
-    tracker.log_tags({CHANCE_TAG: useful})
+    tracker.log_metrics(flatten(report))
+    tracker.log_tags({CHANCE_TAG: "yes" if better_than_chance else "no, this model is useless"})
     for path, folder in files.items():
         tracker.log_file(path, folder)
     for name, figure in draw_all(read_tables(paths.PLOTS)).items():
@@ -98,18 +108,18 @@ def publish(
     value = report["val"][metric]
 
     def publish_model(client: Any, run_id: str) -> None:
-        limit = load_params("pack", PackParams).max_megapixels
-        with TemporaryDirectory() as place:  # MLflow refuses links, which DVC may have made here
-            model = shutil.copytree(paths.MODEL, Path(place) / paths.MODEL.name)
-            rules = Path(shutil.copy(paths.VERDICT_RULES, place))
-            model_id = log_served_model(client, run_id, model, rules, limit)
+        max_megapixels = load_params("pack", PackParams).max_megapixels
+        with TemporaryDirectory() as folder:  # MLflow refuses links, which DVC may have made here
+            model = shutil.copytree(paths.MODEL, Path(folder) / paths.MODEL.name)
+            rules = Path(shutil.copy(paths.VERDICT_RULES, folder))
+            model_id = log_served_model(client, run_id, model, rules, max_megapixels)
         register(client, model_id, name, val, metric, value, better_than_chance)
 
     tracker.attempt(publish_model)
 
 
 def flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Turn nested numbers into {"val.auc": ...}, as `dvc metrics show` names them."""
+    """Return nested numbers as {"val.auc": ...}, with the names of `dvc metrics show`."""
     flat: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, dict):

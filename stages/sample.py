@@ -28,16 +28,16 @@ from stages.lib.progress import progress_bar
 from stages.lib.running import run_stage
 
 FOLDERS = {"train": "phase1/trainset", "val": "phase1/valset", "test": "phase2/testset1_seen"}
-PICTURES_PER_PERSON = 5
-MOST_PICTURES = 1_000_000
+IMAGES_PER_PERSON = 5
+MOST_IMAGES = 1_000_000
 
 
 class SampleParams(StageParams):
     """Section `sample`."""
 
-    num_train: Annotated[int, Field(ge=20, le=MOST_PICTURES)]
-    num_val: Annotated[int, Field(ge=20, le=MOST_PICTURES)]
-    num_test: Annotated[int, Field(ge=1, le=MOST_PICTURES)]
+    num_train: Annotated[int, Field(ge=20, le=MOST_IMAGES)]
+    num_val: Annotated[int, Field(ge=20, le=MOST_IMAGES)]
+    num_test: Annotated[int, Field(ge=1, le=MOST_IMAGES)]
     image_size: Annotated[int, Field(ge=48, le=512)]
     fake_share: Annotated[float, Field(gt=0, lt=1)]
     seed: Seed
@@ -62,8 +62,8 @@ def write_set(
     rows = []
     for index in range(count):
         random = np.random.default_rng([params.seed, number, index])
-        of_person = [params.seed, number, index // PICTURES_PER_PERSON, 1]
-        person = draw_person(np.random.default_rng(of_person))
+        seed_of_person = [params.seed, number, index // IMAGES_PER_PERSON, 1]
+        person = draw_person(np.random.default_rng(seed_of_person))
         family = family_of(index, params.fake_share)
         file = hashlib.md5(f"{params.seed}/{number}/{index}".encode()).hexdigest() + ".jpg"
         (folder / file).write_bytes(photograph(person, family, params.image_size, random))

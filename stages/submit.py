@@ -16,7 +16,7 @@ from stages.lib import paths
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import atomic_folder
 from stages.lib.core.params import StageParams, load_params
-from stages.lib.core.scores import scores_of
+from stages.lib.core.scores import read_set_scores
 from stages.lib.core.tables import write_table
 from stages.lib.images.packed_images import read_facts
 from stages.lib.running import run_stage
@@ -34,7 +34,7 @@ def main() -> None:
     """Write submission.csv: img_name,y_pred in the order of the list."""
     params = load_params("submit", SubmitParams)
     listed = read_facts(paths.PACKED / "test")
-    submission = make_submission(listed, scores_of("test"), params.missing_score)
+    submission = make_submission(listed, read_set_scores("test"), params.missing_score)
     with atomic_folder(paths.SUBMISSION.parent) as folder:
         write_table(submission, folder / paths.SUBMISSION.name)
     if listed.empty:
@@ -54,9 +54,9 @@ def make_submission(
     """
     twice = scores["img_name"][scores["img_name"].duplicated()]
     extra = scores["img_name"][~scores["img_name"].isin(listed["img_name"])]
-    for names, what in ((twice, "has two scores"), (extra, "is not in the test list")):
+    for names, problem in ((twice, "has two scores"), (extra, "is not in the test list")):
         if len(names):
-            raise UserError(f"{TEST_SCORES}: {names.iloc[0]} {what} ({len(names)} such images)")
+            raise UserError(f"{TEST_SCORES}: {names.iloc[0]} {problem} ({len(names)} such images)")
     predicted = listed["img_name"].map(scores.set_index("img_name")["score"])
     bad = listed["error"].notna()
     if missing_score is not None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+import torch
 import yaml
+from filelock import FileLock
 from hypothesis import settings
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
@@ -38,11 +41,18 @@ TINY = {
     "train.epochs": 2,
     "train.batch_size": 20,
     "train.num_workers": 0,
+    "train.num_threads": 1,
     "predict.num_workers": 0,
+    "predict.num_threads": 1,
     "predict.robustness_images": 20,
     "explain.num_images": 2,
+    "explain.num_threads": 1,
     "explain.stride": 0.25,
 }
+# The two processes of `make test` begin with the files that take longest. While one of them makes
+# the pipeline, the other one has files that do not wait for it.
+LONGEST = ("pipeline", "train", "registry", "running", "tracking", "checkpoints", "judge", "detect",
+           "web", "damage", "design", "score")  # fmt: skip
 # Of generated inputs: the same ones in each run, as many as the variable EXAMPLES says.
 EXAMPLES = settings(
     max_examples=int(os.environ.get("EXAMPLES", 300)), derandomize=True, database=None,
@@ -60,7 +70,7 @@ def environment() -> dict[str, str]:
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("MLFLOW_", "DVC_", "TRACKING", "HF_"))
+        if not name.startswith(("MLFLOW_", "DVC_", "TRACKING", "HF_", "MAKE"))
     }
     return inherited | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -170,37 +180,82 @@ def draw_dataset(root: Path, counts: dict[str, int], size: int = 48) -> Path:
     return root
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, so that no process works alone at the end."""
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return the folder that `make` fills, once for all processes of this run of the tests."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    with FileLock(root / f"{name}.lock"):
+        if not (root / f"{name}.made").exists():
+            (root / name).mkdir()
+            make(root / name)
+            (root / f"{name}.made").touch()
+    return root / name
+
+
+def run_stages(folder: Path, *names: str) -> None:
+    """Run stages in this folder and in this process, without MLflow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("DVC_ROOT", str(folder))
+        patch.setenv("TRACKING", "off")
+        for name in names:
+            import_module(f"stages.{name}").main()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Compute in one thread, because the processes of the tests share the cores."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone in which `dvc repro` has run on a tiny sample and a further set; only look at it."""
-    drawn = draw_dataset(tmp_path_factory.mktemp("drawn"), {"val": 40})
+    return made_once(tmp_path_factory, "pipeline", make_pipeline)
+
+
+def make_pipeline(clone: Path) -> None:
+    drawn = draw_dataset(clone.with_name("drawn"), {"val": 40})
     more = {
         "data.evaluation_sets": {"drawn": str(drawn)},
         "train.augmentation.jpeg.probability": 0.5,
         "train.pseudo_fakes.first_share": 0.2,
     }
-    clone = clone_project(tmp_path_factory.mktemp("pipeline"), TINY | more)
+    clone_project(clone, TINY | more)
     # MLflow looks at the machine every 10 s by default; this training takes one second.
     done = run("dvc", "repro", cwd=clone, MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="0.05")
     (clone / "repro.log").write_text(done.stdout + done.stderr)
-    return clone
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone with an easy data set packed and prepared, ready to train; copy before changing."""
-    clone = clone_project(tmp_path_factory.mktemp("prepared"), TINY)
+    """A clone with a prepared easy data set and an empty store; copy before changing."""
+    return made_once(tmp_path_factory, "prepared", make_prepared)
+
+
+def make_prepared(clone: Path) -> None:
     root = draw_dataset(clone / "drawn", {"train": 80, "val": 60, "test": 10})
-    set_params(clone, {"data.root": str(root)})
-    for stage in ("pack", "prepare"):
-        run("python", "-m", f"stages.{stage}", cwd=clone)
-    return clone
+    clone_project(clone, TINY | {"data.root": str(root)})
+    run_stages(clone, "pack", "prepare")
+    client_of(clone).search_experiments()  # makes the tables, which takes seconds
 
 
 @pytest.fixture
 def workspace(prepared: Path, tmp_path: Path) -> Path:
     """A copy of the prepared clone, to train in."""
-    return shutil.copytree(prepared, tmp_path / "workspace", symlinks=True)
+    return shutil.copytree(prepared, tmp_path / "workspace", symlinks=True, copy_function=copy_file)
+
+
+def copy_file(source: str, target: str) -> None:
+    """Copy a file, but link what Git never changes."""
+    (os.link if "/.git/objects/" in source else shutil.copy2)(source, target)
 
 
 @pytest.fixture(scope="session")

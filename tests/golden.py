@@ -41,7 +41,7 @@ PREPROCESSINGS = {
     "faces": PLAIN.model_copy(
         update={"interpolation": "bicubic", "face_crop": 1.2, "reencode": [70, 90]}
     ),
-    "scaled": PLAIN.model_copy(update={"scaled_decoding": True, "residuals": "srm"}),
+    "scaled": PLAIN.model_copy(update={"scaled_decoding": True}),
 }
 
 
@@ -61,9 +61,9 @@ def compute() -> dict[str, Any]:
     scores = {}
     for name, preprocessing in PREPROCESSINGS.items():
         with TemporaryDirectory() as folder:
-            examiner = untrained_judge(Path(folder), preprocessing)
-            found = examiner.examine(list(images.values()))
-        scores[name] = dict(zip(images, map(figures, found), strict=True))
+            examiner = untrained_examiner(Path(folder), preprocessing)
+            verdicts = examiner.examine(list(images.values()))
+        scores[name] = dict(zip(images, map(figures, verdicts), strict=True))
     return {"facts": facts, "scores": scores}
 
 
@@ -76,10 +76,9 @@ def draw(number: int, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def untrained_judge(folder: Path, preprocessing: Preprocessing) -> Examiner:
-    """Return a judge with weights from NumPy, written to and read from a folder."""
-    channels = {"in_chans": 6} if preprocessing.residuals else {}
-    model = create_model("test_resnet", channels, "random")
+def untrained_examiner(folder: Path, preprocessing: Preprocessing) -> Examiner:
+    """Return an examiner with weights from NumPy, written to and read from a folder."""
+    model = create_model("test_resnet", {}, "random")
     random = np.random.default_rng(0)
     state = {}
     for name, tensor in model.state_dict().items():
@@ -91,9 +90,14 @@ def untrained_judge(folder: Path, preprocessing: Preprocessing) -> Examiner:
         drawn = drawn * 20 if name.startswith("fc.") else drawn  # far apart
         state[name] = torch.as_tensor(drawn).to(tensor.dtype)
     config = DetectorConfig(
-        model="test_resnet", model_args=channels, preprocessing=preprocessing, num_parameters=1,
-        initial_weights="random", trained_in="portable fp32", best_epoch=1,
-    )  # fmt: skip
+        model="test_resnet",
+        model_args={},
+        preprocessing=preprocessing,
+        num_parameters=1,
+        initial_weights="random",
+        trained_in="portable fp32",
+        best_epoch=1,
+    )
     rules = drawn_rules(save_detector(folder, state, config))
     write_text(folder / RULES_FILE, rules.model_dump_json())
     crop = not preprocessing.scaled_decoding  # of which images that are cut out make no use
@@ -115,12 +119,12 @@ def drawn_rules(weights_sha256: str) -> Rules:
     )  # fmt: skip
 
 
-def figures(found: Any) -> list[dict[str, Any]]:
+def figures(verdict: Any) -> list[dict[str, Any]]:
     """Return what is kept of the verdict of an image."""
-    assert isinstance(found, ImageVerdict)
+    assert isinstance(verdict, ImageVerdict)
     return [
         {"box": face.box, "logit": round(face.logit, 5), "views": list(face.views.values())}
-        for face in found.faces
+        for face in verdict.faces
     ]
 
 

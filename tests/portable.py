@@ -28,8 +28,8 @@ from stages.lib.detector.model import (
     input_size_args,
     resolve_preprocessing,
 )
+from stages.lib.evaluation.intervals import metric_intervals
 from stages.lib.evaluation.metrics import METRICS, RankedScores, fit_temperature
-from stages.lib.evaluation.resampling import metric_intervals
 from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.params import TrainParams
 from tests.golden import draw

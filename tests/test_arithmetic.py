@@ -77,7 +77,7 @@ def test_a_detector_that_is_trained_in_bf16_scores_in_fp32_everywhere(
     assert json.loads(Path("data/model/config.json").read_text())["trained_in"] == "native bf16"
     predict()
     run("python", "-m", "stages.evaluate", cwd=workspace)
-    judge = Examiner(Path("data/model"), set_up_hardware("cpu", 2), crop=False, max_pixels=10**6)
+    judge = Examiner(Path("data/model"), set_up_hardware("cpu", 1), crop=False, max_pixels=10**6)
     scores = pd.read_csv("data/scores/val.csv")
     images = [file_of(workspace, name).read_bytes() for name in scores["img_name"]]
     found = [one.faces[0].logit for one in judge.examine(images) if isinstance(one, ImageVerdict)]

@@ -1,16 +1,17 @@
 """The model card says what the files say, and nothing else."""
 
 import json
+import re
 from html import escape
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from stages.card import as_html, limits_of, pretraining, render, rules_of
-from stages.lib.evaluation.cross_sets import CROSS_COLUMNS
-from stages.lib.evaluation.resampling import Interval
-from stages.lib.report.card import RESULTS, figures_of, fill, plain_markdown
+from stages.card import as_html, pretraining, render, rules_of
+from stages.lib.evaluation.intervals import Interval
+from stages.lib.evaluation.tables import CROSS_COLUMNS
+from stages.lib.report.card import RESULTS, figures_of, fill, limits_of, plain_markdown
 from stages.lib.score_files.comparison import Comparison
 
 CONFIG = {
@@ -27,13 +28,12 @@ def test_the_card_has_the_figures_of_the_pipeline(pipeline: Path) -> None:
     card = (pipeline / "metrics/model_card.md").read_text()
     metrics = json.loads((pipeline / "metrics/evaluation.json").read_text())
     intervals = pd.read_csv(pipeline / "metrics/tables/intervals.csv")
-    for row in intervals[
-        (intervals["slice"] == "all") & (intervals["metric"] == "auc")
-    ].itertuples():
+    aucs = intervals[(intervals["slice"] == "all") & (intervals["metric"] == "auc")]
+    for row in aucs.itertuples():
         assert f"{row.value:.4f} [{row.low:.4f}, {row.high:.4f}]" in card
     for name in ("val", "drawn", "pooled"):
-        found = metrics[name]
-        assert f"{name} ({found['num_real']} real, {found['num_fake']} fake)" in card
+        of_set = metrics[name]
+        assert f"{name} ({of_set['num_real']} real, {of_set['num_fake']} fake)" in card
     assert metrics["weights"] in card and f"{metrics['threshold']:.4f}" in card
     points = pd.read_csv(pipeline / "metrics/tables/operating_points.csv")
     for row in points.itertuples():
@@ -41,10 +41,17 @@ def test_the_card_has_the_figures_of_the_pipeline(pipeline: Path) -> None:
     assert f"| val | {metrics['verdicts']['val']['unsure']:.4f} [" in card
     assert "Trained on the embedded generated sample" in card
     assert "for 0.01 those are too few" in card.lower()  # a dozen calibration reals
-    for heading in ("Data", "Results", "Slices", "Operating points", "Real, fake or unsure",
-                    "Across sets", "Robustness", "Limits",
-                    "The rules of the competition"):  # fmt: skip
-        assert f"\n## {heading}\n" in card
+    assert re.findall(r"^## (.*)$", card, re.MULTILINE) == [
+        "Data",
+        "Results",
+        "Slices",
+        "Operating points",
+        "Real, fake or unsure",
+        "Across sets",
+        "Robustness",
+        "Limits",
+        "The rules of the competition",
+    ]
 
 
 def test_the_html_card_is_whole_in_one_file(pipeline: Path) -> None:
@@ -97,20 +104,23 @@ VERDICTS = {"set": "val", "slice": "all", "num_real": 50, "num_fake": 60, "unsur
 REPORT = {"weights": "abc", "better_than_chance": 1, "threshold": 0.5, "temperature": 1.0,
           "num_calibration": 9, "val": {"num_real": 50, "num_fake": 60}}  # fmt: skip
 DATA = {"generated_sample": False, "bad_images": {"count": 0}, "held_out": {},
-        "shortcut_auc": 0.6, "splits": {},
-        "duplicates": {"groups_across_splits": {"train/val": 2, "val/test": 0}}}  # fmt: skip
+        "shortcut_auc": 0.6, "sets": {},
+        "duplicates": {"groups_across_sets": {"train/val": 2, "val/test": 0}}}  # fmt: skip
 
 
-def card(points: dict | None = None, cross: pd.DataFrame | None = None, **config: object) -> str:
-    """Return a card of one small set that was not perturbed."""
-    tables = {
+def tables_of(**tables: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the tables of one small set that was not perturbed, with other ones in their place."""
+    return {
         "intervals": INTERVALS,
-        "operating_points": pd.DataFrame([POINT | (points or {})]),
-        "cross_auc": pd.DataFrame(columns=CROSS_COLUMNS) if cross is None else cross,
+        "operating_points": pd.DataFrame([POINT]),
+        "cross_auc": pd.DataFrame(columns=CROSS_COLUMNS),
         "robustness": pd.DataFrame(),
         "verdicts": pd.DataFrame([VERDICTS]),
-    }
-    return render(CONFIG | config, REPORT, DATA, tables)
+    } | tables
+
+
+def card(tables: dict[str, pd.DataFrame] | None = None, **config: object) -> str:
+    return render(CONFIG | config, REPORT, DATA, tables or tables_of())
 
 
 def test_what_was_seen_in_training_is_the_first_limit() -> None:
@@ -124,26 +134,15 @@ def test_videos_have_a_row_where_there_are_any() -> None:
     frames = INTERVALS.assign(set="web")
     frames = pd.concat([INTERVALS, frames[frames["metric"] != "video_auc"]])
     report = REPORT | {"web": REPORT["val"]}
-    tables = {"intervals": frames, "operating_points": pd.DataFrame([POINT]),
-              "cross_auc": pd.DataFrame(columns=CROSS_COLUMNS)}  # fmt: skip
-    rows = dict(figures_of(report, tables)["results"])
+    rows = dict(figures_of(report, tables_of(intervals=frames))["results"])
     assert rows["AUC of whole videos"][1] is None and rows["AUC"][1]["value"] == 0.8
-    without = INTERVALS[INTERVALS["metric"] != "video_auc"]
-    assert "AUC of whole videos" not in dict(
-        figures_of(REPORT, tables | {"intervals": without})["results"]
-    )
+    without = tables_of(intervals=INTERVALS[INTERVALS["metric"] != "video_auc"])
+    assert "AUC of whole videos" not in dict(figures_of(REPORT, without)["results"])
 
 
 def test_a_useless_model_is_called_useless_first() -> None:
     report = REPORT | {"better_than_chance": 0, "val": {"num_real": 5, "num_fake": 6, "auc": 0.5}}
-    tables = {
-        "intervals": INTERVALS,
-        "operating_points": pd.DataFrame([POINT]),
-        "cross_auc": pd.DataFrame(columns=CROSS_COLUMNS),
-        "robustness": pd.DataFrame(),
-        "verdicts": pd.DataFrame([VERDICTS]),
-    }
-    title, warning, *_ = render(CONFIG, report, DATA, tables).split("\n\n")
+    title, warning, *_ = render(CONFIG, report, DATA, tables_of()).split("\n\n")
     assert title.startswith("# Model card")
     assert warning.startswith("> **This model is useless: its AUC on val is 0.5000")
     assert "useless" not in card()
@@ -151,6 +150,7 @@ def test_a_useless_model_is_called_useless_first() -> None:
 
 def test_what_was_not_measured_is_said() -> None:
     text = card()
+    assert "train.reencode is off" in text
     assert "There is only one labelled set" in text
     assert "Not measured" in text
     assert "| 1.0000 [0.9000, 1.0000] | 0.1000 [0.0000, 0.2000] | none is sure | 50, 60 |" in text
@@ -158,35 +158,40 @@ def test_what_was_not_measured_is_said() -> None:
 
 
 def test_limits_name_the_shortcut_and_the_weakest_spots() -> None:
-    found = {"val": {"num_bytes": 0.92, "worst": "num_bytes"}, "test": {"width": 0.55,
-             "worst": "width"}}  # fmt: skip
-    data = DATA | {"splits": {name: {"shortcuts": one} for name, one in found.items()}}
+    shortcuts = {
+        "val": {"num_bytes": 0.92, "worst": "num_bytes"},
+        "test": {"width": 0.55, "worst": "width"},
+    }
+    data = DATA | {"sets": {name: {"shortcuts": aucs} for name, aucs in shortcuts.items()}}
     perturbed = pd.DataFrame(
         [("jpeg", 10, 0.6, 0.5, 0.7), ("blur", 3, 0.55, 0.5, 0.6)],
         columns=["perturbation", "level", "auc", "low", "high"],
     )
     report = {"val": {}, "pooled": {"auc": 0.9}, "cross": {"worst_auc": 0.4}}
-    tables = {"intervals": INTERVALS, "robustness": perturbed}
-    text = "\n".join(limits_of(CONFIG, report, data, tables))
+    limits = limits_of(report, data, tables_of(robustness=perturbed), is_own=True)
+    text = "\n".join(limits)
     assert "In val, num_bytes alone tells real from fake with AUC 0.920" in text
     assert "width" not in text
-    assert "train.reencode is off" in text
-    assert "family=swap of val, AUC 0.7000 [0.6000, 0.8000]" in text
-    assert "Weakest against blur at level 3" in text
-    assert "worst Cross-AUC 0.4000, 0.9000 pooled" in text
-    assert "Drawn faces" not in text
+    assert "lowest AUC is family=swap of val: 0.7000 [0.6000, 0.8000]." in text
+    assert "lowest AUC is blur at level 3: 0.5500 [0.5000, 0.6000]." in text
+    assert "the AUC falls to 0.4000; it is 0.9000 over all sets together." in text
+    assert "Drawn faces" not in text and "is not known" not in text
+    foreign = limits_of(report, data, tables_of(), is_own=False)
+    assert foreign[0] == "Whether the detector was trained or chosen on these images is not known."
+    assert not [limit for limit in foreign if "training set" in limit or "epoch" in limit]
 
 
 def test_false_alarms_are_counted_per_million() -> None:
     text = card()
     assert "| 12,000 [10,000, 14,000] |" in text
     assert "too few**" not in text
-    assert "**For 0.01 those are too few**" in card({"enough_reals": False})
+    few = tables_of(operating_points=pd.DataFrame([POINT | {"enough_reals": False}]))
+    assert "**For 0.01 those are too few**" in card(few)
 
 
 def test_sets_are_crossed_in_a_square() -> None:
     rows = [(a, b, 0.5, 0.4, 0.6, 9, 9) for a in ("val", "NA") for b in ("val", "NA")]
-    text = card(cross=pd.DataFrame(rows, columns=CROSS_COLUMNS))
+    text = card(tables_of(cross_auc=pd.DataFrame(rows, columns=CROSS_COLUMNS)))
     assert "| AUC: reals of | fakes of val | fakes of NA |\n| --- | --- | --- |\n| val |" in text
     assert text.count("| 0.5000 [0.4000, 0.6000] | 0.5000 [0.4000, 0.6000] |\n") == 2
 
@@ -202,21 +207,17 @@ def test_names_of_the_data_are_shown_as_they_are_written(
 ) -> None:
     """Whoever makes a data set names its families and sources; the card is Markdown and HTML."""
     intervals = INTERVALS.replace({"slice": {"family=swap": f"family={name}"}})
-    split = {"real": 1, "fake": 2, "unlabelled": 0, "num_groups": 3, "families": {name: 2},
-             "shortcuts": {}}  # fmt: skip
-    data = DATA | {"splits": {"val": split}, "held_out": {name: 2}}
-    tables = {
-        "intervals": intervals, "operating_points": pd.DataFrame([POINT]),
-        "cross_auc": pd.DataFrame(columns=CROSS_COLUMNS), "robustness": pd.DataFrame(),
-        "verdicts": pd.DataFrame([VERDICTS]),
-    }  # fmt: skip
+    val = {"real": 1, "fake": 2, "unlabelled": 0, "num_groups": 3}
+    val |= {"families": {name: 2}, "shortcuts": {}}
+    data = DATA | {"sets": {"val": val}, "held_out": {name: 2}}
     monkeypatch.setattr("stages.card.draw_all", lambda _: {})
     monkeypatch.setattr("stages.card.read_tables", lambda _: {})
-    text = render(CONFIG | {"initial_weights": f"sha256:{name}"}, REPORT, data, tables)
+    config = CONFIG | {"initial_weights": f"sha256:{name}"}
+    text = render(config, REPORT, data, tables_of(intervals=intervals))
     page = as_html(text)
     shown = escape(" ".join(name.split()))
-    assert f"<td>{shown} 2</td>" in page  # the families of a split
-    assert f"<td>family={shown}</td>" in page and f"slice: family={shown} of val" in page
+    assert f"<td>{shown} 2</td>" in page  # the families of a set
+    assert f"<td>family={shown}</td>" in page and f"AUC is family={shown} of val" in page
     assert f"held_out has them and the reals of val: {shown}." in page
     assert f"<td>weights from a file, sha256:{shown}</td>" in page
     assert "<img" not in page and "<a " not in page
@@ -226,8 +227,15 @@ def test_names_of_the_data_are_shown_as_they_are_written(
 def test_the_names_of_detectors_are_plain_in_the_comparison() -> None:
     name = "<b>a|b"
     one = Comparison("val", 5, 6, [(name, Interval(0.5, 0.4, 0.6))], pd.DataFrame())
-    text = fill("comparison.md.j2", comparisons=[one], sentences={"val": [f"{name} is better"]},
-                level=0.05, fewest=10, own=name, seen={"val": 2})  # fmt: skip
+    text = fill(
+        "comparison.md.j2",
+        comparisons=[one],
+        sentences={"val": [f"{name} is better"]},
+        level=0.05,
+        fewest=10,
+        own=name,
+        seen={"val": 2},
+    )
     assert "| 1 | &lt;b&gt;a\\|b | 0.5000 [0.4000, 0.6000] |\n" in text
     assert "- &lt;b&gt;a\\|b is better\n" in text
     assert "- **&lt;b&gt;a\\|b was trained on 2 of the groups in val**" in text

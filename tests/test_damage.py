@@ -17,6 +17,7 @@ from stages.chores import plots
 from stages.lib.core.digests import write_digest
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import atomic_folder
+from stages.lib.detector.inference import Inference
 from stages.lib.images.packed_images import PackedImages, read_facts
 from stages.lib.running import STORAGE_FAULTS, run_stage
 from stages.lib.training.loop import TrainingLoop
@@ -34,7 +35,7 @@ def clone(pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     for name in ("data", "metrics", "params.yaml"):
         source = pipeline / name
         if source.is_dir():
-            shutil.copytree(source, copy / name)
+            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("raw"))
         else:
             shutil.copy2(source, copy / name)
     for path in copy.rglob("*"):  # DVC's links are read-only
@@ -266,10 +267,13 @@ def test_what_a_killed_command_has_left_is_removed_by_the_next_one(tmp_path: Pat
     assert [path.name for path in tmp_path.rglob("*")] == ["exported", "whole"]
 
 
-def test_curves_that_are_damaged_are_not_drawn(clone: Path) -> None:
+def test_curves_that_are_damaged_are_not_drawn(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cut("metrics/plots/roc.csv")(clone)
+    monkeypatch.setattr(sys, "argv", ["plots"])
     with pytest.raises(UserError, match="roc.csv: damaged, or changed since it was written"):
-        plots.main([])
+        plots.main()
 
 
 def test_a_file_that_is_damaged_in_the_cache_of_dvc_is_found_and_made_again(tmp_path: Path) -> None:
@@ -285,19 +289,19 @@ def test_a_file_that_is_damaged_in_the_cache_of_dvc_is_found_and_made_again(tmp_
     shutil.rmtree(tmp_path / "out")
     files[1].unlink()
     run("dvc", "checkout", cwd=tmp_path)
-    verify = ("python", "-m", "stages.chores.check_cache")
-    done = run(*verify, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    check_cache = ("python", "-m", "stages.chores.check_cache")
+    done = run(*check_cache, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert "all 3 files in DVC's cache are whole" in done.stdout  # the third one lists the folder
     for file in files:
         file.chmod(0o644)
         os.truncate(file, 5)
         file.chmod(0o444)
-    done = run(*verify, cwd=tmp_path, check=False, PYTHONPATH=str(ROOT))
+    done = run(*check_cache, cwd=tmp_path, check=False, PYTHONPATH=str(ROOT))
     assert done.returncode == 1
     assert done.stderr.startswith("error: 2 of 3 files in DVC's cache were damaged and are removed")
     run("dvc", "repro", cwd=tmp_path)
     assert [file.read_bytes() for file in files] == whole
-    run(*verify, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    run(*check_cache, cwd=tmp_path, PYTHONPATH=str(ROOT))
 
 
 @pytest.mark.parametrize(("stage", "free"), [(train, 1_000_000), (predict, 0)])
@@ -305,7 +309,7 @@ def test_where_there_is_no_room_nothing_is_computed(
     clone: Path, monkeypatch: pytest.MonkeyPatch, stage: ModuleType, free: int
 ) -> None:
     monkeypatch.setattr(TrainingLoop, "train_epoch", lambda *_: pytest.fail("it has trained"))
-    monkeypatch.setattr(predict, "predict_logits", lambda *_: pytest.fail("it has scored"))
+    monkeypatch.setattr(Inference, "logits_of", lambda *_: pytest.fail("it has scored"))
     usage = shutil.disk_usage(clone)._replace(free=free)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"data: \d MB are free, \d MB are needed; make room"):

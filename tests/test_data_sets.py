@@ -141,7 +141,7 @@ def test_a_path_with_any_letters_is_quoted_as_the_front_page_shows(
 ) -> None:
     """The first stage alone runs, after DVC has written the path into params.yaml."""
     _, quoted = readme_commands("dvc exp run publish -S data.root=/data/ffdi")
-    command = quoted.replace("publish", "check_names").replace("$HOME/", "$PLACE/it~ {is} = #1: ")
+    command = quoted.replace("publish", "sample").replace("$HOME/", "$PLACE/it~ {is} = #1: ")
     clone = clone_project(tmp_path_factory.mktemp("quoted"), TINY)
     run("bash", "-c", command, cwd=clone, PLACE="/data")
     expected = "/data/it~ {is} = #1: my faces (1) [all], données 人脸"

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from stages.lib.evaluation.delong import FEWEST_GROUPS, auc_variance, delong_p, placements
+from stages.lib.score_files.delong import FEWEST_GROUPS, delong_p, placements, variance_of_mean
 
 
 def brute_placements(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -15,16 +15,20 @@ def brute_placements(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarra
     return wins.mean(axis=1), wins.mean(axis=0)
 
 
+def auc_variance(targets: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
+    return variance_of_mean(targets, *placements(targets, scores), groups)
+
+
 def test_placements_and_p_are_those_of_brute_force() -> None:
     random = np.random.default_rng(0)
     targets = (np.arange(83) % 3 > 0).astype(int)
     first = np.round(targets + random.normal(0, 1, 83), 1)  # with ties
     second = np.round(targets + random.normal(0, 2, 83), 1)
-    for found, expected in zip(placements(targets, first), brute_placements(targets, first),
-                               strict=True):  # fmt: skip
-        assert found == pytest.approx(expected)
-        assert found.mean() == pytest.approx(roc_auc_score(targets, first))
-    pairs = zip(brute_placements(targets, first), brute_placements(targets, second), strict=True)
+    first_brute, second_brute = brute_placements(targets, first), brute_placements(targets, second)
+    for placed, expected in zip(placements(targets, first), first_brute, strict=True):
+        assert placed == pytest.approx(expected)
+        assert placed.mean() == pytest.approx(roc_auc_score(targets, first))
+    pairs = zip(first_brute, second_brute, strict=True)
     covariances = [np.cov(np.stack(pair)) / len(pair[0]) for pair in pairs]
     contrast, total = np.array([1, -1]), np.sum(covariances, axis=0)
     gap = roc_auc_score(targets, first) - roc_auc_score(targets, second)
@@ -45,13 +49,14 @@ def test_the_variance_is_that_of_aucs_drawn_again_and_again() -> None:
 
 
 def test_equal_detectors_are_called_different_as_often_as_the_level_says() -> None:
-    targets, found = np.arange(100) % 2, []
+    targets, p_values = np.arange(100) % 2, []
     for seed in range(1000):
         random = np.random.default_rng(seed)
         shared = targets + random.normal(0, 0.7, 100)
-        ours, theirs = (shared + random.normal(0, 0.7, 100) for _ in range(2))
-        found.append(delong_p(targets, ours, theirs, np.arange(100)))
-    assert np.mean(np.array(found) < 0.05) == pytest.approx(0.05, abs=0.02)
+        first = shared + random.normal(0, 0.7, 100)
+        second = shared + random.normal(0, 0.7, 100)
+        p_values.append(delong_p(targets, first, second, np.arange(100)))
+    assert np.mean(np.array(p_values) < 0.05) == pytest.approx(0.05, abs=0.02)
 
 
 @pytest.mark.parametrize("has_both", [False, True])
@@ -61,13 +66,12 @@ def test_frames_of_a_video_do_not_make_equal_detectors_different(has_both: bool)
     clustered, alone, variances, aucs = [], [], [], []
     for seed in range(400):
         random = np.random.default_rng(seed)
-        ours, theirs = (
-            targets + random.normal(0, 1, 60)[videos] + random.normal(0, 0.3, 600) for _ in range(2)
-        )
-        clustered.append(delong_p(targets, ours, theirs, videos))
-        alone.append(delong_p(targets, ours, theirs, np.arange(600)))
-        variances.append(auc_variance(targets, ours, videos))
-        aucs.append(placements(targets, ours)[0].mean())
+        first = targets + random.normal(0, 1, 60)[videos] + random.normal(0, 0.3, 600)
+        second = targets + random.normal(0, 1, 60)[videos] + random.normal(0, 0.3, 600)
+        clustered.append(delong_p(targets, first, second, videos))
+        alone.append(delong_p(targets, first, second, np.arange(600)))
+        variances.append(auc_variance(targets, first, videos))
+        aucs.append(placements(targets, first)[0].mean())
     assert np.mean(np.array(clustered) < 0.05) == pytest.approx(0.05, abs=0.03)
     assert np.mean(variances) == pytest.approx(np.var(aucs), rel=0.2)
     assert has_both or np.mean(np.array(alone) < 0.05) > 0.3

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from stages.lib import paths
+from stages.lib.core.errors import UserError
 from stages.lib.publishing.served_code import import_closure
 from tests.conftest import ROOT, environment, run
 
@@ -120,6 +121,31 @@ def test_stages_do_not_import_stages_and_lib_does_not_import_them(path: Path) ->
         name = node.module or "" if isinstance(node, ast.ImportFrom) else ""
         if name.startswith("stages"):
             assert name.startswith(allowed), f"{own} imports {name}"
+
+
+COMMANDS = [
+    f"stages.{path.parent.name}.{path.stem}"
+    for path in MODULES
+    if path.parent.name in ("tools", "chores") and path.stem not in ("__init__", "command_line")
+]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_reads_its_arguments_in_the_same_way(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--help shows the text of the module, and a wrong command is one line with exit code 1."""
+    command = import_module(name)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    printed = capsys.readouterr().out
+    assert end.value.code == 0
+    assert printed.startswith(f"usage: python -m {name} ") and str(command.__doc__) in printed
+    if name != "stages.chores.plots":  # its arguments are those of dvc
+        monkeypatch.setattr(sys, "argv", [name, "--nonsense"])
+        with pytest.raises(UserError, match="; see --help$"):
+            command.main()
 
 
 def test_importing_has_no_effect_and_mlflow_is_imported_only_where_it_is_used(

@@ -4,7 +4,6 @@ from base64 import b64encode
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ from stages.lib.detector.model import Detector
 from stages.lib.detector.preprocessing import Preprocessing
 from stages.lib.report.forensics import FORENSIC_VIEWS
 from stages.lib.report.heatmap import occlusion_map, rank_correlation
-from stages.lib.report.sheets import Row, draw_sheet
+from stages.lib.report.sheets import SheetRow, draw_sheet
 
 WINDOW = (0.25, 0.125, 7)  # side, step, batch size
 
@@ -31,20 +30,19 @@ class BrightCorner(torch.nn.Module):
         return torch.stack([torch.zeros_like(logit), logit], dim=1)
 
 
-def detector(network: torch.nn.Module, residuals: Literal["srm"] | None = None) -> Detector:
+def detector(network: torch.nn.Module) -> Detector:
     preprocessing = Preprocessing(
-        image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.2] * 3, residuals=residuals
+        image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.2] * 3
     )
     return Detector(network, preprocessing).eval()
 
 
-@pytest.mark.parametrize("residuals", [None, "srm"])
 @pytest.mark.parametrize(("brightness", "sign"), [(255, 1), (0, -1)])
 def test_the_map_is_red_where_the_model_finds_fake_and_blue_where_real(
-    brightness: int, sign: int, residuals: Literal["srm"] | None
+    brightness: int, sign: int
 ) -> None:
     image = torch.full((3, 32, 32), brightness, dtype=torch.uint8)
-    heat = sign * occlusion_map(detector(BrightCorner(), residuals), image, *WINDOW)
+    heat = sign * occlusion_map(detector(BrightCorner()), image, *WINDOW)
     assert heat.shape == (32, 32)
     assert heat[:12, :12].min() > 0
     assert np.abs(heat[20:, 20:]).max() == pytest.approx(0, abs=1e-6)
@@ -83,13 +81,13 @@ def test_a_sheet_has_image_map_and_every_view_for_each_image() -> None:
     assert title_of(label) == "a.jpg\nfake (swap), 0.250"
     image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     seen = torch.zeros((3, 32, 32), dtype=torch.uint8)
-    rows = [Row(title_of(label), image, seen, np.zeros((32, 32)))] * 2
+    rows = [SheetRow(title_of(label), image, seen, np.zeros((32, 32)))] * 2
     png = draw_sheet("title", rows)
     with Image.open(BytesIO(png)) as sheet:
         assert sheet.width > 500 and sheet.height > 300
     assert png == draw_sheet("title", rows)
     label["family"] = "$\\frac$"  # no formula
-    draw_sheet("title", [Row(title_of(label), image, seen, np.zeros((32, 32)))])
+    draw_sheet("title", [SheetRow(title_of(label), image, seen, np.zeros((32, 32)))])
 
 
 def test_the_stage_writes_its_sheets_page_and_table(pipeline: Path) -> None:
@@ -166,6 +164,6 @@ def test_the_spectrum_shows_the_grid_that_enlarging_leaves() -> None:
 def test_every_view_has_the_images_size(size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     for name, view in FORENSIC_VIEWS.items():
-        found = view(image)
-        assert found.shape == size, name
-        assert found.min() >= 0 and np.isfinite(found).all(), name
+        shown = view(image)
+        assert shown.shape == size, name
+        assert shown.min() >= 0 and np.isfinite(shown).all(), name

@@ -15,7 +15,7 @@ from stages.lib import paths
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import read_labels
 from stages.lib.detector.dataset import LabelledImages
-from stages.lib.detector.preprocessing import Preprocessing, resize, to_input
+from stages.lib.detector.preprocessing import Preprocessing, resize
 from stages.lib.drawing.portrait import draw_person, portrait
 from stages.lib.images import faces
 from stages.lib.images.faces import crop_largest_face, find_faces, largest_face, smallest_found
@@ -165,7 +165,6 @@ def test_every_reader_of_images_crops_alike(portraits: Path) -> None:
     whole = CROPPED.model_copy(update={"face_crop": None})
     for index, one in enumerate(seen):
         file = images.decoded_file(index)
-        assert torch.equal(one, to_input(file, CROPPED))
         assert torch.equal(one, resize(crop_largest_face(file, 1.1), whole))
         assert not torch.equal(one, resize(file, whole))
     assert decode_ahead({"val": images}, 1, num_workers=2)

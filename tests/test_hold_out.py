@@ -55,7 +55,7 @@ def test_what_is_held_out_is_gone_from_all_that_is_seen(workspace: Path) -> None
     pd.testing.assert_frame_equal(part["held_out"], expected.reset_index(drop=True))
     report = json.loads(Path("metrics/data.json").read_text())
     assert report["held_out"] == {HELD_OUT: len(expected)}
-    assert "val/held_out" not in report["duplicates"]["groups_across_splits"]
+    assert "val/held_out" not in report["duplicates"]["groups_across_sets"]
 
 
 def test_they_are_reported_as_unseen(workspace: Path) -> None:
@@ -81,7 +81,7 @@ def test_what_cannot_be_held_out_is_refused(workspace: Path) -> None:
         UserError, match="hold_out_families.*no fakes of 'face_swop'; it has .*face_swap"
     ):
         prepared(workspace, ["face_swop"])
-    with pytest.raises(UserError, match="the train split .* has no fake image"):
+    with pytest.raises(UserError, match="the train set .* has no fake image"):
         prepared(workspace, list(FAMILIES))
     assert not Path("data/labels").exists()
 

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import timm
 import torch
 from scipy.optimize import minimize
 from scipy.special import expit, logit
@@ -25,34 +24,32 @@ from stages.lib.core.digests import write_digest
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import LABEL_TYPES
 from stages.lib.detector.model import fake_logit, load_detector
-from stages.lib.detector.preprocessing import to_input
-from stages.lib.evaluation.delong import delong_p
-from stages.lib.evaluation.rows import ranked
-from stages.lib.score_files.callables import load_callable
+from stages.lib.detector.preprocessing import crop_of, input_of
+from stages.lib.evaluation.intervals import rank_table
 from stages.lib.score_files.comparison import compare, compare_on, holm, words
-from stages.lib.score_files.detectors import Detector, detector_of
-from stages.lib.score_files.matching import known_images
+from stages.lib.score_files.delong import delong_p
+from stages.lib.score_files.detectors import ScoredDetector, foreign_detector
+from stages.lib.score_files.matching import index_images
 from stages.lib.score_files.reading import Request, read_score_file
 from stages.lib.score_files.scaling import fit_platt, platt
-from stages.lib.verdict.networks import export_network
 from stages.tools import judge as tool
 from stages.tools import score as score_tool
 from tests.conftest import ROOT, run
 
-Examiner = Callable[..., Path]
+Judge = Callable[..., Path]
 SIZES = {"train": 6, "val": 80, "calibration": 60, "test": 4, "held_out": 0, "evaluation": 40}
-PACKED = {"calibration": "val", "held_out": "val", "evaluation": "sets/web"}
+PACKED = {"calibration": "val", "held_out": "val", "evaluation": "web.set"}
 
 
-def labels_of(split: str) -> pd.DataFrame:
+def labels_of(name: str) -> pd.DataFrame:
     """Return a label table: reals and fakes in turn; test has no labels, names are those of val."""
-    count, start = SIZES[split], 1000 if split == "calibration" else 0
+    count, start = SIZES[name], 1000 if name == "calibration" else 0
     rows = np.arange(start, start + count)
     table = pd.DataFrame(
-        {"img_name": [f"{split[0]}{row}.jpg" for row in rows]}
+        {"img_name": [f"{name[0]}{row}.jpg" for row in rows]}
         | {"target": rows % 2, "family": "", "source": "", "width": 64, "height": 64}
-        | {"jpeg_quality": 90, "face": 40.0, "set": PACKED.get(split, split), "row": rows}
-        | {"group": rows + 10_000 * list(SIZES).index(split), "video": "", "sha256": ""}
+        | {"jpeg_quality": 90, "face": 40.0, "set": PACKED.get(name, name), "row": rows}
+        | {"group": rows + 10_000 * list(SIZES).index(name), "video": "", "sha256": ""}
     )
     table = table[list(LABEL_TYPES)].astype({"target": object})
     table.loc[table["set"] == "test", "target"] = ""
@@ -69,10 +66,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the labels that the pipeline writes, in which the command runs."""
     (tmp_path / "data/labels").mkdir(parents=True)
     (tmp_path / "metrics").mkdir()
-    for split in SIZES:
-        put_labels(labels_of(split), tmp_path / f"data/labels/{split}.csv")
-    data = {"splits": {}, "shortcut_auc": 0.6, "generated_sample": False,
-            "duplicates": {"groups_across_splits": {"train/web": 3, "train/val": 0}}}  # fmt: skip
+    for name in SIZES:
+        put_labels(labels_of(name), tmp_path / f"data/labels/{name}.csv")
+    data = {"sets": {}, "shortcut_auc": 0.6, "generated_sample": False}
+    data["duplicates"] = {"groups_across_sets": {"train/web": 3, "train/val": 0}}
     (tmp_path / "metrics/data.json").write_text(json.dumps(data))
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -80,7 +77,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def judge(monkeypatch: pytest.MonkeyPatch) -> Examiner:
+def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
     """Run the command; return its folder."""
 
     def judged(*arguments: object) -> Path:
@@ -93,7 +90,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Examiner:
 
 def scores(seed: int = 0, distance: float = 2.0) -> pd.DataFrame:
     """Return the scores of a detector for all labelled images: img_name, set, target and logit."""
-    parts = [labels_of(split) for split in ("val", "calibration", "evaluation")]
+    parts = [labels_of(name) for name in ("val", "calibration", "evaluation")]
     table = pd.concat(parts, ignore_index=True)[["img_name", "set", "target"]]
     table["target"] = table["target"].astype(int)
     random = np.random.default_rng(seed)
@@ -106,10 +103,10 @@ def write(table: pd.DataFrame, name: str = "theirs.csv", **renamed: str) -> Path
     return Path(name)
 
 
-def detector(table: pd.DataFrame, missing: str = "refuse", **request: Any) -> Detector:
+def detector(table: pd.DataFrame, missing: str = "refuse", **request: Any) -> ScoredDetector:
     """Return the detector of a table, by way of a file."""
-    read = read_score_file(Request(write(table), "theirs", **request))
-    return detector_of(read, known_images(), missing)
+    scores = read_score_file(Request(write(table), "theirs", **request))
+    return foreign_detector(scores, index_images(), missing)
 
 
 def auc(table: pd.DataFrame) -> float:
@@ -128,13 +125,13 @@ def one_line(caught: pytest.ExceptionInfo[UserError]) -> str:
 
 @pytest.mark.parametrize("column", ["set", "path"])
 def test_our_own_scores_as_a_foreign_file_equal_our_own_evaluation(
-    column: str, pipeline: Path, tmp_path: Path, judge: Examiner, monkeypatch: pytest.MonkeyPatch
+    column: str, pipeline: Path, tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the last digit, in any order of the rows, with plain names or with paths."""
     parts = []
-    for split in ("val", "calibration", "held_out", "evaluation", "test"):
-        part = pd.read_csv(pipeline / f"data/scores/{split}.csv")[["img_name", "logit"]]
-        labels = pd.read_csv(pipeline / f"data/labels/{split}.csv")
+    for name in ("val", "calibration", "held_out", "evaluation", "test"):
+        part = pd.read_csv(pipeline / f"data/scores/{name}.csv")[["img_name", "logit"]]
+        labels = pd.read_csv(pipeline / f"data/labels/{name}.csv")
         parts.append(part.assign(set=labels["set"]))
     table = pd.concat(parts).sample(frac=1, random_state=0)
     if column == "path":
@@ -142,13 +139,12 @@ def test_our_own_scores_as_a_foreign_file_equal_our_own_evaluation(
         table = table.drop(columns="set")
     table.to_csv(tmp_path / "foreign.csv", index=False)
     monkeypatch.chdir(pipeline)
-    perturbed = "data/scores/robustness.csv"
     data = json.loads(paths.DATA_REPORT.read_text())
-    data["duplicates"]["groups_across_splits"]["train/drawn"] = 7
+    data["duplicates"]["groups_across_sets"]["train/drawn"] = 7
     (tmp_path / "data.json").write_text(json.dumps(data))
     monkeypatch.setattr(paths, "DATA_REPORT", tmp_path / "data.json")
-    out = judge(tmp_path / "foreign.csv", "own", "--perturbed", perturbed,
-                "--out", tmp_path / "judged")  # fmt: skip
+    files = (tmp_path / "foreign.csv", "own", "--perturbed", "data/scores/robustness.csv")
+    out = judge(*files, "--out", tmp_path / "judged")
     told = "- **own was trained on 7 of the groups in drawn**, so this set flatters it."
     assert told in (out / "comparison.md").read_text()
     limit = "- 7 groups of drawn are in the training set too; the figures of drawn flatter the "
@@ -156,12 +152,11 @@ def test_our_own_scores_as_a_foreign_file_equal_our_own_evaluation(
     assert limit not in (out / "foreign/card.md").read_text()
     expected = json.loads((pipeline / "metrics/evaluation.json").read_text())
     for name in ("foreign", "own"):
-        found = json.loads((out / name / "evaluation.json").read_text())
-        assert set(found) - {"judged"} == set(expected) - {"weights", "verdicts"}
-        assert {"val", "drawn", "pooled", "cross", "threshold", "temperature"} < set(found)
-        assert {key: found[key] for key in found if key in expected} == {
-            key: expected[key] for key in found if key in expected
-        }
+        report = json.loads((out / name / "evaluation.json").read_text())
+        assert {"val", "drawn", "pooled", "cross", "threshold", "temperature"} < set(report)
+        del report["judged"]
+        not_judged = {key: expected[key] for key in ("weights", "verdicts")}
+        assert report | not_judged == expected
         for table_name in ("intervals", "operating_points", "cross_auc", "robustness"):
             ours = (pipeline / f"metrics/tables/{table_name}.csv").read_bytes()
             assert (out / name / f"tables/{table_name}.csv").read_bytes() == ours
@@ -175,7 +170,7 @@ def test_our_own_scores_as_a_foreign_file_equal_our_own_evaluation(
     assert results in (out / "foreign/card.md").read_text()
 
 
-def test_the_same_files_give_the_same_bytes_without_a_path(place: Path, judge: Examiner) -> None:
+def test_the_same_files_give_the_same_bytes_without_a_path(place: Path, judge: Judge) -> None:
     write(scores(), "one.csv")
     write(scores(seed=1), "two.csv")
     outputs = []
@@ -197,7 +192,8 @@ def test_reversed_scores_with_the_other_polarity_give_the_same(place: Path, scal
     table = scores()
     reversed_ = table.assign(logit=-table["logit"])
     if scale == "probability":
-        table, reversed_ = (one.assign(logit=expit(one["logit"])) for one in (table, reversed_))
+        table = table.assign(logit=expit(table["logit"]))
+        reversed_ = reversed_.assign(logit=expit(reversed_["logit"]))
     plain = detector(table, scale=scale)
     turned = detector(reversed_, scale=scale, higher="real")
     for name in ("val", "web"):
@@ -224,9 +220,10 @@ def test_scores_that_are_all_but_0_or_1_are_ranked_by_what_is_in_the_file(
         assert files["low"].sets["val"]["logit"].to_numpy() == pytest.approx(
             logits[only & table["img_name"].str.startswith("v")].to_numpy()
         )
-    found = ranked(files["logit"].sets["val"]).metrics(np.ones(80), ["auc", "average_precision"])
-    expected = ranked(plain.sets["val"]).metrics(np.ones(80), ["auc", "average_precision"])
-    assert found == pytest.approx(expected, abs=1e-12)
+    names = ["auc", "average_precision"]
+    metrics = rank_table(files["logit"].sets["val"]).metrics(np.ones(80), names)
+    expected = rank_table(plain.sets["val"]).metrics(np.ones(80), names)
+    assert metrics == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -236,8 +233,8 @@ def test_any_numbers_in_the_same_order_have_the_same_auc(
     place: Path, change: Callable[[pd.Series], pd.Series]
 ) -> None:
     table = scores().assign(logit=lambda t: np.round(t["logit"], 3))
-    plain, changed = detector(table), detector(table.assign(logit=change(table["logit"])),
-                                               scale="any")  # fmt: skip
+    plain = detector(table)
+    changed = detector(table.assign(logit=change(table["logit"])), scale="any")
     for name, ours in plain.sets.items():
         assert auc(changed.sets[name]) == auc(ours)
         assert changed.sets[name]["score"].between(0, 1).all()
@@ -247,7 +244,7 @@ def test_any_numbers_in_the_same_order_have_the_same_auc(
 
 def test_platt_scaling_has_the_least_loss_and_comes_from_calibration_alone(place: Path) -> None:
     table = scores().assign(logit=lambda t: 5 * t["logit"] + 30)
-    found = detector(table, scale="any")
+    theirs = detector(table, scale="any")
     of_calibration = table["img_name"].str.startswith("c")
     targets = table["target"][of_calibration].to_numpy()
     values = table["logit"][of_calibration].to_numpy()
@@ -258,10 +255,10 @@ def test_platt_scaling_has_the_least_loss_and_comes_from_calibration_alone(place
         return float(np.sum(np.logaddexp(0, logits) - share * logits))
 
     best = minimize(loss, [0.1, 0.0], tol=1e-12).x
-    assert found.facts["platt"]["slope"] == pytest.approx(best[0], rel=1e-4)
-    assert found.facts["platt"]["offset"] == pytest.approx(best[1] - 30 * best[0], rel=1e-4)
+    assert theirs.facts["platt"]["slope"] == pytest.approx(best[0], rel=1e-4)
+    assert theirs.facts["platt"]["offset"] == pytest.approx(best[1] - 30 * best[0], rel=1e-4)
     others = table["logit"].where(of_calibration, table["logit"] * 2 - 9)
-    assert detector(table.assign(logit=others), scale="any").facts["platt"] == found.facts["platt"]
+    assert detector(table.assign(logit=others), scale="any").facts["platt"] == theirs.facts["platt"]
 
 
 def test_platt_scaling_stays_finite_where_the_values_divide_the_classes() -> None:
@@ -299,9 +296,9 @@ def test_the_size_of_the_numbers_does_not_matter(place: Path, factor: float) -> 
 
 def test_probabilities_of_0_and_1_have_logits_and_stay_as_they_are(place: Path) -> None:
     table = scores().assign(probability=lambda t: (t["logit"] > 0).astype(float))
-    found = detector(table.drop(columns="logit"))
-    assert set(found.sets["val"]["score"]) == {0.0, 1.0}
-    assert np.isfinite(found.sets["val"]["logit"]).all()
+    theirs = detector(table.drop(columns="logit"))
+    assert set(theirs.sets["val"]["score"]) == {0.0, 1.0}
+    assert np.isfinite(theirs.sets["val"]["logit"]).all()
 
 
 def test_logits_that_are_tied_as_probabilities_are_counted(place: Path) -> None:
@@ -324,48 +321,48 @@ def test_missing_scores_are_refused_with_their_number(place: Path) -> None:
     assert "no score for 3 of 80 images of val, 1 of 40 images of web, first v5.jpg" in message
     assert message.endswith("add them, or choose --missing wrong or leave_out")
     with pytest.raises(UserError, match="; 40 rows name no image, first in line 142; add them"):
-        detector(table.replace({"set": {"sets/web": "test"}}))
+        detector(table.replace({"set": {"web.set": "test"}}))
     with pytest.raises(UserError, match="none of its rows .*: it has v0.jpg, and the pipeline c10"):
         detector(table.assign(set="test"))
 
 
 def test_missing_scores_are_left_out(place: Path) -> None:
     table = scores()
-    found = detector(table.drop([5, 7, 9, 100]), "leave_out")
+    theirs = detector(table.drop([5, 7, 9, 100]), "leave_out")
     val = table[table["img_name"].str.startswith("v")].drop([5, 7, 9])
-    assert len(found.sets["val"]) == 77 and len(found.calibration) == 59
-    assert auc(found.sets["val"]) == roc_auc_score(val["target"], val["logit"])
-    assert found.facts["coverage"]["val"] == {"num_images": 80, "num_scored": 77}
-    assert found.facts["coverage"]["calibration"] == {"num_images": 60, "num_scored": 59}
+    assert len(theirs.sets["val"]) == 77 and len(theirs.calibration) == 59
+    assert auc(theirs.sets["val"]) == roc_auc_score(val["target"], val["logit"])
+    assert theirs.facts["coverage"]["val"] == {"num_images": 80, "num_scored": 77}
+    assert theirs.facts["coverage"]["calibration"] == {"num_images": 60, "num_scored": 59}
 
 
 def test_missing_scores_are_wrong(place: Path) -> None:
     table = scores()
     gone = [4, 5, 7, 100]  # v4.jpg is real
-    found = detector(table.drop(gone), "wrong")
+    theirs = detector(table.drop(gone), "wrong")
     rest = table.drop(gone)["logit"]
     filled = table.assign(logit=table["logit"].where(~table.index.isin(gone)))
     wrong = np.where(table["target"] == 1, rest.min(), rest.max())
     filled["logit"] = filled["logit"].fillna(pd.Series(wrong))
     val = filled[filled["img_name"].str.startswith("v")]
-    assert found.sets["val"]["logit"].tolist() == val["logit"].tolist()
-    assert auc(found.sets["val"]) < auc(detector(table.drop(gone), "leave_out").sets["val"])
-    assert len(found.calibration) == 59  # no threshold comes from what was not scored
-    assert found.facts["coverage"]["val"]["num_scored"] == 77
+    assert theirs.sets["val"]["logit"].tolist() == val["logit"].tolist()
+    assert auc(theirs.sets["val"]) < auc(detector(table.drop(gone), "leave_out").sets["val"])
+    assert len(theirs.calibration) == 59  # no threshold comes from what was not scored
+    assert theirs.facts["coverage"]["val"]["num_scored"] == 77
 
 
 def test_a_set_without_scores_is_left_out_and_val_must_have_some(place: Path) -> None:
     table = scores()
-    found = detector(table[table["set"] == "val"], "leave_out")
-    assert list(found.sets) == ["val"]
-    assert found.notes == ["Not judged, for lack of scores of both classes: web."]
+    theirs = detector(table[table["set"] == "val"], "leave_out")
+    assert list(theirs.sets) == ["val"]
+    assert theirs.notes == ["Not judged, for lack of scores of both classes: web."]
     only_reals = table[(table["target"] == 0) | ~table["img_name"].str.startswith("v")]
     with pytest.raises(UserError, match="no scores for both classes of val"):
         detector(only_reals, "leave_out")
 
 
 def test_the_card_says_what_is_missing(
-    place: Path, judge: Examiner, capsys: pytest.CaptureFixture[str]
+    place: Path, judge: Judge, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write(scores().drop([5]))
     card = (judge(file, "--missing", "wrong") / "theirs/card.md").read_text()
@@ -387,10 +384,10 @@ def test_the_card_says_what_is_missing(
 
 def test_names_are_found_in_paths_of_both_kinds(place: Path) -> None:
     table = scores()
-    paths = [f"C:\\faces\\{name}" if number % 2 else f"/faces/{name}"
-             for number, name in enumerate(table["img_name"])]  # fmt: skip
-    found = detector(table.assign(img_name=paths).drop(columns="set"))
-    assert found.sets["val"]["logit"].tolist() == detector(table).sets["val"]["logit"].tolist()
+    folders = np.where(table.index % 2, "C:\\faces\\", "/faces/")
+    files = table.assign(img_name=folders + table["img_name"]).drop(columns="set")
+    expected = detector(table).sets["val"]["logit"].tolist()
+    assert detector(files).sets["val"]["logit"].tolist() == expected
 
 
 def test_an_exact_name_goes_before_the_last_part_of_a_path(place: Path) -> None:
@@ -398,9 +395,9 @@ def test_an_exact_name_goes_before_the_last_part_of_a_path(place: Path) -> None:
     labels.loc[0, "img_name"] = "inner/v0.jpg"  # its last part is an image of val
     put_labels(labels, Path("data/labels/evaluation.csv"))
     table = scores().replace({"img_name": {"e0.jpg": "inner/v0.jpg"}}).drop(columns="set")
-    found = detector(table)
-    assert found.sets["web"]["logit"].iloc[0] == table["logit"].iloc[140]
-    assert found.sets["val"]["logit"].iloc[0] == table["logit"].iloc[0]
+    theirs = detector(table)
+    assert theirs.sets["web"]["logit"].iloc[0] == table["logit"].iloc[140]
+    assert theirs.sets["val"]["logit"].iloc[0] == table["logit"].iloc[0]
 
 
 def test_the_longest_end_of_a_path_counts(place: Path) -> None:
@@ -432,8 +429,8 @@ def test_other_folders_are_other_images(place: Path) -> None:
     for folder, count in (("", 80), ("/ds/fake/", 80), ("C:\\fake\\", 80), ("/ds/real/", 0)):
         names = np.where(is_val, folder + table["img_name"], table["img_name"])
         if count:
-            found = detector(table.assign(img_name=names).drop(columns="set"))
-            assert found.facts["coverage"]["val"]["num_scored"] == count
+            theirs = detector(table.assign(img_name=names).drop(columns="set"))
+            assert theirs.facts["coverage"]["val"]["num_scored"] == count
         else:
             with pytest.raises(UserError, match="no score for 80 of 80 images of val"):
                 detector(table.assign(img_name=names))
@@ -442,11 +439,11 @@ def test_other_folders_are_other_images(place: Path) -> None:
 def test_sets_have_short_names_and_unknown_ones_are_told(place: Path) -> None:
     table = scores()
     for name in ("web", "sets\\web"):
-        found = detector(table.replace({"set": {"sets/web": name}}))
-        assert found.facts["coverage"]["web"]["num_scored"] == 40
+        theirs = detector(table.replace({"set": {"web.set": name}}))
+        assert theirs.facts["coverage"]["web"]["num_scored"] == 40
     with pytest.raises(UserError) as caught:
-        detector(table.replace({"set": {"sets/web": "Web"}}), "leave_out")
-    assert "theirs.csv:142: set = Web: there is no such set; write one of sets/web, " in one_line(
+        detector(table.replace({"set": {"web.set": "Web"}}), "leave_out")
+    assert "theirs.csv:142: set = Web: there is no such set; write one of web.set, " in one_line(
         caught
     )
 
@@ -458,9 +455,9 @@ def test_a_name_of_two_sets_needs_the_column_set(place: Path, other: str) -> Non
     put_labels(labels, Path(f"data/labels/{other}.csv"))
     table = scores()
     table["img_name"] = table["img_name"].str.replace("e", "v" if other == "evaluation" else "e")
-    found = detector(table)
-    of_web = table["logit"][table["set"] == "sets/web"].tolist()
-    assert found.sets["web"]["logit"].tolist() == of_web
+    theirs = detector(table)
+    of_web = table["logit"][table["set"] == "web.set"].tolist()
+    assert theirs.sets["web"]["logit"].tolist() == of_web
     with pytest.raises(UserError) as caught:
         detector(table.drop(columns="set"))
     names = sorted(["val", PACKED.get(other, other)])
@@ -477,14 +474,14 @@ def test_a_name_that_is_there_twice_is_refused(place: Path) -> None:
 
 def test_rows_of_other_images_are_counted_and_no_error(place: Path) -> None:
     table = scores()
-    more = pd.DataFrame({"img_name": ["x`1.jpg", "v1.jpg", "t0.jpg", "t1.jpg"], "logit": 0.0,
-                         "set": ["", "test", "train", "test"]})  # fmt: skip
-    found = detector(pd.concat([table, more]))
-    assert found.notes == [
+    names, sets = ["x`1.jpg", "v1.jpg", "t0.jpg", "t1.jpg"], ["", "test", "train", "test"]
+    more = pd.DataFrame({"img_name": names, "set": sets, "logit": 0.0})
+    theirs = detector(pd.concat([table, more]))
+    assert theirs.notes == [
         "Rows that name no image of the pipeline: 2, first `x'1.jpg` in line 182."
     ]
-    assert found.facts["num_extra"] == 2
-    assert found.sets["val"]["logit"].tolist() == detector(table).sets["val"]["logit"].tolist()
+    assert theirs.facts["num_extra"] == 2
+    assert theirs.sets["val"]["logit"].tolist() == detector(table).sets["val"]["logit"].tolist()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -514,7 +511,7 @@ def test_rows_of_other_images_are_counted_and_no_error(place: Path) -> None:
         ("name,file,p_fake\na,b,0.5\n", "name, file are columns for --name-column; choose one"),
         ("name,logit,score\na,1,0.5\n", "logit, score are columns for --score-column; choose"),
         ("name,p_fake,p_fake\na,1,0.5\n", "p_fake, p_fake are columns for --score-column"),
-        ("name,set,set,logit\na,b,c,1\n", "the column set is there twice"),
+        ("name,set,set,logit\na,b,c,1\n", "the column 'set' is there twice"),
         ("name;p_fake\na;0.5\n", "a.csv: its cells are separated by semicolons; write commas"),
         ("name\tp_fake\na\t0.5\n", "a.csv: its cells are separated by tabs; write commas"),
         ("name,certainty\na,0.5\n", "no column logit, score.*or fake among name, certainty"),
@@ -538,8 +535,9 @@ def test_columns_are_named_or_found(tmp_path: Path) -> None:
     request = Request(tmp_path / "a.csv", "a", score_column="Fake", scale="probability")
     (row,) = read_score_file(request).rows
     assert (row.line, row.name, row.value) == (2, "b, 1.jpg", pytest.approx(logit(0.25)))
-    found = read_score_file(Request(tmp_path / "a.csv", "a", "Who", "logit"))
-    assert (found.rows[0].name, found.rows[0].value, found.scale) == ("x", 2, "logit")
+    request = Request(tmp_path / "a.csv", "a", name_column="Who", score_column="logit")
+    file = read_score_file(request)
+    assert (file.rows[0].name, file.rows[0].value, file.scale) == ("x", 2, "logit")
     with pytest.raises(UserError, match="no column logits among .*; did you mean logit"):
         read_score_file(Request(tmp_path / "a.csv", "a", score_column="logits"))
 
@@ -587,7 +585,7 @@ def test_the_command_ends_with_1_and_one_line(place: Path) -> None:
 
 
 def test_what_the_pipeline_lacks_is_named_before_anything_is_judged(
-    place: Path, judge: Examiner
+    place: Path, judge: Judge
 ) -> None:
     with pytest.raises(UserError, match="data/scores/views.json: no such file; run `dvc repro"):
         judge("own")
@@ -601,12 +599,13 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     writer = Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
     writer.start()
-    found = read_score_file(Request(tmp_path / "pipe", "theirs"))
+    file = read_score_file(Request(tmp_path / "pipe", "theirs"))
     writer.join()
-    assert found.sha256 == hashlib.sha256(content).hexdigest() and len(found.rows) == 1
+    assert file.sha256 == hashlib.sha256(content).hexdigest()
+    assert len(file.rows) == 1
 
 
-def test_only_a_folder_of_the_command_is_replaced(place: Path, judge: Examiner) -> None:
+def test_only_a_folder_of_the_command_is_replaced(place: Path, judge: Judge) -> None:
     file = write(scores())
     for out in ("data", ".", "params.yaml", "params.yaml/in"):
         with pytest.raises(UserError, match="exists with other things"):
@@ -618,7 +617,7 @@ def test_only_a_folder_of_the_command_is_replaced(place: Path, judge: Examiner) 
 
 
 def test_what_fails_leaves_the_older_results(
-    place: Path, judge: Examiner, monkeypatch: pytest.MonkeyPatch
+    place: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [write(scores(), "a.csv"), write(scores(seed=1), "b.csv")]
     out = judge(files[0])
@@ -635,6 +634,11 @@ def test_what_fails_leaves_the_older_results(
 # Detectors side by side
 
 
+def scored(targets: np.ndarray, logits: np.ndarray, groups: np.ndarray) -> pd.DataFrame:
+    columns = {"target": targets, "logit": logits, "score": expit(logits), "group": groups}
+    return pd.DataFrame(columns)
+
+
 def pair(num: int, seed: int, gain: float) -> dict[str, pd.DataFrame]:
     """Return the scores of two detectors that share noise; one is better by its distance."""
     random = np.random.default_rng(seed)
@@ -642,60 +646,54 @@ def pair(num: int, seed: int, gain: float) -> dict[str, pd.DataFrame]:
     shared = random.normal(0, 0.7, num)
     tables = {}
     for name, distance in (("weak", 1.0), ("strong", 1.0 + gain)):
-        found = distance * targets + shared + random.normal(0, 0.7, num)
-        tables[name] = pd.DataFrame({"target": targets, "logit": found, "score": expit(found),
-                                     "group": np.arange(num)})  # fmt: skip
+        logits = distance * targets + shared + random.normal(0, 0.7, num)
+        tables[name] = scored(targets, logits, np.arange(num))
     return tables
 
 
-def test_a_clear_difference_is_real_and_none_is_not() -> None:
+def test_a_clear_difference_is_significant_and_none_is_not() -> None:
     clear = compare_on("val", pair(400, 0, gain=1.0))
     (row,) = clear.pairs.to_dict("records")
-    assert (row["first"], row["second"], row["is_real"]) == ("strong", "weak", True)
+    assert (row["first"], row["second"], row["is_significant"]) == ("strong", "weak", True)
     assert row["difference"] == row["auc_first"] - row["auc_second"] > 0.05
     assert 0 < row["low"] < row["difference"] < row["high"]
     assert (row["num_real"], row["num_fake"]) == (200, 200)
     assert [name for name, _ in clear.ranking] == ["strong", "weak"]
-    assert "strong is better than weak: the difference is real" in words(clear.pairs.iloc[0])
+    assert "strong is significantly better than weak (" in words(clear.pairs.iloc[0])
     none = compare_on("val", pair(400, 1, gain=0.0))
-    assert not none.pairs["is_real"].iloc[0]
-    assert "no real difference is shown" in words(none.pairs.iloc[0])
+    assert not none.pairs["is_significant"].iloc[0]
+    assert "do not differ significantly" in words(none.pairs.iloc[0])
 
 
-def test_near_duplicates_make_no_difference_real() -> None:
+def test_near_duplicates_make_no_difference_significant() -> None:
     tables = pair(60, 3, gain=0.4)
     repeated = {name: pd.concat([table] * 30) for name, table in tables.items()}
     alone = {name: table.assign(group=np.arange(1800)) for name, table in repeated.items()}
     once, often = compare_on("val", tables).pairs.iloc[0], compare_on("val", repeated).pairs.iloc[0]
     assert often["p_delong"] == pytest.approx(once["p_delong"])
     assert often["high"] - often["low"] == pytest.approx(once["high"] - once["low"])
-    assert not once["is_real"] and not often["is_real"]
-    assert compare_on("val", alone).pairs.iloc[0]["is_real"]  # where they are taken for independent
+    assert not once["is_significant"] and not often["is_significant"]
+    # Where they are taken for independent:
+    assert compare_on("val", alone).pairs.iloc[0]["is_significant"]
 
 
 @pytest.mark.parametrize("groups", [np.zeros(40), np.arange(40) % 2, np.arange(40) % 12])
 def test_few_groups_show_nothing(groups: np.ndarray) -> None:
     targets = np.arange(40) % 2
-    tables = {
-        name: pd.DataFrame({"target": targets, "logit": found, "score": expit(found),
-                            "group": groups})
-        for name, found in (("right", 4.0 * targets - 2), ("same", np.zeros(40)))
-    }  # fmt: skip
+    right, same = scored(targets, 4.0 * targets - 2, groups), scored(targets, np.zeros(40), groups)
+    tables = {"right": right, "same": same}
     row = compare_on("val", tables).pairs.iloc[0]
     assert (row["first"], row["difference"], row["p_holm"]) == ("right", 0.5, 1.0)
-    assert not row["is_real"] and "no real difference is shown" in words(row)
+    assert not row["is_significant"] and "do not differ significantly" in words(row)
     assert np.isnan(row["low"]) == (len(np.unique(groups)) < 3)
 
 
 def test_only_images_that_count_for_all_detectors_are_compared(place: Path) -> None:
     table = scores()
     weak = table.assign(logit=table["logit"] + np.random.default_rng(9).normal(0, 2, len(table)))
-    one, two = (
-        detector(table.drop([4, 5, 6]), "leave_out"),
-        detector(weak.drop([6, 7]), "leave_out"),
-    )
-    two = Detector("two", two.sets, two.calibration, two.facts, two.notes)
-    val, web, pooled = compare([one, two])
+    strong_detector = detector(table.drop([4, 5, 6]), "leave_out")
+    weak_detector = replace(detector(weak.drop([6, 7]), "leave_out"), name="weak")
+    val, web, pooled = compare([strong_detector, weak_detector])
     assert (val.num_real, val.num_fake, web.num_real) == (38, 38, 20)
     assert (pooled.num_real, pooled.num_fake) == (58, 58)
     kept = table[table["img_name"].str.startswith("v")].drop([4, 5, 6, 7])
@@ -707,7 +705,7 @@ def test_only_images_that_count_for_all_detectors_are_compared(place: Path) -> N
     )
 
 
-def test_detectors_without_common_images_cannot_be_compared(place: Path, judge: Examiner) -> None:
+def test_detectors_without_common_images_cannot_be_compared(place: Path, judge: Judge) -> None:
     table, half = scores(), np.arange(180) % 4 < 2
     write(table[half], "a.csv")
     write(table[~half], "b.csv")
@@ -717,7 +715,7 @@ def test_detectors_without_common_images_cannot_be_compared(place: Path, judge: 
 
 
 def test_three_detectors_are_ranked_in_words(
-    place: Path, judge: Examiner, capsys: pytest.CaptureFixture[str]
+    place: Path, judge: Judge, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = scores(distance=3.0)
     files = [
@@ -730,13 +728,12 @@ def test_three_detectors_are_ranked_in_words(
     assert "was trained on" not in text  # of these detectors nobody knows
     assert text in capsys.readouterr().out
     of_val = pairs[pairs["set"] == "val"].set_index(["first", "second"])
-    assert of_val["is_real"].to_dict() == {
-        ("good", "twin"): False, ("good", "bad"): True, ("twin", "bad"): True,
-    }  # fmt: skip
+    significant = of_val["is_significant"].to_dict()
+    assert significant == {("good", "twin"): False, ("good", "bad"): True, ("twin", "bad"): True}
     assert of_val["p_holm"].tolist() == pytest.approx(holm(of_val["p_delong"].to_numpy()).tolist())
     assert "| 1 | good | " in text and "| 3 | bad | " in text
-    assert "- good and twin: no real difference is shown (+0.0000 [+0.0000, +0.0000]" in text
-    assert "- good is better than bad: the difference is real (" in text
+    assert "- good and twin do not differ significantly (+0.0000 [+0.0000, +0.0000]" in text
+    assert "- good is significantly better than bad (" in text
     assert text.index("## val (40 real, 40 fake)") < text.index("## web (20 real, 20 fake)")
 
 
@@ -747,45 +744,31 @@ def test_holms_correction_by_hand() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# Perturbed images, and detectors that can be called
+# A detector that was called, and perturbed images
 
 
 def own_scores(photos: list[np.ndarray]) -> list[float]:
     """Score images as the pipeline in this folder does: a detector that can be called."""
     detector, config = load_detector(paths.MODEL)
+    how = config.preprocessing
     pixels = [torch.from_numpy(image).permute(2, 0, 1) for image in photos]
-    images = torch.stack([to_input(one, config.preprocessing) for one in pixels])
+    images = torch.stack([input_of(crop_of(image, how), how) for image in pixels])
     with torch.inference_mode():
         return torch.sigmoid(fake_logit(detector(images)).double()).tolist()
 
 
-def broken(photos: list[np.ndarray]) -> list[float]:
-    return [0.5] * (len(photos) + 1)
-
-
-def certain(photos: list[np.ndarray]) -> list[float]:
-    return [1.5] * len(photos)
-
-
-def failing(photos: list[np.ndarray]) -> list[float]:
-    raise KeyError("no weights")
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["score", *map(str, arguments)])
-    score_tool.main()
-
-
 def test_our_own_detector_called_gives_what_the_pipeline_has(
-    pipeline: Path, tmp_path: Path, judge: Examiner, monkeypatch: pytest.MonkeyPatch
+    pipeline: Path, tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same metrics of all sets, and the same robustness, up to what another batch rounds."""
     monkeypatch.chdir(pipeline)
-    scored, perturbed = tmp_path / "called.csv", tmp_path / "perturbed.csv"
-    call(monkeypatch, "tests.test_judge:own_scores", "--out", scored, "--perturbed", perturbed)
-    out = judge(scored, "own", "--perturbed", perturbed, "--out", tmp_path / "judged")
-    called, own = (json.loads((out / f"{name}/evaluation.json").read_text())
-                   for name in ("called", "own"))  # fmt: skip
+    file, perturbed = tmp_path / "called.csv", tmp_path / "perturbed.csv"
+    command = ["score", "tests.test_judge:own_scores", "--out", file, "--perturbed", perturbed]
+    monkeypatch.setattr(sys, "argv", [str(argument) for argument in command])
+    score_tool.main()
+    out = judge(file, "own", "--perturbed", perturbed, "--out", tmp_path / "judged")
+    called = json.loads((out / "called/evaluation.json").read_text())
+    own = json.loads((out / "own/evaluation.json").read_text())
     assert called["robustness"] == pytest.approx(own["robustness"], abs=1e-6)
     assert own["robustness"] == json.loads(paths.EVALUATION.read_text())["robustness"]
     assert called["val"]["auc"] == pytest.approx(own["val"]["auc"], abs=1e-6)
@@ -796,75 +779,13 @@ def test_our_own_detector_called_gives_what_the_pipeline_has(
     assert "## Robustness" in card and "What perturbed images do" not in card
 
 
-def test_onnx_files_and_models_of_mlflow_can_be_called(
-    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(pipeline)
-    monkeypatch.setenv("DVC_ROOT", str(pipeline))
-    detector, config = load_detector(paths.MODEL)
-    export_network(detector, config.preprocessing.image_size, tmp_path)
-    file = tmp_path / "detector.onnx"
-    call(monkeypatch, file, "--out", tmp_path / "onnx.csv", "--scale", "logit")
-    registered = "models:/deepfake-detector-generated-sample/1"
-    call(monkeypatch, registered, "--out", tmp_path / "mlflow.csv")
-    onnx, mlflow = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("onnx", "mlflow"))
-    assert onnx["img_name"].tolist() == mlflow["img_name"].tolist()
-    assert expit(onnx["logit"]).tolist() == pytest.approx(mlflow["probability"].tolist(), abs=0.02)
-
-
-def test_the_published_detector_of_the_readme_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (code,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "metrics/README.md").read_text(), re.DOTALL
-    )
-    (tmp_path / "xception.py").write_text(code)
-    model = timm.create_model("legacy_xception", num_classes=2).eval()
-    names = {name: f"backbone.{name.replace('fc.', 'last_linear.')}" for name in model.state_dict()}
-    published = {names[name]: value for name, value in model.state_dict().items()}
-    published["backbone.adjust_channel.0.weight"] = torch.zeros(512, 2048, 1, 1)
-    torch.save(published, tmp_path / "xception_best.pth")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    photos = [np.full((60, 50, 3), level, dtype=np.uint8) for level in (0, 255)]
-    found = load_callable("xception:score", 1).score(photos)
-    with torch.inference_mode():
-        inputs = torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 3, 256, 256)
-        right = model(inputs).softmax(dim=1)[:, 1]
-    assert found.tolist() == pytest.approx(right.tolist(), abs=1e-6)
-    assert found[0] != found[1]
-
-
-@pytest.mark.parametrize(
-    ("detector", "words"),
-    [
-        ("no_module:score", "no_module:score: cannot be imported: ModuleNotFoundError"),
-        ("tests.test_judge:nothing", "cannot be imported: AttributeError"),
-        ("tests.test_judge:SIZES", "is a dict and no function"),
-        ("word", "word: no detector; give module:function, FILE.onnx or models:/NAME@ALIAS"),
-        ("gone.onnx", "gone.onnx: no ONNX file that can be run"),
-        ("tests.test_judge:broken", "gave 17 numbers for 16 images"),
-        ("tests.test_judge:certain", "1.5 to 1.5 are no probabilities of a fake; return 0 to 1"),
-        ("tests.test_judge:failing", "failed on 16 images: KeyError: 'no weights'"),
-    ],
-)
-def test_a_detector_that_cannot_be_called_is_one_line(
-    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: str, words: str
-) -> None:
-    monkeypatch.chdir(pipeline)
-    with pytest.raises(UserError, match=words) as caught:
-        call(monkeypatch, detector, "--out", tmp_path / "a.csv")
-    one_line(caught)
-    assert not list(tmp_path.iterdir())
-
-
-def test_perturbed_scores_that_do_not_fit_are_refused(place: Path, judge: Examiner) -> None:
-    file, table = write(scores()), []
-    for kind, level in (("none", 0.0), ("jpeg", 30.0)):
-        table += [{"img_name": f"v{i}.jpg", "perturbation": kind, "level": level, "logit": i % 3}
-                  for i in range(10)]  # fmt: skip
-    perturbed = pd.DataFrame(table)
-    for bad, told in (
+def test_perturbed_scores_that_do_not_fit_are_refused(place: Path, judge: Judge) -> None:
+    file = write(scores())
+    plain = pd.DataFrame({"img_name": [f"v{i}.jpg" for i in range(10)], "logit": np.arange(10) % 3})
+    plain = plain.assign(perturbation="none", level=0.0)
+    jpeg = plain.assign(perturbation="jpeg", level=30.0)
+    perturbed = pd.concat([plain, jpeg], ignore_index=True)
+    for bad, message in (
         (perturbed[1:], "needs the same images of both classes for each perturbation"),
         (perturbed[10:], "needs the same images"),
         (perturbed.replace("v3.jpg", "x.jpg"), "x.jpg is no judged image of val"),
@@ -877,7 +798,7 @@ def test_perturbed_scores_that_do_not_fit_are_refused(place: Path, judge: Examin
         (perturbed.drop(columns="level"), "p.csv: needs one column level, has 0; write it with"),
     ):
         bad.to_csv("p.csv", index=False)
-        with pytest.raises(UserError, match=told) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             judge(file, "--perturbed", "p.csv")
         one_line(caught)
     outputs = []

@@ -210,13 +210,13 @@ def test_a_folder_is_no_model() -> None:
     ],
     ids=["size", "channels", "training-alone", "no-classifier"],
 )
-def test_a_model_that_cannot_judge_such_images_is_refused(
+def test_a_model_that_cannot_take_such_images_is_refused(
     name: str, model_args: dict[str, Any], side: int, words: str
 ) -> None:
     model = timm.create_model(name, **{"num_classes": 2} | model_args)
-    with pytest.raises(UserError, match=words) as found:
+    with pytest.raises(UserError, match=words) as error:
         check_input(Detector(model, resolve_preprocessing(model, image_size=side)), name, side)
-    assert len(str(found.value)) < 300 and "\n" not in str(found.value)
+    assert len(str(error.value)) < 300 and "\n" not in str(error.value)
 
 
 def test_the_trial_of_a_model_leaves_it_and_the_random_numbers_alone() -> None:

@@ -11,7 +11,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from stages import pack, prepare
-from stages.lib.audit.near_duplicates import near_duplicate_groups
+from stages.lib.audit.groups import near_duplicate_groups
 from stages.lib.core.digests import write_digest
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import read_labels
@@ -19,7 +19,7 @@ from stages.lib.data.image_facts import FACTS_SCHEMA, IMAGE_CUES
 from tests.conftest import ROOT, set_params
 
 FACE_SWAPS = ROOT.parent / "shared/data/lfw_faceswap"
-SPLITS = ("train", "val", "calibration", "test")
+SETS = ("train", "val", "calibration", "test")
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def write_facts(folder: Path, sets: dict[str, pd.DataFrame]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for name in ("train", "val", "test", *(name for name in sets if "/" in name)):
+    for name in {"train", "val", "test", *sets}:
         (folder / "data/packed" / name).mkdir(parents=True, exist_ok=True)
         rows = sets.get(name, facts(0, 9)).to_dict("records")
         table = pa.Table.from_pylist(
@@ -71,7 +71,7 @@ def write_facts(folder: Path, sets: dict[str, pd.DataFrame]) -> None:
 
 
 def labels(workspace: Path) -> dict[str, pd.DataFrame]:
-    return {name: read_labels(workspace / f"data/labels/{name}.csv") for name in SPLITS}
+    return {name: read_labels(workspace / f"data/labels/{name}.csv") for name in SETS}
 
 
 def report(workspace: Path) -> dict[str, Any]:
@@ -105,11 +105,11 @@ def test_calibration_comes_out_of_the_validation_set(workspace: Path) -> None:
     write_facts(workspace, {"train": facts(50, 0), "val": facts(80, 1), "test": facts(9, 2)})
     prepare.main()
     tables = labels(workspace)
-    assert [len(tables[name]) for name in SPLITS] == [50, 60, 20, 9]
+    assert [len(tables[name]) for name in SETS] == [50, 60, 20, 9]
     assert set(tables["calibration"]["set"]) == {"val"}
     rows = sorted([*tables["val"]["row"], *tables["calibration"]["row"]])
     assert rows == list(range(80))
-    assert report(workspace)["splits"]["val"]["num_groups"] == 60
+    assert report(workspace)["sets"]["val"]["num_groups"] == 60
 
 
 @pytest.mark.parametrize("which", ["train", "val"])
@@ -119,7 +119,7 @@ def test_a_set_of_one_class_is_refused(workspace: Path, which: str, target: int)
     sets[which]["target"] = target
     write_facts(workspace, sets)
     missing = "fake" if target == 0 else "real"
-    with pytest.raises(UserError, match=f"the {which} split .* has no {missing} image"):
+    with pytest.raises(UserError, match=f"the {which} set .* has no {missing} image"):
         prepare.main()
     assert not list(workspace.glob("data/*labels*"))
     assert not (workspace / "metrics").exists()
@@ -150,7 +150,7 @@ def test_a_planted_shortcut_is_shouted_at(
     table["num_bytes"] -= 800 * table["target"]
     write_facts(workspace, {"train": table, "val": facts(300, 1)})
     prepare.main()
-    found = report(workspace)["splits"]
+    found = report(workspace)["sets"]
     assert found["train"]["shortcuts"]["jpeg_tables"] == 1.0
     assert found["train"]["shortcuts"]["num_bytes"] > 0.9
     assert found["train"]["shortcuts"]["metadata"] > 0.99
@@ -168,7 +168,7 @@ def test_a_cue_that_only_a_middle_range_gives_away_is_found(workspace: Path) -> 
     table["brightness"] = np.where(table["target"] == 1, brightness / 4, brightness)
     write_facts(workspace, {"train": table, "val": facts(100, 1)})
     prepare.main()
-    found = report(workspace)["splits"]["train"]["shortcuts"]
+    found = report(workspace)["sets"]["train"]["shortcuts"]
     assert found["brightness"] < 0.6
     assert found["image_cues"] > 0.75
     assert found["worst"] == "image_cues"
@@ -179,7 +179,7 @@ def test_shortcuts_can_be_refused(workspace: Path) -> None:
     table = facts(300, 0)
     table["num_bytes"] -= 800 * table["target"]
     write_facts(workspace, {"train": table, "val": facts(300, 1)})
-    with pytest.raises(UserError, match=r"in the train split, .*num_bytes \(.*shortcuts: warn"):
+    with pytest.raises(UserError, match=r"in the train set, .*num_bytes \(.*shortcuts: warn"):
         prepare.main()
     assert not list(workspace.glob("data/*labels*"))
     assert not (workspace / "metrics").exists()
@@ -190,7 +190,7 @@ def test_each_class_is_described(workspace: Path) -> None:
     table["width"] = np.where(table["target"] == 1, 32, 64)
     write_facts(workspace, {"train": table, "val": facts(100, 1)})
     prepare.main()
-    fake = report(workspace)["splits"]["train"]["classes"]["fake"]
+    fake = report(workspace)["sets"]["train"]["classes"]["fake"]
     assert fake["sizes"] == {"32x64": 50}
     assert fake["formats"] == {"JPEG": 50}
     assert sum(fake["jpeg_tables"].values()) == 50
@@ -207,13 +207,13 @@ def test_the_shortcuts_of_a_real_data_set_are_found(workspace: Path) -> None:
     set_params(workspace, {"data.root": str(FACE_SWAPS)})
     pack.main()
     prepare.main()
-    for split in ("train", "val"):
-        found = report(workspace)["splits"][split]["shortcuts"]
+    for name in ("train", "val"):
+        found = report(workspace)["sets"][name]["shortcuts"]
         assert found["jpeg_tables"] == 1.0
         assert found["num_bytes"] > 0.9
 
 
-def test_a_further_set_changes_no_other_split(workspace: Path) -> None:
+def test_a_further_set_changes_no_other_set(workspace: Path) -> None:
     sets = {"train": facts(60, 0), "val": facts(60, 1)}
     write_facts(workspace, sets)
     prepare.main()
@@ -221,7 +221,7 @@ def test_a_further_set_changes_no_other_split(workspace: Path) -> None:
     more = facts(20, 2)
     near = sets["train"]["phash"].to_numpy()[:2] ^ np.uint64(1)
     more.loc[:2, "phash"] = [near[0], near[1], near[0]]
-    sets["sets/celeb"] = more
+    sets["celeb.set"] = more
     write_facts(workspace, sets)
     set_params(workspace, {"data.evaluation_sets": {"celeb": "x"}})
     prepare.main()
@@ -232,7 +232,7 @@ def test_a_further_set_changes_no_other_split(workspace: Path) -> None:
     assert found["group"].tolist()[:3] == [train[0], train[1], train[0]]
     assert found["group"].nunique() == 2 + 17
     assert not set(found["group"][3:]) & set(range(120))
-    assert report(workspace)["duplicates"]["groups_across_splits"]["train/celeb"] == 2
+    assert report(workspace)["duplicates"]["groups_across_sets"]["train/celeb"] == 2
 
 
 def test_a_further_set_of_other_formats_changes_no_other_file(workspace: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_further_set_of_other_formats_changes_no_other_file(workspace: Path) -
     before = {path: path.read_bytes() for path in Path("data/labels").iterdir()}
     png = facts(20, 2, format="PNG").astype({"jpeg_quality": object, "jpeg_tables": object})
     png.loc[3:7, ["jpeg_quality", "jpeg_tables"]] = None
-    write_facts(workspace, sets | {"sets/png": png})
+    write_facts(workspace, sets | {"png.set": png})
     set_params(workspace, {"data.evaluation_sets": {"png": "x"}})
     prepare.main()
     for path, content in before.items():
@@ -252,10 +252,10 @@ def test_a_further_set_of_other_formats_changes_no_other_file(workspace: Path) -
 
 
 def test_a_further_set_needs_both_classes_and_a_free_name(workspace: Path) -> None:
-    sets = {"train": facts(60, 0), "val": facts(60, 1), "sets/one": facts(9, 2, target=1)}
+    sets = {"train": facts(60, 0), "val": facts(60, 1), "one.set": facts(9, 2, target=1)}
     write_facts(workspace, sets)
     set_params(workspace, {"data.evaluation_sets": {"one": "x"}})
-    with pytest.raises(UserError, match=r"the one split \(9 images\) has no real image"):
+    with pytest.raises(UserError, match=r"the one set \(9 images\) has no real image"):
         prepare.main()
     for name in ("val", "pooled", "a/b", "2nd"):
         set_params(workspace, {"data.evaluation_sets": {name: "x"}})
@@ -263,7 +263,7 @@ def test_a_further_set_needs_both_classes_and_a_free_name(workspace: Path) -> No
             prepare.main()
 
 
-def test_copies_and_leaks_between_splits_are_counted_and_named(
+def test_copies_and_leaks_between_sets_are_counted_and_named(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train, val = facts(40, 0), facts(40, 1)
@@ -275,20 +275,10 @@ def test_copies_and_leaks_between_splits_are_counted_and_named(
     found = report(workspace)["duplicates"]
     assert found["exact_copies"] == 4
     assert found["exact_copies_with_both_labels"] == 1
-    across = found["groups_across_splits"]
+    across = found["groups_across_sets"]
     assert across["train/val"] + across["train/calibration"] == 3
-    first, other = found["first_across_splits"]["train/val"]
+    first, other = found["first_across_sets"]["train/val"]
     assert f"of train/val, for example {first} and {other}\n" in capsys.readouterr().out
-
-
-def test_preparing_twice_gives_the_same_bytes(workspace: Path) -> None:
-    write_facts(workspace, {"train": facts(60, 0), "val": facts(60, 1)})
-    seen = []
-    for _ in range(2):
-        prepare.main()
-        paths = [*Path("data/labels").iterdir(), Path("metrics/data.json")]
-        seen.append({path: path.read_bytes() for path in paths})
-    assert seen[0] == seen[1]
 
 
 def test_few_images_of_a_class_are_in_both_parts_of_a_split() -> None:
@@ -308,7 +298,7 @@ def test_images_that_a_data_set_groups_stay_together(workspace: Path) -> None:
     train["video"] = None
     train.loc[[5, 85], "video"] = "clip"  # a frame of the first person, and one without a person
     more = facts(20, 2).assign(given_group="person 0")
-    write_facts(workspace, {"train": train, "sets/more": more})
+    write_facts(workspace, {"train": train, "more.set": more})
     set_params(workspace, {"data.evaluation_sets": {"more": "x"}})
     prepare.main()
     found = labels(workspace)

@@ -18,24 +18,23 @@ from stages.lib.verdict.examiner import Examiner, ImageVerdict
 from stages.lib.verdict.record import (
     Record,
     append_records,
-    differences,
-    facts_of,
+    identity_of,
     make_record,
     open_record,
-    other_circumstances,
     read_records,
 )
+from stages.lib.verdict.verification import differences, other_circumstances
 
 
 @pytest.fixture(scope="module")
 def record(pipeline: Path) -> Record:
     """The record of one image."""
-    hardware = set_up_hardware("cpu", 2)
+    hardware = set_up_hardware("cpu", 1)
     examiner = Examiner(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
     content = min((pipeline / "data/raw/sample/phase1/valset").iterdir()).read_bytes()
-    (found,) = examiner.examine([content])
-    assert isinstance(found, ImageVerdict)
-    return make_record("a.jpg", found, facts_of(examiner), content)
+    (verdict,) = examiner.examine([content])
+    assert isinstance(verdict, ImageVerdict)
+    return make_record("a.jpg", verdict, identity_of(examiner), content)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -101,8 +100,8 @@ def test_a_record_from_before_has_no_doubt(record: Record, tmp_path: Path) -> No
     old.pop("doubt")
     path = tmp_path / "record.jsonl"
     path.write_text(json.dumps(old) + "\n")
-    ((found,), _) = read_records(path)
-    assert found.doubt is None and found.probability == 0.5
+    ((read,), _) = read_records(path)
+    assert read.doubt is None and read.probability == 0.5
 
 
 # ---------------------------------------------------------------------------------------------
@@ -132,11 +131,11 @@ def test_a_full_disk_leaves_whole_lines(record: Record, tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(3.5 * len(whole)), limits[1]))
     try:
         words = "File too large; its lines are whole: make room"
-        with pytest.raises(UserError, match=words) as found:
+        with pytest.raises(UserError, match=words) as error:
             append_records(path, [record] * 3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
     assert path.read_bytes() == whole
     append_records(path, [record] * 3)
     assert path.read_bytes() == 4 * whole
@@ -186,10 +185,12 @@ def test_a_verdict_may_be_repeated_elsewhere(record: Record) -> None:
     """By another network of the same detector too, which is told apart."""
     assert differences(record, record) == []
     for name, change in (
-        ("time", lambda _: "2020-01-01T00:00:00+00:00"), ("file", lambda _: "b.jpg"),
-        ("detector.device", lambda _: "cuda"), ("detector.versions", lambda _: {"torch": "1"}),
+        ("time", lambda _: "2020-01-01T00:00:00+00:00"),
+        ("file", lambda _: "b.jpg"),
+        ("detector.device", lambda _: "cuda"),
+        ("detector.versions", lambda _: {"torch": "1"}),
         ("faces.0.score", lambda number: number + 9e-5),
-    ):  # fmt: skip
+    ):
         assert differences(changed(record, name, change), record) == []
     exported = changed(record, "detector.runtime", lambda _: "onnxruntime")
     exported = changed(exported, "detector.network", lambda _: "f" * 64)

@@ -3,8 +3,6 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -26,7 +24,7 @@ from stages.lib.publishing.registry import register, registered_name
 from stages.lib.tracking.mlflow_store import connect
 from stages.lib.verdict.load import load_examiner
 from stages.train import main as train
-from tests.conftest import set_params, store_of
+from tests.conftest import copy_file, set_params, store_of
 from tests.test_verdict import RULES
 
 NAME = "deepfake-detector"
@@ -53,7 +51,8 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def client(trained: Path, tmp_path: Path) -> Iterator[MlflowClient]:
-    workspace = shutil.copytree(trained, tmp_path / "workspace", symlinks=True)
+    workspace = tmp_path / "workspace"
+    shutil.copytree(trained, workspace, symlinks=True, copy_function=copy_file)
     with store_of(workspace):
         yield connect()
 
@@ -62,10 +61,14 @@ def scores(noise: float, seed: int = 0) -> pd.DataFrame:
     """Return a table of validation scores, the worse the noisier."""
     random = np.random.default_rng(seed)
     score = np.clip(0.25 + 0.5 * TARGETS + random.normal(0, noise, 200), 0.01, 0.99)
-    return pd.DataFrame({
-        "img_name": [f"{index:032x}.jpg" for index in range(200)],
-        "target": TARGETS, "score": score, "group": np.arange(200),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "img_name": [f"{index:032x}.jpg" for index in range(200)],
+            "target": TARGETS,
+            "score": score,
+            "group": np.arange(200),
+        }
+    )
 
 
 def enter(
@@ -76,7 +79,7 @@ def enter(
     path = folder / "val.csv"
     table.assign(logit=logit(table["score"])).to_csv(path, index=False)
     tracker.log_file(path, "scores")
-    assert not tracker.lost
+    assert not tracker.is_off
     model_id = log_served_model(
         client, tracker.run_id, folder / "data/model", folder / "data/verdict_rules.json", 100.0
     )
@@ -115,13 +118,13 @@ def test_the_champion_is_beaten_only_by_what_is_surely_better(
     assert len(tags["weights_sha256"]) == 64
 
 
-def test_models_judged_on_other_images_are_not_compared(
+def test_models_evaluated_on_other_images_are_not_compared(
     client: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     enter(client, scores(0.3), Path.cwd(), 1)
     enter(client, scores(0.01).iloc[:150], Path.cwd(), 2)
     assert champion(client) == "1"
-    assert "version 1 was judged on other validation images" in capsys.readouterr().out
+    assert "version 1 was evaluated on other validation images" in capsys.readouterr().out
 
 
 def test_a_champion_that_a_person_has_chosen_elsewhere_stays(
@@ -140,8 +143,7 @@ def test_a_champion_that_a_person_has_chosen_elsewhere_stays(
 def test_models_are_compared_by_their_logits() -> None:
     """A file's score is PyTorch's, labelled_scores makes it of the logit: other last digits."""
     table = scores(0.3).assign(logit=lambda t: logit(t["score"]))
-    version: Any = SimpleNamespace(version="1")
-    assert registry._compare(version, table.assign(score=0.5), table, "auc")[0] is False
+    assert registry._compare("version 1", table.assign(score=0.5), table, "auc")[0] is False
 
 
 def test_a_model_of_drawn_faces_has_a_name_of_its_own() -> None:
@@ -251,13 +253,15 @@ def test_a_model_whose_files_are_gone_is_logged_again(client: MlflowClient) -> N
     mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
 
 
-def test_the_registered_model_judges_after_its_experiment_was_deleted(client: MlflowClient) -> None:
+def test_the_registered_model_loads_after_its_experiment_was_deleted(client: MlflowClient) -> None:
     enter(client, scores(0.3), Path.cwd(), 1)
     before = sorted(Path("mlartifacts").rglob("*"))
     client.delete_experiment(client.get_experiment_by_name("deepfake-detection").experiment_id)
-    found = load_examiner(f"models:/{NAME}@champion", "cpu", 1, crop=False, max_megapixels=1.0)
-    assert found.digests["weights"] == read_json(Path("data/model/config.json"))["weights_sha256"]
-    assert sorted(Path("mlartifacts").rglob("*")) == before, "judging wrote into the store"
+    examiner = load_examiner(f"models:/{NAME}@champion", "cpu", 1, crop=False, max_megapixels=1.0)
+    assert (
+        examiner.digests["weights"] == read_json(Path("data/model/config.json"))["weights_sha256"]
+    )
+    assert sorted(Path("mlartifacts").rglob("*")) == before, "loading wrote into the store"
 
 
 def test_what_was_removed_from_the_registry_is_refused_and_can_be_published_again(

@@ -17,23 +17,23 @@ from stages.lib.detector import dataset
 from stages.lib.detector.pixel_operations import PixelOperation
 from stages.lib.detector.preprocessing import Preprocessing
 from stages.lib.evaluation.curves import severities
-from stages.lib.evaluation.robustness import (
+from stages.lib.evaluation.report import perturbed_scores
+from stages.lib.evaluation.tables import (
     mean_auc_interval,
     robustness_table,
     summarise_robustness,
 )
-from stages.lib.evaluation.scored_sets import perturbed_scores
 from stages.lib.prediction.perturbations import (
     LEVELS,
     VARIANTS,
+    PerturbedImages,
     choose_images,
     crop,
     grey,
     noise,
-    perturb_all,
     shrink,
+    variants_of,
 )
-from stages.predict import PerturbedImages
 from tests.conftest import set_params
 
 RANDOM = np.random.default_rng(0)
@@ -49,9 +49,9 @@ def test_the_levels_go_from_mild_to_severe(kind: PixelOperation) -> None:
     size = list(textured.shape[1:])
     differences = []
     for level in LEVELS[kind]:
-        found = kind(textured, level, np.random.default_rng(3))
-        assert found.dtype == torch.uint8 and found.shape[0] == 3
-        same_size = tv.resize(found, size, antialias=True).float()
+        perturbed = kind(textured, level, np.random.default_rng(3))
+        assert perturbed.dtype == torch.uint8 and perturbed.shape[0] == 3
+        same_size = tv.resize(perturbed, size, antialias=True).float()
         differences.append(float((same_size - textured.float()).abs().mean()))
     assert differences == sorted(differences)
     assert differences[-1] > 1
@@ -59,7 +59,7 @@ def test_the_levels_go_from_mild_to_severe(kind: PixelOperation) -> None:
 
 def test_every_perturbation_takes_small_images() -> None:
     tiny = IMAGE[:, :5, :7]
-    assert len(perturb_all(tiny, RANDOM)) == PerturbedImages.num_variants == 1 + len(VARIANTS)
+    assert len(variants_of(tiny, 0)) == PerturbedImages.num_inputs == 1 + len(VARIANTS)
 
 
 def test_what_the_perturbations_do() -> None:
@@ -83,13 +83,12 @@ def test_both_classes_are_drawn_alike_and_repeatably() -> None:
 
 def table(scores: dict[str, list[float]]) -> pd.DataFrame:
     """Return perturbed scores of four images, two reals and two fakes."""
-    rows = [
-        {"img_name": str(image), "perturbation": kind, "level": 1.0, "score": score,
-         "target": image // 2, "group": image}
-        for kind, found in scores.items()
-        for image, score in enumerate(found)
-    ]  # fmt: skip
-    return pd.DataFrame(rows).assign(logit=lambda rows: logit(rows["score"]))
+    tables = []
+    for kind, values in scores.items():
+        rows = pd.DataFrame({"img_name": list("0123"), "perturbation": kind, "level": 1.0})
+        more = {"score": values, "logit": logit(values)}
+        tables.append(rows.assign(**more, target=[0, 0, 1, 1], group=range(4)))
+    return pd.concat(tables, ignore_index=True)
 
 
 def test_auc_and_flips_of_an_example_worked_by_hand() -> None:
@@ -99,19 +98,19 @@ def test_auc_and_flips_of_an_example_worked_by_hand() -> None:
         "blur": [0.9, 0.8, 0.2, 0.1],
     }
     perturbed = table(scores)
-    found = robustness_table(perturbed, threshold=0.5)
-    assert found["perturbation"].tolist() == ["none", "jpeg", "blur"]
-    assert found["auc"].tolist() == [1.0, 0.75, 0.0]
-    assert found["flip_rate"].tolist() == [0.0, 0.25, 1.0]
-    assert found[["num_real", "num_fake"]].to_numpy().tolist() == [[2, 2]] * 3
-    summary = summarise_robustness(perturbed, found)
+    rows = robustness_table(perturbed, threshold=0.5)
+    assert rows["perturbation"].tolist() == ["none", "jpeg", "blur"]
+    assert rows["auc"].tolist() == [1.0, 0.75, 0.0]
+    assert rows["flip_rate"].tolist() == [0.0, 0.25, 1.0]
+    assert rows[["num_real", "num_fake"]].to_numpy().tolist() == [[2, 2]] * 3
+    summary = summarise_robustness(perturbed, rows)
     assert summary.pop("mean_auc_low") <= 0.375 <= summary.pop("mean_auc_high")
     assert summary == {
         "plain_auc": 1.0, "mean_auc": 0.375, "worst_auc": 0.0, "mean_flip_rate": 0.625,
     }  # fmt: skip
-    of_one_group = summarise_robustness(perturbed.assign(group=0), found)
+    of_one_group = summarise_robustness(perturbed.assign(group=0), rows)
     assert of_one_group == summary  # without an interval, of which nothing is known
-    assert severities(found).to_dict("list") == {
+    assert severities(rows).to_dict("list") == {
         "severity": [0, 1], "jpeg": [1.0, 0.75], "blur": [1.0, 0.0],
     }  # fmt: skip
 
@@ -127,26 +126,20 @@ def test_the_mean_auc_counts_every_kind_once_and_its_interval_takes_images_whole
                       "group": range(300)})
         for kind, level, shift in levels
     )  # fmt: skip
-    found = robustness_table(perturbed, threshold=0.5).set_index(["perturbation", "level"])
+    rows = robustness_table(perturbed, threshold=0.5).set_index(["perturbation", "level"])
     mean = mean_auc_interval(perturbed)
-    expected = (found["auc"][:2].mean() + found["auc"]["blur", 1]) / 2
+    expected = (rows["auc"][:2].mean() + rows["auc"]["blur", 1]) / 2
     assert mean.value == pytest.approx(expected)
-    widths = found["high"] - found["low"]
+    widths = rows["high"] - rows["low"]
     assert widths.min() < mean.high - mean.low < widths.max()  # no averaging out
 
 
-def test_the_unperturbed_variant_has_the_scores_of_the_validation_set(
-    pipeline, monkeypatch
-) -> None:
+def test_every_variant_of_an_image_is_scored_and_counted(pipeline, monkeypatch) -> None:
     monkeypatch.chdir(pipeline)
-    labels = pd.read_csv("data/labels/val.csv")
-    found = perturbed_scores(labels)
-    plain = found[found["perturbation"] == "none"].set_index("img_name")["score"]
-    expected = pd.read_csv("data/scores/val.csv").set_index("img_name")["score"]
-    assert plain.to_numpy() == pytest.approx(expected[plain.index].to_numpy(), abs=1e-6)
-    assert len(found) == len(plain) * PerturbedImages.num_variants
+    variants = perturbed_scores(pd.read_csv("data/labels/val.csv"))
+    assert variants.groupby("img_name").size().tolist() == [PerturbedImages.num_inputs] * 20
     rows = pd.read_csv("metrics/tables/robustness.csv")
-    assert len(rows) == PerturbedImages.num_variants
+    assert len(rows) == PerturbedImages.num_inputs
     assert (rows["low"] <= rows["auc"]).all() and (rows["auc"] <= rows["high"]).all()
 
 
@@ -160,7 +153,7 @@ def test_variants_come_from_one_decoding(pipeline: Path, monkeypatch: pytest.Mon
     )
     labels = pd.read_csv("data/labels/val.csv").head(1)
     images = PerturbedImages(labels, paths.PACKED, preprocessing)
-    assert images[0][0].shape == (PerturbedImages.num_variants, 3, 32, 32)
+    assert images[0][0].shape == (PerturbedImages.num_inputs, 3, 32, 32)
     assert len(decoded) == 1
 
 

@@ -1,6 +1,7 @@
 """Detectors of other people that are called: what they may return, and when a mistake is told."""
 
 import hashlib
+import re
 import shutil
 import signal
 import subprocess
@@ -15,16 +16,20 @@ import onnx
 import pandas as pd
 import pyarrow as pa
 import pytest
+import timm
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from scipy.special import expit
 
+from stages.lib import paths
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import LABEL_TYPES, write_labels
+from stages.lib.detector.model import load_detector
 from stages.lib.images.packed_images import IMAGE_SCHEMA, image_batch
 from stages.lib.prediction.perturbations import VARIANTS, variants_of
 from stages.lib.score_files.callables import CallableDetector, load_callable
+from stages.lib.verdict.networks import export_network
 from stages.tools import score as tool
 from tests.conftest import ROOT, set_params
 
@@ -37,10 +42,11 @@ WEIGHTS = np.array([[-9.0, 9.0], [-4.0, 4.0], [2.0, -2.0]])  # of a drawn networ
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with labels, packed images and parameters, in which the command runs."""
     total = NUM_VAL + NUM_CALIBRATION
+    contents = [encoded(seed) for seed in range(total)]
     folder = tmp_path / "data/packed/val"
     folder.mkdir(parents=True)
     with pa.ipc.new_file(str(folder / "images-00000.arrow"), IMAGE_SCHEMA) as file:
-        file.write_batch(image_batch(contents := [encoded(seed) for seed in range(total)]))
+        file.write_batch(image_batch(contents))
     rows = np.arange(total)
     table = pd.DataFrame(
         {"img_name": [f"{row}.png" for row in rows], "target": rows % 2, "family": "", "source": ""}
@@ -50,8 +56,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )[list(LABEL_TYPES)]
     parts = {"val": table[:NUM_VAL], "calibration": table[NUM_VAL:]}
     (tmp_path / "data/labels").mkdir()
-    for split in ("val", "calibration", "test", "held_out", "evaluation"):
-        write_labels(parts.get(split, table[:0]), tmp_path / f"data/labels/{split}.csv")
+    for name in ("val", "calibration", "test", "held_out", "evaluation"):
+        write_labels(parts.get(name, table[:0]), tmp_path / f"data/labels/{name}.csv")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     set_params(tmp_path, {"predict.robustness_images": NUM_PERTURBED})
     monkeypatch.chdir(tmp_path)
@@ -95,16 +101,16 @@ sizes: list[int] = []  # of the batches that `brightness` has got
 
 def brightness(images: Images) -> list[float]:
     sizes.append(len(images))
-    return [float(one.mean()) / 255 for one in images]
+    return [float(image.mean()) / 255 for image in images]
 
 
 def brightness_then_black(images: Images) -> list[float]:
     """Score, and write into the images, as a careless detector does."""
-    found = brightness(images)
-    for one in images:
-        assert one.flags.c_contiguous
-        one[:] = 0
-    return found
+    scores = brightness(images)
+    for image in images:
+        assert image.flags.c_contiguous
+        image[:] = 0
+    return scores
 
 
 def logits(images: Images) -> torch.Tensor:
@@ -138,8 +144,8 @@ def detector(returned: Any, scale: str = "probability") -> CallableDetector:
     ],
 )
 def test_numbers_of_every_usual_kind_are_taken(returned: Any) -> None:
-    found = detector(returned).score([image(0)] * 2)
-    assert found.dtype == np.float64 and found.tolist() == [0.25, 0.5]
+    scores = detector(returned).score([image(0)] * 2)
+    assert scores.dtype == np.float64 and scores.tolist() == [0.25, 0.5]
 
 
 def test_one_image_may_have_a_single_number() -> None:
@@ -167,10 +173,10 @@ def test_other_values_are_one_line(returned: Any, words: str) -> None:
 
 
 def test_the_end_of_the_program_is_told_but_a_stop_goes_through() -> None:
-    found = load_callable("tests.test_score:ends", 1)
+    ending = load_callable("tests.test_score:ends", 1)
     refused(
         r"ends: failed on 1 image: it ended the program by sys.exit\('no weights'\)",
-        lambda: found.score([image(0)]),
+        lambda: ending.score([image(0)]),
     )
 
     def stopped(images: object) -> None:
@@ -192,8 +198,10 @@ def test_the_command_ends_with_1_where_a_detector_ends_the_process(place: Path) 
     (place / "det.py").write_text("import os\ndef score(images): os._exit(0)\n")
     done = subprocess.run(
         [sys.executable, "-m", "stages.tools.score", "det:score", "--out", "a.csv"],
-        capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("error: the detector's code ended the program")
     assert written(place) - {"__pycache__"} == {"det.py"}
@@ -223,17 +231,31 @@ def test_a_command_in_its_own_process_ends_as_its_code_says(
         f"def main(): {body}\n"
         "run_in_own_process(main)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
-                          cwd=ROOT, start_new_session=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
     assert done.returncode == code and done.stderr.startswith(words)
     assert words or not done.stderr
 
 
-def test_a_file_in_place_of_a_module_is_told() -> None:
-    refused("det.py:lst: names a file and no module; write det:lst$",
-            lambda: load_callable("det.py:lst", 1))  # fmt: skip
-    refused("write det:lst, with PYTHONPATH=/their/code$",
-            lambda: load_callable("/their/code/det.py:lst", 1))  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no_module:score", "no_module:score: cannot be imported: ModuleNotFoundError"),
+        ("tests.test_score:nothing", "cannot be imported: AttributeError"),
+        ("tests.test_score:WEIGHTS", "is a ndarray and no function"),
+        ("word", "word: no detector; give module:function, FILE.onnx or models:/NAME@ALIAS"),
+        ("gone.onnx", "gone.onnx: no ONNX file that can be run"),
+        ("det.py:lst", "det.py:lst: names a file and no module; write det:lst$"),
+        ("/their/code/det.py:lst", "write det:lst, with PYTHONPATH=/their/code$"),
+    ],
+)
+def test_what_is_no_detector_is_one_line(name: str, words: str) -> None:
+    refused(words, lambda: load_callable(name, 1))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -248,24 +270,27 @@ def draw(
         helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["means"]),
         helper.make_node("MatMul", ["means", "weights"], ["sums"]),
-        helper.make_node(end or "Identity", ["sums"], ["found"]),
+        helper.make_node(end or "Identity", ["sums"], ["outputs"]),
     ]
-    return write_network(
-        file, nodes, shape or ("N", 3, 16, 16), (shape[0] if shape else "N", weights.shape[1]),
-        [numpy_helper.from_array(weights.astype(np.float32), "weights")],
-    )  # fmt: skip
+    shape = shape or ("N", 3, 16, 16)
+    constants = [numpy_helper.from_array(weights.astype(np.float32), "weights")]
+    return write_network(file, nodes, shape, (shape[0], weights.shape[1]), constants)
 
 
 def write_network(
-    file: Path, nodes: list[Any], shape: tuple[str | int, ...], output: tuple[str | int, ...],
+    file: Path,
+    nodes: list[Any],
+    shape: tuple[str | int, ...],
+    output: tuple[str | int, ...],
     constants: list[Any],
-) -> Path:  # fmt: skip
+) -> Path:
     graph = helper.make_graph(
-        nodes, "drawn",
+        nodes,
+        "drawn",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, list(shape))],
-        [helper.make_tensor_value_info("found", TensorProto.FLOAT, list(output))],
+        [helper.make_tensor_value_info("outputs", TensorProto.FLOAT, list(output))],
         constants,
-    )  # fmt: skip
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, str(file))
     return file
@@ -273,7 +298,7 @@ def write_network(
 
 def both_sums(images: Images) -> np.ndarray:
     """Return what a drawn network of WEIGHTS gives images of 16 x 16, float (N, 2)."""
-    return np.array([one.mean(axis=(0, 1)) / 255 for one in images]) @ WEIGHTS
+    return np.array([image.mean(axis=(0, 1)) / 255 for image in images]) @ WEIGHTS
 
 
 @pytest.fixture
@@ -281,15 +306,27 @@ def small() -> Images:
     return [np.full((16, 16, 3), (9 * n, 255 - 20 * n, 70), dtype=np.uint8) for n in range(10)]
 
 
-@pytest.mark.parametrize("shape", [("N", "H", "W", 3), ("N", 3, "H", 64), ("N", 3, "H", "W"),
-                                   ("N", 1, 64, 64), ("N", 3, 64, 32)])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ("N", "H", "W", 3),
+        ("N", 3, "H", 64),
+        ("N", 3, "H", "W"),
+        ("N", 1, 64, 64),
+        ("N", 3, 64, 32),
+        ("N", 64),
+        (),
+    ],
+)
 def test_other_layouts_of_an_onnx_file_are_refused(
     tmp_path: Path, shape: tuple[str | int, ...]
 ) -> None:
-    nodes = [helper.make_node("Identity", ["images"], ["found"])]
+    nodes = [helper.make_node("Identity", ["images"], ["outputs"])]
     file = write_network(tmp_path / "a.onnx", nodes, shape, shape, [])
-    refused(r"its input is tensor\(float\) .*; it must be uint8 or float32 \(N, 3, S, S\) of a ",
-            lambda: load_callable(str(file), 1))  # fmt: skip
+    refused(
+        r"its input is tensor\(float\) .*; it must be uint8 or float32 \(N, 3, S, S\) of a ",
+        lambda: load_callable(str(file), 1),
+    )
 
 
 @pytest.mark.parametrize("size", ["N", 1, 7])
@@ -297,11 +334,11 @@ def test_a_fixed_number_of_images_is_filled_up(
     tmp_path: Path, small: Images, size: str | int
 ) -> None:
     file = draw(tmp_path / "a.onnx", shape=(size, 3, 16, 16))
-    found = load_callable(str(file), 1)
+    network = load_callable(str(file), 1)
     right = both_sums(small) @ [-1, 1]
-    assert found.scale == "logit"
-    assert found.score(small).tolist() == pytest.approx(right.tolist(), abs=1e-5)
-    assert found.score(small[:3]).tolist() == pytest.approx(right[:3].tolist(), abs=1e-5)
+    assert network.scale == "logit"
+    assert network.score(small).tolist() == pytest.approx(right.tolist(), abs=1e-5)
+    assert network.score(small[:3]).tolist() == pytest.approx(right[:3].tolist(), abs=1e-5)
 
 
 def test_probabilities_of_an_onnx_file_need_their_scale(tmp_path: Path, small: Images) -> None:
@@ -310,22 +347,72 @@ def test_probabilities_of_an_onnx_file_need_their_scale(tmp_path: Path, small: I
         with pytest.raises(UserError, match="sum to 1: these are probabilities; give --scale prob"):
             load_callable(softmax, 1, scale)
     right = expit(both_sums(small) @ [-1, 1])
-    found = load_callable(softmax, 1, "probability").score(small)
-    assert found.tolist() == pytest.approx(right.tolist(), abs=1e-5)
+    scores = load_callable(softmax, 1, "probability").score(small)
+    assert scores.tolist() == pytest.approx(right.tolist(), abs=1e-5)
     sigmoid = str(draw(tmp_path / "sigmoid.onnx", WEIGHTS[:, 1:], end="Sigmoid"))
-    refused("its outputs for noise are in 0 to 1; give --scale probability, or --scale logit where",
-            lambda: load_callable(sigmoid, 1))  # fmt: skip
-    found = load_callable(sigmoid, 1, "probability").score(small)
-    assert found.tolist() == pytest.approx(expit(both_sums(small)[:, 1]).tolist(), abs=1e-5)
+    refused(
+        "its outputs for noise are in 0 to 1; give --scale probability, or --scale logit where",
+        lambda: load_callable(sigmoid, 1),
+    )
+    scores = load_callable(sigmoid, 1, "probability").score(small)
+    assert scores.tolist() == pytest.approx(expit(both_sums(small)[:, 1]).tolist(), abs=1e-5)
     logits = load_callable(str(draw(tmp_path / "logits.onnx")), 1, "probability")
-    refused("are no probabilities of a fake; return 0 to 1, or give --scale logit",
-            lambda: logits.score(small))  # fmt: skip
+    refused(
+        "are no probabilities of a fake; return 0 to 1, or give --scale logit",
+        lambda: logits.score(small),
+    )
 
 
 def test_three_outputs_are_one_line(tmp_path: Path) -> None:
     file = draw(tmp_path / "a.onnx", np.eye(3))
-    refused(r"its output for 4 images is \(4, 3\); it must be \(N,\), \(N, 1\) or \(N, 2\) for N",
-            lambda: load_callable(str(file), 1))  # fmt: skip
+    refused(
+        r"its output for 4 images is \(4, 3\); it must be \(N,\), \(N, 1\) or \(N, 2\) for N",
+        lambda: load_callable(str(file), 1),
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Detectors of the pipeline and of others
+
+
+def test_onnx_files_and_models_of_mlflow_can_be_called(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pipeline)
+    monkeypatch.setenv("DVC_ROOT", str(pipeline))
+    detector, config = load_detector(paths.MODEL)
+    export_network(detector, config.preprocessing.image_size, tmp_path)
+    file = tmp_path / "detector.onnx"
+    call(monkeypatch, file, "--out", tmp_path / "onnx.csv", "--scale", "logit")
+    registered = "models:/deepfake-detector-generated-sample/1"
+    call(monkeypatch, registered, "--out", tmp_path / "mlflow.csv")
+    logits, scores = pd.read_csv(tmp_path / "onnx.csv"), pd.read_csv(tmp_path / "mlflow.csv")
+    assert logits["img_name"].tolist() == scores["img_name"].tolist()
+    probabilities = scores["probability"].tolist()
+    assert expit(logits["logit"]).tolist() == pytest.approx(probabilities, abs=0.02)
+
+
+def test_the_published_detector_of_the_readme_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "metrics/README.md").read_text(), re.DOTALL
+    )
+    (tmp_path / "xception.py").write_text(code)
+    model = timm.create_model("legacy_xception", num_classes=2).eval()
+    names = {name: f"backbone.{name.replace('fc.', 'last_linear.')}" for name in model.state_dict()}
+    published = {names[name]: value for name, value in model.state_dict().items()}
+    published["backbone.adjust_channel.0.weight"] = torch.zeros(512, 2048, 1, 1)
+    torch.save(published, tmp_path / "xception_best.pth")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    photos = [np.full((60, 50, 3), level, dtype=np.uint8) for level in (0, 255)]
+    scores = load_callable("xception:score", 1).score(photos)
+    with torch.inference_mode():
+        inputs = torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 3, 256, 256)
+        right = model(inputs).softmax(dim=1)[:, 1]
+    assert scores.tolist() == pytest.approx(right.tolist(), abs=1e-6)
+    assert scores[0] != scores[1]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -345,14 +432,14 @@ def test_both_files_hold_all_scores_in_batches_of_the_given_size(
     assert len(perturbed) == NUM_PERTURBED * (1 + len(VARIANTS)) == sum(sizes) - len(plain)
     for index, name in enumerate(names):
         pixels = torch.from_numpy(image(int(name.removesuffix(".png")))).permute(2, 0, 1)
-        right = [one.double().mean().item() / 255 for one in variants_of(pixels, index)]
-        found = perturbed["probability"][perturbed["img_name"] == name]
-        assert found.tolist() == pytest.approx(right)
+        right = [variant.double().mean().item() / 255 for variant in variants_of(pixels, index)]
+        scores = perturbed["probability"][perturbed["img_name"] == name]
+        assert scores.tolist() == pytest.approx(right)
 
 
 def test_a_function_may_return_logits(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    call(monkeypatch, "tests.test_score:logits", "--out", "a.csv", "--scale", "logit",
-         "--perturbed", "p.csv")  # fmt: skip
+    options = ("--out", "a.csv", "--perturbed", "p.csv", "--scale", "logit")
+    call(monkeypatch, "tests.test_score:logits", *options)
     right = [image(seed).mean() / 255 * 40 - 20 for seed in range(NUM_VAL + NUM_CALIBRATION)]
     assert pd.read_csv("a.csv")["logit"].tolist() == pytest.approx(right, abs=1e-4)
     assert "logit" in pd.read_csv("p.csv")
@@ -375,8 +462,10 @@ def test_scores_stay_where_perturbed_images_fail(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "tests.test_score:fails_after_all_images"
-    act = lambda: call(monkeypatch, name, "--out", "a.csv", "--perturbed", "p.csv")  # noqa: E731
-    refused("failed on 16 images: ValueError: out of memory", act)
+    refused(
+        "failed on 16 images: ValueError: out of memory",
+        lambda: call(monkeypatch, name, "--out", "a.csv", "--perturbed", "p.csv"),
+    )
     assert written(place) == {"a.csv"} and len(pd.read_csv("a.csv")) == NUM_VAL + NUM_CALIBRATION
 
 

@@ -10,10 +10,17 @@ SECTIONS = ["data", "train"]
 
 def row(seed: int, auc: float | str, lr: float = 0.1, rev: str = "abc", **more: object) -> dict:
     return {
-        "Experiment": "name", "rev": rev, "State": None, "val.auc": auc, "train.seed": seed,
-        "train.lr": lr, "data.root": "faces", "stages/train.py": "1f", "data/model": str(seed),
+        "Experiment": "name",
+        "rev": rev,
+        "State": None,
+        "val.auc": auc,
+        "train.seed": seed,
+        "train.lr": lr,
+        "data.root": "faces",
+        "stages/train.py": "1f",
+        "data/model": str(seed),
         "data/labels/train.csv": "1e",
-    } | more  # fmt: skip
+    } | more
 
 
 def test_seeds_of_one_configuration_are_one_line() -> None:

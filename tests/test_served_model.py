@@ -16,12 +16,9 @@ from mlflow.pyfunc import PyFuncModel
 
 from stages.lib.detector.preprocessing import Preprocessing, decode
 from stages.lib.evaluation.verdict_rules import DOUBTS
-from stages.lib.images.packed_images import PackedImages
-from tests.test_pictures import REFUSED
+from tests.test_decoding import REFUSED
 
 SEEN = Preprocessing(image_size=32, interpolation="bilinear", mean=[0.5] * 3, std=[0.5] * 3)
-
-
 MODEL = "models:/deepfake-detector-generated-sample/1"  # no better than chance, so no champion
 
 
@@ -45,44 +42,30 @@ def expected(pipeline: Path) -> Any:
     return pytest.approx(scores.to_numpy(), abs=1e-6)
 
 
-def test_bytes_paths_and_arrays_get_the_scores_of_the_predict_stage(
-    pipeline: Path, model: PyFuncModel, files: list[str], expected: Any
-) -> None:
-    images = PackedImages(pipeline / "data/packed/test")
-    contents = [bytes(images[row]) for row in range(len(images))]
-    pixels = [decode(content, SEEN).permute(1, 2, 0).numpy() for content in contents]
-    for name, values in (
-        ("image", contents),
-        ("path", files),
-        ("pixels", pixels),
-        ("pixels", [array.tolist() for array in pixels]),
-    ):
-        found = model.predict(pd.DataFrame({name: values}))
-        assert list(found.columns) == ["score"]
-        assert found["score"].to_numpy() == expected, name
-
-
 def test_verdicts_begin_with_what_the_detector_is_worth(
     model: PyFuncModel, files: list[str]
 ) -> None:
-    found = model.predict(pd.DataFrame({"path": files}), params={"verdicts": True})
-    assert list(found.columns) == ["score", "doubt", "verdict", "probability", "reasons"]
-    assert found["score"].between(0, 1).all()
-    assert set(found["doubt"]) == {DOUBTS["trained on drawn faces alone"]}
-    assert set(found["verdict"]) <= {"real", "fake", "unsure"}
-    assert found["probability"].isna().all() and found["probability"].dtype == float
+    answer = model.predict(pd.DataFrame({"path": files}), params={"verdicts": True})
+    assert list(answer.columns) == ["score", "doubt", "verdict", "probability", "reasons"]
+    assert answer["score"].between(0, 1).all()
+    assert set(answer["doubt"]) == {DOUBTS["trained on drawn faces alone"]}
+    assert set(answer["verdict"]) <= {"real", "fake", "unsure"}
+    assert answer["probability"].isna().all() and answer["probability"].dtype == float
 
 
 def test_rows_may_differ_in_what_they_give(
     model: PyFuncModel, files: list[str], expected: Any
 ) -> None:
     content = Path(files[0]).read_bytes()
-    array = decode(Path(files[2]).read_bytes(), SEEN).permute(1, 2, 0).numpy()
-    table = pd.DataFrame({
-        "image": [content, None, None], "path": [None, files[1], None],
+    array = decode(Path(files[2]).read_bytes(), SEEN).pixels
+    columns = {
+        "image": [content, None, None],
+        "path": [None, files[1], None],
         "pixels": [None, None, array],
-    })  # fmt: skip
-    assert model.predict(table)["score"].tolist() == pytest.approx(list(expected.expected[:3]))
+    }
+    assert model.predict(pd.DataFrame(columns))["score"].tolist() == pytest.approx(
+        list(expected.expected[:3])
+    )
 
 
 def test_the_schema_is_written_down(model: PyFuncModel) -> None:
@@ -141,8 +124,8 @@ def test_paths_are_off_unless_a_folder_is_named(
     with pytest.raises(MlflowException, match="row 0: the column path is off"):
         mlflow.pyfunc.load_model(MODEL).predict(pd.DataFrame({"path": files}))
     monkeypatch.setenv("DETECTOR_PATH_ROOT", str(pipeline / "data/raw"))
-    found = mlflow.pyfunc.load_model(MODEL).predict(pd.DataFrame({"path": files}))
-    assert found["score"].to_numpy() == expected
+    answer = mlflow.pyfunc.load_model(MODEL).predict(pd.DataFrame({"path": files}))
+    assert answer["score"].to_numpy() == expected
 
 
 def test_a_table_without_images_is_refused(model: PyFuncModel) -> None:
@@ -159,16 +142,13 @@ def test_a_row_with_two_images_is_refused(model: PyFuncModel, files: list[str]) 
 def test_models_of_different_code_and_a_package_of_the_same_name_live_in_one_process(
     pipeline: Path, tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [one for one in sys.modules if one.split(".")[0] == "stages"]:
+    for name in [module for module in sys.modules if module.split(".")[0] == "stages"]:
         monkeypatch.setitem(sys.modules, name, None)  # whoever imports it gets an ImportError
     logged = next((pipeline / "mlartifacts/models").glob("*/artifacts"))
     for name in "AB":
         shutil.copytree(logged, tmp_path / name)
-    (examiner,) = (tmp_path / "B/code").rglob("judge.py")
-    edited = examiner.read_text().replace(
-        ".mean(dim=0).double()", ".mean(dim=0).double() * 0 + 5.0"
-    )
-    examiner.write_text(edited)
+    (inference,) = (tmp_path / "B/code").rglob("inference.py")
+    inference.write_text(inference.read_text().replace(".mean(dim=0)", ".mean(dim=0) * 0 + 5.0"))
 
     def score(name: str) -> float:
         model = mlflow.pyfunc.load_model(str(tmp_path / name))
@@ -183,8 +163,8 @@ def test_models_of_different_code_and_a_package_of_the_same_name_live_in_one_pro
     ]
     # The same code from another place is not imported again, and needs no file of the first place.
     shutil.copytree(logged, tmp_path / "C")
-    known = set(sys.modules)
+    before = set(sys.modules)
     shutil.rmtree(tmp_path / "A")
     assert score("C") == first
-    new = {one for one in set(sys.modules) - known if "deepfake" in one}
+    new = {module for module in set(sys.modules) - before if "deepfake" in module}
     assert not new

@@ -59,13 +59,13 @@ def test_a_server_gets_runs_artifacts_and_versions(tmp_path: Path) -> None:
         done = run("dvc", "repro", cwd=clone, MLFLOW_TRACKING_URI=address)
         assert "WARNING: MLflow" not in done.stdout
         assert "version 1 does not become @champion: it is no better than chance" in done.stdout
-        run("dvc", "exp", "run", "--temp", "-n", "remote", "-S", "train.lr=1e-3", cwd=clone,
-            MLFLOW_TRACKING_URI=address)  # fmt: skip
+        experiment = ["dvc", "exp", "run", "--temp", "-n", "remote", "-S", "train.lr=1e-3"]
+        run(*experiment, cwd=clone, MLFLOW_TRACKING_URI=address)
         client = MlflowClient(address)
-        found = runs_of(client)
-        assert [one.info.status for one in found] == ["FINISHED", "FINISHED"]
-        assert found[0].info.run_name == "remote"
-        files = {file.path for file in client.list_artifacts(found[0].info.run_id)}
+        latest, first = runs_of(client)
+        assert (latest.info.status, first.info.status) == ("FINISHED", "FINISHED")
+        assert latest.info.run_name == "remote"
+        files = {file.path for file in client.list_artifacts(latest.info.run_id)}
         assert {"figures", "explanations", "scores", "submission.csv", "params.yaml"} <= files
         mlflow.set_tracking_uri(address)
         model = mlflow.pyfunc.load_model(f"models:/{NAME}/1")
@@ -145,8 +145,8 @@ def test_a_run_shows_where_it_comes_from_and_its_parameters(
     chosen = next(run for run in runs if run.info.run_name == "aside")
     page = f"{address}/#/experiments/{experiment_id}/runs/{chosen.info.run_id}"
     browser.get(page)
-    text = text_of(browser, "dvc exp apply aside", "train.lr", "0.003", "Finished", NAME,
-                   "weights_sha256", "Train", "val.auc")  # fmt: skip
+    text_of(browser, "dvc exp apply aside", "train.lr", "0.003", "Finished", NAME)
+    text = text_of(browser, "weights_sha256", "Train", "val.auc")
     assert "Registered models" in text
     browser.save_screenshot(str(screenshots / "run.png"))
 
@@ -175,9 +175,14 @@ def test_a_run_shows_its_curves(address: str, browser: webdriver.Chrome, screens
 
 @pytest.mark.parametrize(
     "name",
-    ["figures/roc", "figures/precision_recall", "figures/confusion", "figures/calibration",
-     "explanations/wrong_real"],
-)  # fmt: skip
+    [
+        "figures/roc",
+        "figures/precision_recall",
+        "figures/confusion",
+        "figures/calibration",
+        "explanations/wrong_real",
+    ],
+)
 def test_a_run_shows_its_figures(
     address: str, browser: webdriver.Chrome, screenshots: Path, name: str
 ) -> None:

@@ -19,7 +19,10 @@ from tests.conftest import client_of, readme_commands, run, runs_of, set_params
 def hub(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Git server's repository; the results were committed and pushed by the README's commands."""
     folder = tmp_path_factory.mktemp("sharing")
-    mine = shutil.copytree(pipeline, folder / "mine", symlinks=True)
+    # Not what DVC writes there meanwhile, for the tests of another process.
+    mine = shutil.copytree(
+        pipeline, folder / "mine", symlinks=True, ignore=shutil.ignore_patterns("tmp")
+    )
     run("git", "clone", "-q", "--bare", str(mine), str(folder / "hub.git"), cwd=mine)
     run("git", "remote", "add", "origin", str(folder / "hub.git"), cwd=mine)
     run("git", "config", "push.autoSetupRemote", "true", cwd=mine)

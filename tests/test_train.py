@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import subprocess
+from importlib import import_module
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -58,10 +59,11 @@ def loop_of(**changes: Any) -> TrainingLoop:
     return TrainingLoop(params, Detector(model, preprocessing), images, Hardware(CPU, False))
 
 
-@pytest.fixture(autouse=True)
-def in_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("TRACKING", "off")
+    return workspace
 
 
 def train(workspace: Path, **changes: Any) -> None:
@@ -270,20 +272,34 @@ def test_layer_decay_slows_the_first_layers_down() -> None:
     assert max(scales) == 1 and min(scales) < 0.2
 
 
-def test_the_average_of_the_last_epochs_is_their_mean(workspace: Path) -> None:
-    states = [{"a": torch.tensor([1.0, 3.0]), "n": torch.tensor(4)},
-              {"a": torch.tensor([3.0, 5.0]), "n": torch.tensor(6)}]  # fmt: skip
+def test_the_average_of_the_last_epochs_is_their_mean() -> None:
+    states = [
+        {"a": torch.tensor([1.0, 3.0]), "n": torch.tensor(4)},
+        {"a": torch.tensor([3.0, 5.0]), "n": torch.tensor(6)},
+    ]
     mean = average_states(states)
     assert torch.equal(mean["a"], torch.tensor([2.0, 4.0]))
     assert torch.equal(mean["n"], torch.tensor(5))
-    train(workspace, average_last=2, epochs=3, lr=3e-3)
+
+
+@pytest.mark.parametrize(("auc", "averaged"), [(0.9, 2), (0.7, 1)])
+def test_the_average_is_kept_where_it_is_better_than_every_epoch(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, auc: float, averaged: int
+) -> None:
+    stage = import_module("stages.train")
+    validate, aucs, states = stage.validate, iter([0.6, 0.8, auc]), []
+
+    def validate_as_told(detector: Detector, *arguments: Any) -> dict[str, float]:
+        states.append({name: one.clone() for name, one in detector.model.state_dict().items()})
+        return validate(detector, *arguments) | {"val_auc": next(aucs)}
+
+    monkeypatch.setattr(stage, "validate", validate_as_told)
+    train(workspace, average_last=2, epochs=2)
     config = json.loads((workspace / "data/model/config.json").read_text())
-    assert config["averaged_epochs"] in (1, 2)
-    predict()
-    scores = pd.read_csv("data/scores/val.csv")["score"]
-    targets = pd.read_csv("data/labels/val.csv")["target"]
-    auc = roc_auc_score(targets, scores)
-    assert auc >= history(workspace)["val_auc"].max() - 1e-9
+    assert (config["best_epoch"], config["averaged_epochs"]) == (2, averaged)
+    weights = load_file(workspace / "data/model/weights.safetensors")
+    expected = average_states(states[:2]) if averaged == 2 else states[1]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
 
 
 def head_of(detector: Any) -> torch.Tensor:

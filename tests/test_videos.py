@@ -18,7 +18,7 @@ from stages.lib.core.labels import FAKE, REAL
 from stages.lib.data import packing
 from stages.lib.data.layouts.clips import spread
 from stages.lib.data.videos import read_frames
-from stages.lib.evaluation.videos import video_rows
+from stages.lib.evaluation.tables import video_rows
 from stages.lib.images.decoding import UnusableImage, decode_image
 from stages.lib.images.packed_images import PackedImages, read_facts
 from tests.conftest import ROOT, set_params
@@ -185,7 +185,7 @@ def test_of_several_videos_the_default_one_is_read_and_else_the_largest(tmp_path
 def test_a_video_of_an_unknown_codec_has_a_reason(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(write_video(path).replace(b"avc1", b"zzzz"))
-    with pytest.raises(UnusableImage, match="a video of a codec that is not known here"):
+    with pytest.raises(UnusableImage, match="a video of an unknown codec"):
         read_frames(path, 4, None)
 
 

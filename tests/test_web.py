@@ -36,7 +36,7 @@ from tests.conftest import wait_for
 
 @pytest.fixture(scope="module")
 def examiner(pipeline: Path) -> Examiner:
-    hardware = set_up_hardware("cpu", 2)
+    hardware = set_up_hardware("cpu", 1)
     return Examiner(pipeline / "data/model", hardware, crop=False, max_pixels=1_000_000)
 
 
@@ -70,15 +70,15 @@ def serving(guard: Guard) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def address(examiner: Examiner) -> Iterator[str]:
-    with served(examiner, Limits(megabytes=0.5)) as found:
-        yield found
+    with served(examiner, Limits(megabytes=0.5)) as url:
+        yield url
 
 
 def ask(address: str, content: bytes, path: str = "detect", name: str = "a.jpg") -> Any:
     return requests.post(f"{address}/{path}", files={"file": (name, content)}, timeout=60)
 
 
-def test_an_upload_gets_the_verdict_of_the_judge(
+def test_an_upload_gets_the_verdict_of_the_examiner(
     address: str, examiner: Examiner, images: list[bytes]
 ) -> None:
     answer = ask(address, images[0], name="../some name.jpg")
@@ -86,29 +86,28 @@ def test_an_upload_gets_the_verdict_of_the_judge(
     (expected,) = examiner.examine([images[0]])
     assert isinstance(expected, ImageVerdict)
     assert answer.status_code == 200 and record["file"] == "../some name.jpg"
-    found = ImageVerdict.model_validate(
-        {name: record[name] for name in type(expected).model_fields}
-    )
-    assert found == expected
+    verdict = {name: record[name] for name in type(expected).model_fields}
+    assert ImageVerdict.model_validate(verdict) == expected
     assert record["detector"]["weights"] == examiner.config.weights_sha256
     assert record["provenance"] == {"c2pa": None, "source_types": [], "camera": {}}
     assert record["doubt"] == "trained on drawn faces alone" and record["probability"] is None
 
 
 def test_an_explanation_has_the_verdict_and_its_drawings(address: str, images: list[bytes]) -> None:
-    found = ask(address, images[0], "explain").json()
-    assert found["record"]["sha256"] == ask(address, images[0]).json()["sha256"]
-    (face,) = found["faces"]
-    drawn = DOUBTS["trained on drawn faces alone"]
-    assert found["in_words"] == f"{drawn} Its verdict is: {found['record']['verdict']}."
-    assert len(found["not_told"]) == 3
+    explanation = ask(address, images[0], "explain").json()
+    assert explanation["record"]["sha256"] == ask(address, images[0]).json()["sha256"]
+    (face,) = explanation["faces"]
+    doubt = DOUBTS["trained on drawn faces alone"]
+    verdict = explanation["record"]["verdict"]
+    assert explanation["in_words"] == f"{doubt} Its verdict is: {verdict}."
+    assert len(explanation["not_told"]) == 3
     drawings = [face["image"], face["heatmap"], *face["views"].values()]
     assert len(drawings) == 7
     assert all(one.startswith("data:image/png;base64,") for one in drawings)
 
 
 class Counting:
-    """A judge that is slow and counts the images of each batch."""
+    """An examiner that is slow and counts the images of each batch."""
 
     def __init__(self, examiner: Examiner, seconds: float) -> None:
         self.real, self.seconds = examiner, seconds
@@ -117,13 +116,13 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
 
-    def examiner(self, contents: list[bytes]) -> Any:
+    def examine(self, contents: list[bytes]) -> Any:
         time.sleep(self.seconds)
         self.batches.append(len(contents))
         return self.real.examine(contents)
 
 
-def test_requests_that_arrive_together_are_judged_together(
+def test_requests_that_arrive_together_are_examined_together(
     examiner: Examiner, images: list[bytes]
 ) -> None:
     counting = Counting(examiner, seconds=0.3)
@@ -181,11 +180,11 @@ def connect(address: str, request: str) -> socket.socket:
 
 def read_all(connection: socket.socket) -> str:
     """Return what comes until the server ends the connection, and end it."""
-    found = b""
+    answer = b""
     with connection, contextlib.suppress(ConnectionResetError):
-        while some := connection.recv(4096):
-            found += some
-    return found.decode()
+        while part := connection.recv(4096):
+            answer += part
+    return answer.decode()
 
 
 @pytest.mark.parametrize(
@@ -240,7 +239,7 @@ def test_a_connection_that_asks_again_and_again_stays() -> None:
         connection.close()
 
 
-def test_a_request_that_takes_too_long_is_told_and_not_judged(
+def test_a_request_that_takes_too_long_is_told_and_not_examined(
     examiner: Examiner, images: list[bytes]
 ) -> None:
     counting = Counting(examiner, seconds=1.0)
@@ -263,9 +262,8 @@ def test_a_defect_is_an_error_of_one_request_and_the_server_stays(
     with served(counting, Limits()) as address:
         counting.real = None  # pyrefly: ignore[bad-assignment]
         answer = ask(address, images[0])
-        assert (answer.status_code, answer.json()["detail"]) == (
-            500, "a defect of the server, which its log names",
-        )  # fmt: skip
+        assert answer.status_code == 500
+        assert answer.json()["detail"] == "an error inside the server; its log has the details"
         counting.real = examiner
         assert ask(address, images[0]).status_code == 200
 
@@ -285,10 +283,6 @@ def test_what_is_no_image_is_refused(address: str, content: bytes, status: int, 
 
 
 def test_other_requests_are_refused_in_words(address: str) -> None:
-    answer = requests.post(f"{address}/detect", data={"path": "/etc/passwd"}, timeout=9)
-    assert (answer.status_code, answer.json()["detail"]) == (
-        422, "send one image as the form field `file`, and nothing else",
-    )  # fmt: skip
     answer = requests.post(f"{address}/detect", data=iter([b"x"]), timeout=9)  # in chunks
     assert answer.status_code == 411 and "Content-Length" in answer.json()["detail"]
     for path in ("/../params.yaml", "/%2e%2e/params.yaml", "//etc/passwd", "/docs"):
@@ -310,12 +304,12 @@ def test_other_requests_are_refused_in_words(address: str) -> None:
         ([("file", b"a")], {"crop": "no"}, 422, "and nothing else; the form has crop, file"),
         ([("file", b"a")], {"file": "no"}, 422, "and nothing else; the form has file, file"),
         ([("image", b"a")], {}, 422, "send one image as the form field `file`, and"),
-        ([("file", b"")], {}, 400, "empty file"),
         ([], {"file": "text"}, 422, "send one image as the form field `file`, and nothing else"),
+        ([], {"path": "/etc/passwd"}, 422, "send one image as the form field `file`, and"),
         ([], {}, 422, "send one image as the form field `file`, and nothing else"),
     ],
 )
-def test_one_image_is_judged_and_nothing_is_dropped(
+def test_a_form_is_one_image_and_nothing_else(
     address: str, files: list[tuple[str, bytes]], data: dict[str, str], status: int, words: str
 ) -> None:
     for path in ("detect", "explain"):
@@ -444,19 +438,20 @@ def test_the_page_needs_no_network(address: str) -> None:
 def believed_address(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a server whose detector is not doubted."""
     monkeypatch.setattr(examiner, "rules", examiner.rules.model_copy(update={"doubt": None}))
-    with served(examiner, Limits(megabytes=0.5)) as found:
-        yield found
+    with served(examiner, Limits(megabytes=0.5)) as url:
+        yield url
 
 
 def test_a_detector_that_is_believed_tells_its_probability(
     believed_address: str, images: list[bytes]
 ) -> None:
     assert requests.get(f"{believed_address}/model", timeout=9).json()["doubt"] is None
-    found = ask(believed_address, images[0], "explain").json()
-    record = found["record"]
+    explanation = ask(believed_address, images[0], "explain").json()
+    record = explanation["record"]
     assert record["doubt"] is None and record["probability"] == record["faces"][0]["probability"]
     words = f"{record['verdict']}: {record['probability']:.1%} probability of a fake. "
-    assert found["in_words"].startswith(words) and "reason to look closer" in found["not_told"][0]
+    assert explanation["in_words"].startswith(words)
+    assert "reason to look closer" in explanation["not_told"][0]
 
 
 @pytest.mark.slow
@@ -479,10 +474,13 @@ def test_a_person_is_told_first_that_a_detector_cannot_be_believed(
 
 
 @pytest.mark.slow
-def test_a_person_judges_a_image_with_the_keyboard(
-    believed_address: str, browser: webdriver.Chrome, pipeline: Path, screenshots: Path,
+def test_a_person_examines_an_image_with_the_keyboard(
+    believed_address: str,
+    browser: webdriver.Chrome,
+    pipeline: Path,
+    screenshots: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     browser.get(believed_address)
     browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
     chooser = browser.switch_to.active_element
@@ -496,8 +494,14 @@ def test_a_person_judges_a_image_with_the_keyboard(
     assert browser.switch_to.active_element == result  # so that a screen reader goes on there
     status = browser.find_element(By.ID, "status")
     assert status.text.startswith(photo.name) and status.get_attribute("aria-live") == "polite"
-    for words in ("probability of a fake", "Face 1: ", "P(fake) after a little compression",
-                  "Nothing in this file", "What this does not tell you", "SHA-256"):  # fmt: skip
+    for words in (
+        "probability of a fake",
+        "Face 1: ",
+        "P(fake) after a little compression",
+        "Nothing in this file",
+        "What this does not tell you",
+        "SHA-256",
+    ):
         assert words in result.text
     assert all(image.accessible_name for image in browser.find_elements(By.TAG_NAME, "img"))
     slider = browser.find_element(By.CSS_SELECTOR, "input[type=range]")

@@ -1,1 +1,1 @@
-"""Chores: commands for the person who keeps a clone, run as python -m stages.chores.NAME."""
+"""Chores around the pipeline: experiments, presets, DVC's cache, MLflow's store."""

@@ -1,10 +1,10 @@
-"""Compare each file in DVC's cache with the digest that it is stored under; remove what differs.
+"""Compare each file in DVC's cache with its digest, and remove the damaged ones.
 
 Run: python -m stages.chores.check_cache
 
-The files of the workspace are links to DVC's cache where the disk has no copies on write. They are
+Where the disk has no copies on write, the files of the workspace are links to DVC's cache. They are
 read-only, which does not stop root: a file that root edits in place is damaged in the cache, too.
-DVC trusts read-only files, and would restore the damage for ever.
+DVC trusts read-only files, and would restore the damage again and again.
 """
 
 import hashlib
@@ -16,17 +16,21 @@ from dvc.repo import Repo
 from stages.lib.core.errors import UserError
 from stages.lib.progress import progress_bar
 from stages.lib.running import run_command
+from stages.tools.command_line import parser_of
+
+OBJECT_NAME = re.compile(r"[0-9a-f]{30}(\.dir)?")  # while DVC writes a file, it has another name
 
 
 def main() -> None:
-    """Say how many files are whole; raises UserError where one was not."""
-    files = [
-        file for file in sorted(Path(Repo().cache.local.path).glob("??/*")) if _is_object(file)
-    ]
+    """Print how many files are whole; raises UserError where one is not."""
+    parser_of(__doc__, "stages.chores.check_cache").parse_args()
+    cache = Path(Repo().cache.local.path)
+    files = [file for file in sorted(cache.glob("??/*")) if OBJECT_NAME.fullmatch(file.name)]
     damaged = []
-    with progress_bar("verify", len(files), "files") as bar:
+    with progress_bar("check cache", len(files), "files") as bar:
         for file in files:
-            if _digest_in_name(file) != _digest(file):
+            expected = file.parent.name + file.name.removesuffix(".dir")
+            if md5_of(file) != expected:
                 damaged.append(file)
             bar.update()
     for file in damaged:
@@ -40,16 +44,8 @@ def main() -> None:
     print(f"all {len(files)} files in DVC's cache are whole")
 
 
-def _is_object(file: Path) -> bool:
-    """Return whether DVC has written a file to its end: until then it has another kind of name."""
-    return re.fullmatch(r"[0-9a-f]{30}(\.dir)?", file.name) is not None
-
-
-def _digest_in_name(file: Path) -> str:
-    return file.parent.name + file.name.removesuffix(".dir")
-
-
-def _digest(file: Path) -> str:
+def md5_of(file: Path) -> str:
+    """Return the MD5 of a file in hexadecimal."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "md5").hexdigest()
 

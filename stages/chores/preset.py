@@ -3,10 +3,9 @@
 Run: python -m stages.chores.preset NAME     (without a name: list the presets)
 
 A preset is a file of stages/presets with the parameters that it sets. All presets set the same
-ones, so nothing of an earlier preset stays. `data`, hardware and seeds are the user's own.
+parameters, so nothing of an earlier preset stays. No preset sets `data`, hardware or seeds.
 """
 
-import argparse
 from difflib import unified_diff
 from io import StringIO
 from pathlib import Path
@@ -19,15 +18,16 @@ from stages.lib.core.errors import UserError, did_you_mean
 from stages.lib.core.files import write_text
 from stages.lib.core.params import read_yaml
 from stages.lib.running import run_command
+from stages.tools.command_line import parser_of
 
 PRESETS = Path(__file__).parents[1] / "presets"
-WHOLE = ("model_args",)  # mappings that are one value
+WHOLE = ("model_args",)  # mappings that are one value each
 
 
 def main() -> None:
     """Change params.yaml, or list the presets."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("name", nargs="?")
+    parser = parser_of(__doc__, "stages.chores.preset")
+    parser.add_argument("name", nargs="?", metavar="NAME")
     name = parser.parse_args().name
     if not name:
         print(listing())
@@ -36,15 +36,18 @@ def main() -> None:
     before = paths.PARAMS.read_text(encoding="utf-8")
     after = with_preset(before, name)
     write_text(paths.PARAMS, after)
-    lines = before.splitlines(keepends=True), after.splitlines(keepends=True)
-    changes = "".join(unified_diff(*lines, "before", "after", n=0))
+    old_lines, new_lines = before.splitlines(keepends=True), after.splitlines(keepends=True)
+    changes = "".join(unified_diff(old_lines, new_lines, "before", "after", n=0))
     print(changes or f"{paths.PARAMS} has all of '{name}' already")
 
 
 def listing() -> str:
     """Return one line for each preset: its name and its first comment."""
-    firsts = {path.stem: path.read_text(encoding="utf-8").split("\n")[0] for path in _files()}
-    return "\n".join(f"{name:10s}{first.lstrip('# ')}" for name, first in firsts.items())
+    lines = []
+    for path in _files():
+        comment = path.read_text(encoding="utf-8").split("\n")[0]
+        lines.append(f"{path.stem:10s}{comment.lstrip('# ')}")
+    return "\n".join(lines)
 
 
 def with_preset(params: str, name: str) -> str:
@@ -71,13 +74,14 @@ def _files() -> list[Path]:
 
 def _yaml() -> YAML:
     """Return a reader and writer that keeps comments, order and the form of numbers."""
+
+    def represent_none(representer: Any, _: None) -> Any:
+        return representer.represent_scalar("tag:yaml.org,2002:null", "null")
+
     yaml = YAML()
     yaml.width = 1000  # never wrap a line
     yaml.preserve_quotes = True
-    yaml.representer.add_representer(
-        type(None), lambda representer, _: representer.represent_scalar(
-            "tag:yaml.org,2002:null", "null")
-    )  # fmt: skip
+    yaml.representer.add_representer(type(None), represent_none)
     return yaml
 
 

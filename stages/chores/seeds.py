@@ -2,12 +2,11 @@
 
 Run: python -m stages.chores.seeds [--metric val.auc --metric ...] [--rev main --rev ...]
 
-Reads what `dvc exp show` lists for the current commit, or for those of --rev. One line per
-configuration: its settings that differ from the others, how many seeds, and for each metric the
-mean, the standard deviation over the seeds (n - 1) and the range.
+This reads what `dvc exp show` lists for the current commit, or for those of --rev. It prints one
+line per configuration: the settings in which it differs from the others, the number of seeds, and
+for each metric the mean, the standard deviation over the seeds (n - 1) and the range.
 """
 
-import argparse
 from typing import Any
 
 import dvc.api
@@ -17,6 +16,7 @@ from stages.lib import paths
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_yaml
 from stages.lib.running import run_command
+from stages.tools.command_line import parser_of
 
 SEED = "train.seed"
 DEFAULT_METRICS = ("val.auc", "val.tpr_at_fpr_1e-2", "val.balanced_accuracy")
@@ -24,12 +24,12 @@ DEFAULT_METRICS = ("val.auc", "val.tpr_at_fpr_1e-2", "val.balanced_accuracy")
 
 def main() -> None:
     """Print the summary."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__, "stages.chores.seeds")
     parser.add_argument("--metric", action="append", help="as in `dvc metrics show`; repeatable")
     parser.add_argument("--rev", action="append", help="a commit whose experiments to read")
-    arguments = parser.parse_args()
-    rows = dvc.api.exp_show(revs=arguments.rev)
-    metrics = arguments.metric or list(DEFAULT_METRICS)
+    options = parser.parse_args()
+    rows = dvc.api.exp_show(revs=options.rev)
+    metrics = options.metric or list(DEFAULT_METRICS)
     print(summary(rows, list(read_yaml(paths.PARAMS)), metrics))
 
 
@@ -41,33 +41,40 @@ def summary(rows: list[dict[str, Any]], sections: list[str], metrics: list[str])
     """
     table = pd.DataFrame(rows)
     table = table[table["rev"] != "workspace"]
-    # DVC lists an experiment that failed or still runs with the older metrics of the workspace.
-    done = table[table["State"].isna() | (table["State"] == "Success")]
-    values = done.reindex(columns=metrics).apply(pd.to_numeric, errors="coerce")
-    finished = done.assign(**values)[values.notna().all(axis=1)]
+    finished = _finished(table, metrics)
     if finished.empty:
-        known = sorted({name for row in rows for name in row if name.startswith("val.")})
+        names = sorted({name for name in table if name.startswith("val.")})
         raise UserError(
             f"none of {len(table)} commits and experiments has {', '.join(metrics)}; "
-            f"known are {', '.join(known) or 'none: run `dvc exp run` first'}"
+            f"known are {', '.join(names) or 'none: run `dvc exp run` first'}"
         )
-    left_out = len(table) - len(finished)
+    num_left_out = len(table) - len(finished)
     # All that decides a result except the seed: parameters, code, labels.
-    kept = (*(f"{section}." for section in sections), "stages/", "data/labels")
-    settings = [name for name in finished if name.startswith(kept) and name != SEED]
+    prefixes = (*(f"{section}." for section in sections), "stages/", "data/labels")
+    settings = [name for name in finished if name.startswith(prefixes) and name != SEED]
     finished = finished.assign(**finished[settings].astype(object).fillna("").astype(str))
-    finished = finished.drop_duplicates([*settings, SEED], keep="last")  # one result run twice
+    finished = finished.drop_duplicates([*settings, SEED], keep="last")  # of one that ran twice
     groups = finished.groupby(settings, sort=False)
     differing = [name for name in settings if finished[name].nunique() > 1]
     readable = [name for name in differing if "/" not in name]  # the others are digests
     if readable and finished.groupby(readable).ngroups == groups.ngroups:
         differing = readable
-    lines = [["configuration", "seeds", *metrics]]
-    for _, part in groups:
-        label = ", ".join(f"{name}={part[name].iloc[0]}" for name in differing) or "all"
-        lines.append([label, str(len(part)), *(_spread(part[name]) for name in metrics)])
-    note = [f"left out, not finished or without these metrics: {left_out}"] if left_out else []
-    return "\n".join([*_aligned(lines), *note])
+    cells = [["configuration", "seeds", *metrics]]
+    for _, group in groups:
+        label = ", ".join(f"{name}={group[name].iloc[0]}" for name in differing) or "all"
+        cells.append([label, str(len(group)), *(_spread(group[name]) for name in metrics)])
+    lines = _aligned(cells)
+    if num_left_out:
+        lines.append(f"left out, not finished or without these metrics: {num_left_out}")
+    return "\n".join(lines)
+
+
+def _finished(table: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+    """Return the rows that have all metrics, which are numbers now."""
+    # DVC lists an experiment that failed or still runs with the older metrics of the workspace.
+    done = table[table["State"].isna() | (table["State"] == "Success")]
+    values = done.reindex(columns=metrics).apply(pd.to_numeric, errors="coerce")
+    return done.assign(**values)[values.notna().all(axis=1)]
 
 
 def _spread(values: pd.Series) -> str:

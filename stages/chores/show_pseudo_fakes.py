@@ -3,7 +3,6 @@
 Run: python -m stages.chores.show_pseudo_fakes FILE.png
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from stages.lib.drawing.portrait import draw_person
 from stages.lib.running import run_command
 from stages.lib.training.face_masks import Source
 from stages.lib.training.pseudo_fakes import KINDS, Kinds, make_pair
+from stages.tools.command_line import parser_of
 
 SIDE = 128  # pixels
 FACES = 3
@@ -25,8 +25,8 @@ DECODING = Preprocessing(image_size=SIDE, interpolation="bilinear", mean=[0] * 3
 
 def main() -> None:
     """Write the image."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("file", type=Path)
+    parser = parser_of(__doc__, "stages.chores.show_pseudo_fakes")
+    parser.add_argument("file", type=Path, metavar="FILE.png")
     draw().savefig(parser.parse_args().file)
 
 
@@ -59,7 +59,7 @@ def pair_with_difference(kind: str, number: int) -> list[torch.Tensor]:
 
 def draw_face(random: np.random.Generator) -> torch.Tensor:
     """Return a drawn face, uint8 (3, S, S)."""
-    return decode(photograph(draw_person(random), "", SIDE, random), DECODING)
+    return decode(photograph(draw_person(random), "", SIDE, random), DECODING).tensor
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Run: python -m stages.chores.store
 
-A store that was moved or copied with its workspace then names the artifacts beside it.
+After a workspace was moved or copied, its store names the artifacts beside it again.
 """
 
 import sys
@@ -10,14 +10,16 @@ import sys
 from stages.lib.core.errors import UserError
 from stages.lib.running import run_command
 from stages.lib.tracking.mlflow_store import connect, open_store, store_uri
+from stages.tools.command_line import parser_of
 
 
 def main() -> None:
-    """Print the URI; on stderr, what is wrong with a store that can only be read."""
+    """Print the URI, and on stderr why runs cannot be added to a store that can be read."""
+    parser_of(__doc__, "stages.chores.store").parse_args()
     open_store()
     try:
         connect()
-    except UserError as error:  # the UI is where people look for what is wrong
+    except UserError as error:  # the UI still shows the runs
         print(f"note: {error}", file=sys.stderr, flush=True)
     print(store_uri())
 

@@ -1,9 +1,9 @@
-"""Start the processes of a stage on this machine with torchrun, and end in one line of error.
+"""Start the processes of a stage on this machine with torchrun; an error is one line.
 
 Run: python -m stages.lib.launch stages.NAME NUM_PROCESSES
 
-torchrun itself ends with a long report and a traceback where one of its processes fails. Here a
-process tells its own error, and this module tells of one that was killed.
+Where a process fails, torchrun itself ends with a long report and a traceback. Here the process
+prints its own error, and this module prints that a process was killed.
 """
 
 import logging
@@ -23,16 +23,18 @@ def main(arguments: Sequence[str]) -> None:
     """Run the module of a stage in processes that form one group; exits with 1 where one fails."""
     module, num_processes = arguments
     logging.disable()  # torchrun logs many lines where a process fails
+    options = ["--standalone", f"--nproc-per-node={num_processes}", "-m", module]
     try:
-        torchrun(parse_args(["--standalone", f"--nproc-per-node={num_processes}", "-m", module]))
+        torchrun(parse_args(options))
     except SignalException as stopped:
         sys.exit(128 + stopped.sigval)
     except ChildFailedError as failed:
         rank, first = failed.get_first_failure()
         number = first.exitcode - 128 if first.exitcode > 128 else -first.exitcode
         if number in set(signal.Signals):
-            print(f"error: process {rank} of {num_processes} was killed by "
-                  f"{signal.Signals(number).name}; {AFTER_A_KILL}", file=sys.stderr)  # fmt: skip
+            name = signal.Signals(number).name
+            message = f"process {rank} of {num_processes} was killed by {name}; {AFTER_A_KILL}"
+            print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -10,7 +10,6 @@ PARAMS = Path("params.yaml")
 
 # data/ belongs to DVC
 SAMPLE = Path("data/raw/sample")  # the embedded data set, which is generated
-CHECKED_NAMES = Path("data/checked_names.txt")
 PACKED = Path("data/packed")
 LABELS = Path("data/labels")
 MODEL = Path("data/model")

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar on a terminal, a plain line now and then in a log."""
+"""The progress of long work on stderr: a bar on a terminal, a line now and then in a log."""
 
 import sys
 import time
@@ -9,14 +9,15 @@ SECONDS_BETWEEN_LINES = 30
 
 
 class LogLines:
-    """Takes the place of tqdm where nobody watches: a line now and then, none for short work.
+    """Takes the place of tqdm where stderr is no terminal; prints nothing for short work.
 
-    The rate is that after the first update, which comes late where workers or kernels start first.
+    The rate counts from the first update, which is late where workers or kernels start first.
     """
 
     def __init__(self, desc: str, total: int, unit: str) -> None:
         self.desc, self.total, self.unit = desc, total, unit
-        self.count = self.first = 0
+        self.count = 0
+        self.first_count = 0  # of the first update
         self.start = self.printed = time.monotonic()
 
     def __enter__(self) -> "LogLines":
@@ -26,16 +27,18 @@ class LogLines:
         pass
 
     def update(self, count: int = 1) -> None:
-        """Count work that is done."""
+        """Count finished work, and print a line if it is time."""
         now = time.monotonic()
         self.count += count
-        if not self.first:
-            self.start, self.first = now, count
+        if not self.first_count:
+            self.start = now
+            self.first_count = count
         elif now - self.printed >= SECONDS_BETWEEN_LINES:
-            rate = (self.count - self.first) / (now - self.start)
+            rate = (self.count - self.first_count) / (now - self.start)
+            minutes = (self.total - self.count) / rate / 60
             print(
                 f"{self.desc}: {self.count} of {self.total} {self.unit}, {rate:.1f} a second, "
-                f"{(self.total - self.count) / rate / 60:.1f} minutes left",
+                f"{minutes:.1f} minutes left",
                 file=sys.stderr,
                 flush=True,
             )

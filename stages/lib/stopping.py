@@ -1,4 +1,4 @@
-"""How a stage stops in order: on SIGTERM, on Ctrl-C, and when what started it has died."""
+"""Stopping a stage in order: on SIGTERM, on Ctrl-C, and after the death of its parent."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import psutil
 
-SECONDS_BETWEEN_LOOKS = 1
+SECONDS_BETWEEN_CHECKS = 1
 
 
 class Stop:
@@ -24,12 +24,12 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self.writing = False
-        self.pending: int | None = None
+        self.is_writing = False
+        self.pending: int | None = None  # a signal that waits
 
     def __call__(self, number: int, frame: FrameType | None = None) -> None:
         """Handle a signal, now or after the write."""
-        if self.writing:
+        if self.is_writing:
             self.pending = number
             return
         self.pending = None
@@ -38,12 +38,13 @@ class Stop:
     @contextmanager
     def after_write(self) -> Iterator[None]:
         """Delay signals until the body is done."""
-        outer, self.writing = self.writing, True
+        is_nested = self.is_writing
+        self.is_writing = True
         try:
             yield
         finally:
-            self.writing = outer
-        if self.pending is not None and not outer:
+            self.is_writing = is_nested
+        if self.pending is not None and not is_nested:
             self(self.pending)
 
 
@@ -62,37 +63,35 @@ def stoppable() -> Iterator[None]:
 
 
 def start_watch() -> None:
-    """Start a thread that sends SIGTERM to this process when what started it has died.
+    """Start a thread that sends SIGTERM to this process when DVC or torchrun, its parent, has died.
 
     `dvc queue kill --force` and the out-of-memory killer of the kernel end DVC and leave its stage
     running, even in a workspace that another stage is about to use. Until `stoppable` handles the
     signal, it ends the process at once; nothing has been written by then.
     """
-    threading.Thread(target=_stop_with_starters, daemon=True).start()
+    threading.Thread(target=_stop_with_parents, daemon=True).start()
 
 
-def _stop_with_starters() -> None:
+def _stop_with_parents() -> None:
     import psutil
 
     own = psutil.Process()
-    starters = []
+    parents = []
     if "DVC_STAGE" in os.environ:
-        starters.append(_dvc_of(own))
+        parents.append(_dvc_of(own))
     if "RANK" in os.environ:
-        starters.append(own.parent())
-    while all(
-        one and one.is_running() and _status(one) != psutil.STATUS_ZOMBIE for one in starters
-    ):
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        parents.append(own.parent())
+    while all(parent and _is_alive(parent) for parent in parents):
+        time.sleep(SECONDS_BETWEEN_CHECKS)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _dvc_of(stage: "psutil.Process") -> "psutil.Process | None":
-    """Return the process that started this stage, or None where it has died already.
+    """Return the process of DVC that started a stage, or None where it has died already.
 
-    It is the parent of the outermost process with the variable that DVC sets for its stages: it is
-    called dvc, or it is a Python program that uses DVC's API. When it dies, the system gives its
-    children to another parent: a program of another kind, or of another session.
+    It is the parent of the outermost process that has the variable that DVC sets for its stages.
+    It is called dvc, or it is a Python program that uses DVC's API. When it dies, the system gives
+    its children to another parent: a program of another kind, or of another session.
     """
     import psutil
 
@@ -106,12 +105,14 @@ def _dvc_of(stage: "psutil.Process") -> "psutil.Process | None":
                 top = parent
                 continue
             words = _first_words(parent)
-            same_session = os.getsid(parent.pid) == os.getsid(top.pid)
-            uses_api = words[:1] and words[0].startswith("python") and same_session
-            return parent if "dvc" in words or uses_api else None
+            if "dvc" in words:
+                return parent
+            is_python = bool(words) and words[0].startswith("python")
+            is_same_session = os.getsid(parent.pid) == os.getsid(top.pid)
+            return parent if is_python and is_same_session else None
         except psutil.AccessDenied:  # of another user, who has not started this stage
             return None
-        except (psutil.Error, OSError):  # a process has just ended: look again
+        except (psutil.Error, OSError):  # a process has just ended: try again
             time.sleep(0.1)
             top = stage
 
@@ -121,11 +122,10 @@ def _first_words(process: "psutil.Process") -> list[str]:
     return [Path(word).name for word in process.cmdline()[:4]]
 
 
-def _status(process: "psutil.Process") -> str:
-    """Return the status of a process, that of a zombie where it has just ended."""
+def _is_alive(process: "psutil.Process") -> bool:
     import psutil
 
     try:
-        return process.status()
-    except psutil.Error:
-        return psutil.STATUS_ZOMBIE
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:  # it has just ended
+        return False

@@ -8,6 +8,7 @@ logits differ by more than the tolerance, nothing is written. --int8 adds a netw
 numbers, which they then prefer. Its scores differ, so it is compared by AUC and verdicts.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from shutil import copyfile
 
@@ -20,10 +21,10 @@ from stages.lib import paths
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import atomic_folder, sha256_of, write_text
 from stages.lib.core.labels import read_labels
-from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
+from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.inference import BATCH_SIZE, Inference, Network
 from stages.lib.detector.model import CONFIG_FILE, WEIGHTS_FILE
 from stages.lib.evaluation.verdict_rules import Thresholds
-from stages.lib.progress import progress_bar
 from stages.lib.running import run_command
 from stages.lib.verdict.examiner import RULES_FILE, Examiner, rules_file
 from stages.lib.verdict.load import load_examiner
@@ -33,15 +34,12 @@ from stages.lib.verdict.networks import (
     ONNX_FILE,
     TORCH_FILE,
     Export,
-    Network,
     export_network,
     onnx_network,
     quantise,
-    torch_network,
 )
-from stages.tools.command_line import Parser, count
+from stages.tools.command_line import add_threads, parser_of
 
-BATCH_SIZE = 32
 DETECTOR = "detector"  # itself, beside the exported networks
 LOGIT_TOLERANCE = 1e-3  # of an exported network
 AUC_TOLERANCE = 0.005  # that the AUC of the int8 network may be lower
@@ -50,11 +48,11 @@ MOST_RANGED = 256  # calibration images that the ranges of int8 numbers come fro
 
 def main() -> None:
     """Write the folder, or nothing."""
-    parser = Parser(description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__, "stages.tools.export")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", type=Path, default=paths.MODEL)
     parser.add_argument("--int8", action="store_true", help="add a faster network of 8-bit numbers")
-    parser.add_argument("--threads", type=count, default=2)
+    add_threads(parser)
     options = parser.parse_args()
     _check_target(options.folder)
     examiner = load_examiner(
@@ -66,13 +64,15 @@ def main() -> None:
             copyfile(file, folder / file.name)
         copyfile(rules_file(options.model), folder / RULES_FILE)
         networks = _write_networks(examiner, folder, options.int8, options.threads)
-        facts = _facts(examiner, folder, networks, images)
-        _check(facts)
-        write_text(folder / EXPORT_FILE, facts.model_dump_json(indent=2) + "\n")
-    for name, difference in facts.largest_difference_of_logits.items():
-        print(f"{options.folder / name}: logits within {difference:.1e} of the detector's, AUC "
-              f"{facts.auc[name]:.4f} and {facts.auc[DETECTOR]:.4f}, other verdicts of "
-              f"{facts.changed_verdicts[name]:.1%} of {len(images)} validation images")  # fmt: skip
+        export = _compare(examiner, folder, networks, images)
+        _check(export)
+        write_text(folder / EXPORT_FILE, export.model_dump_json(indent=2) + "\n")
+    for name, difference in export.largest_difference_of_logits.items():
+        print(
+            f"{options.folder / name}: logits within {difference:.1e} of the detector's, AUC "
+            f"{export.auc[name]:.4f} and {export.auc[DETECTOR]:.4f}, other verdicts of "
+            f"{export.changed_verdicts[name]:.1%} of {len(images)} validation images"
+        )
 
 
 def _check_target(folder: Path) -> None:
@@ -82,8 +82,8 @@ def _check_target(folder: Path) -> None:
         raise UserError(f"{folder}: exists, and no export is in it; name a new folder")
 
 
-def _images(split: str, examiner: Examiner) -> LabelledImages:
-    labels = read_labels(paths.LABELS / f"{split}.csv")
+def _images(set_name: str, examiner: Examiner) -> LabelledImages:
+    labels = read_labels(paths.LABELS / f"{set_name}.csv")
     return LabelledImages(labels, paths.PACKED, examiner.config.preprocessing)
 
 
@@ -91,7 +91,8 @@ def _write_networks(
     examiner: Examiner, folder: Path, int8: bool, threads: int
 ) -> dict[str, Network]:
     """Write the exported networks into a folder; return them by the names of their files."""
-    export_network(examiner.detector, examiner.config.preprocessing.image_size, folder)
+    side = examiner.config.preprocessing.image_size
+    export_network(examiner.inference.detector, side, folder)
     program = torch.export.load(folder / TORCH_FILE).module()
     networks: dict[str, Network] = {
         ONNX_FILE: onnx_network(folder / ONNX_FILE, threads),
@@ -100,19 +101,22 @@ def _write_networks(
     if int8:
         calibration = _images("calibration", examiner)
         chosen = np.linspace(0, len(calibration) - 1, min(len(calibration), MOST_RANGED))
-        inputs = torch.stack([calibration[int(index)][0] for index in chosen])
+        inputs = torch.stack([calibration.inputs(int(index)) for index in chosen])
         quantise(folder / ONNX_FILE, folder / INT8_FILE, inputs, BATCH_SIZE)
         networks[INT8_FILE] = onnx_network(folder / INT8_FILE, threads)
     return networks
 
 
-def _facts(
+def _compare(
     examiner: Examiner, folder: Path, networks: dict[str, Network], images: LabelledImages
 ) -> Export:
     """Return how well the exported networks agree with the detector."""
-    itself: dict[str, Network] = {DETECTOR: torch_network(examiner.detector, examiner.hardware)}
-    logits = logits_of(itself | networks, images)
-    verdicts = {name: _called(found, examiner.rules.thresholds) for name, found in logits.items()}
+    detector = replace(examiner.inference, views=["plain"])
+    logits = {DETECTOR: logits_of(DETECTOR, detector, images)}
+    for name, network in networks.items():
+        logits[name] = logits_of(name, replace(detector, network=network), images)
+    limits = examiner.rules.thresholds
+    verdicts = {name: _called(values, limits) for name, values in logits.items()}
     expected, called = logits[DETECTOR], verdicts[DETECTOR]
     return Export(
         weights_sha256=examiner.config.weights_sha256,
@@ -122,26 +126,17 @@ def _facts(
             name: float(np.abs(logits[name] - expected).max()) for name in networks
         },
         num_images=len(images),
-        auc={name: float(roc_auc_score(images.targets, found)) for name, found in logits.items()},
+        auc={name: float(roc_auc_score(images.targets, logits[name])) for name in logits},
         changed_verdicts={name: float((verdicts[name] != called).mean()) for name in networks},
     )
 
 
-@torch.inference_mode()
-def logits_of(networks: dict[str, Network], images: LabelledImages) -> dict[str, np.ndarray]:
-    """Return the logits of each network for all images, float32 (N,); raises UserError for NaN."""
-    loader = make_loader(images, sequential_batches(len(images), BATCH_SIZE), 0, pin=False)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in networks}
-    with progress_bar("compare", len(images)) as bar:
-        for batch, _, _ in loader:
-            for name, network in networks.items():
-                found[name].append(network(batch).numpy())
-            bar.update(len(batch))
-    logits = {name: np.concatenate(parts) for name, parts in found.items()}
-    for name, values in logits.items():
-        if not np.isfinite(values).all():
-            raise UserError(f"{name}: gives scores that are no numbers; use the detector itself")
-    return logits
+def logits_of(name: str, inference: Inference, images: LabelledImages) -> np.ndarray:
+    """Return the logits of a network for all images, float64 (N,); raises UserError for NaN."""
+    logits = inference.logits_of(images, 0, f"score with {name}")[:, 0]
+    if not logits.isfinite().all():
+        raise UserError(f"{name}: gives scores that are not numbers; use the detector itself")
+    return logits.numpy()
 
 
 def _called(logits: np.ndarray, limits: Thresholds) -> np.ndarray:
@@ -150,18 +145,18 @@ def _called(logits: np.ndarray, limits: Thresholds) -> np.ndarray:
     return (scores >= limits.fake_from).astype(int) - (scores < limits.real_below)
 
 
-def _check(facts: Export) -> None:
+def _check(export: Export) -> None:
     """Raise UserError where an exported network is not good enough."""
-    for name, difference in facts.largest_difference_of_logits.items():
+    for name, difference in export.largest_difference_of_logits.items():
         if name != INT8_FILE and difference > LOGIT_TOLERANCE:
             raise UserError(
                 f"{name}: its logits differ by up to {difference:.2g} from the detector's; use "
                 "the detector itself, and report its architecture"
             )
-    if facts.auc.get(INT8_FILE, 1.0) < facts.auc[DETECTOR] - AUC_TOLERANCE:
+    if export.auc.get(INT8_FILE, 1.0) < export.auc[DETECTOR] - AUC_TOLERANCE:
         raise UserError(
-            f"--int8: its AUC is {facts.auc[INT8_FILE]:.4f}, that of the detector "
-            f"{facts.auc[DETECTOR]:.4f}; export without it"
+            f"--int8: its AUC is {export.auc[INT8_FILE]:.4f}, that of the detector "
+            f"{export.auc[DETECTOR]:.4f}; export without it"
         )
 
 

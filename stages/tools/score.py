@@ -9,7 +9,8 @@ DETECTOR is a Python function, `module:function`, an ONNX file, or a model of ML
     ->  OUT, one row per labelled image, with a column named as the scale of the scores
     ->  --perturbed, the same images and perturbations as stages.predict has them
 
-`python -m stages.tools.judge` judges what this writes.
+`python -m stages.tools.judge` judges what this writes. Exit code: 0, or 1 for a mistake in the
+command, in the detector or in what it returns.
 """
 
 import argparse
@@ -38,10 +39,11 @@ from stages.lib.prediction.perturbations import (
     variants_of,
 )
 from stages.lib.progress import progress_bar
-from stages.lib.score_files.callables import SCALES, CallableDetector, load_callable
-from stages.lib.score_files.matching import JUDGED_SPLITS
+from stages.lib.score_files.callables import CallableDetector, load_callable
+from stages.lib.score_files.matching import JUDGED_TABLES
 from stages.lib.score_files.own_process import run_in_own_process
-from stages.tools.command_line import Parser, count
+from stages.lib.score_files.reading import LOGIT, PROBABILITY
+from stages.tools.command_line import add_threads, count, parser_of
 
 ROW_BYTES = 200  # of one image or variant in a file, about
 
@@ -59,7 +61,7 @@ def main() -> None:
     if options.perturbed:
         chosen = images_to_perturb()
         check_target(options.perturbed, len(chosen) * (1 + len(VARIANTS)))
-    keep_freed_memory()  # a network on the CPU waits for new memory else
+    keep_freed_memory()  # otherwise a network on the CPU waits for new memory
     detector = load_callable(options.detector, options.threads, options.scale)
     write_scores(options.out, score_images(detector, labels, options.batch_size), detector)
     if chosen is not None:
@@ -69,15 +71,18 @@ def main() -> None:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options; raises UserError for a wrong command."""
-    parser = Parser(description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__, "stages.tools.score")
     add = parser.add_argument
     add("detector", help="module:function, FILE.onnx or models:/NAME@ALIAS")
     add("--out", type=Path, required=True, metavar="CSV", help="where the scores go")
     add("--perturbed", type=Path, metavar="CSV", help="score perturbed images too, into this file")
-    add("--scale", choices=SCALES, help="of what it returns; without it, logit for an ONNX file, "
-        "else probability")  # fmt: skip
+    add(
+        "--scale",
+        choices=(PROBABILITY, LOGIT),
+        help="of what it returns; without it, logit for an ONNX file, else probability",
+    )
     add("--batch-size", type=count, default=16, help="images at a time, at most")
-    add("--threads", type=count, default=2, help="of the CPU, for an ONNX file")
+    add_threads(parser, "of the CPU, for an ONNX file")
     options = parser.parse_args(arguments)
     if options.perturbed and options.perturbed.resolve() == options.out.resolve():
         raise UserError(f"--perturbed {options.perturbed}: is the file of --out; name another file")
@@ -86,8 +91,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def labelled_images() -> pd.DataFrame:
     """Return the rows of all judged label tables that have a label; raises UserError."""
-    splits = [read_labels(paths.LABELS / f"{split}.csv") for split in JUDGED_SPLITS]
-    return pd.concat(splits, ignore_index=True).dropna(subset=["target"])
+    tables = [read_labels(paths.LABELS / f"{name}.csv") for name in JUDGED_TABLES]
+    return pd.concat(tables, ignore_index=True).dropna(subset=["target"])
 
 
 def images_to_perturb() -> pd.DataFrame:
@@ -119,8 +124,8 @@ def write_scores(path: Path, table: pd.DataFrame, detector: CallableDetector) ->
 def score_images(detector: CallableDetector, labels: pd.DataFrame, batch_size: int) -> pd.DataFrame:
     """Return img_name, set and a column named as the scale, one row per label; raises UserError."""
     scores = score_all(detector, images_of(labels), len(labels), batch_size, "score")
-    if doubt := detector.doubt(scores):
-        print(doubt, file=sys.stderr)
+    if warning := detector.doubt(scores):
+        print(warning, file=sys.stderr)
     return labels[["img_name", "set"]].assign(**{detector.scale: scores})
 
 
@@ -128,17 +133,20 @@ def score_perturbed(
     detector: CallableDetector, chosen: pd.DataFrame, batch_size: int
 ) -> pd.DataFrame:
     """Return img_name, perturbation, level and the scale, for all variants; raises UserError."""
-    shape = (len(chosen), 1 + len(VARIANTS))
-    variants = perturbed_images(chosen)
-    scores = score_all(detector, variants, shape[0] * shape[1], batch_size, "score perturbed")
-    table = perturbed_table(chosen["img_name"], torch.from_numpy(scores.reshape(shape)))
+    num_images, num_variants = len(chosen), 1 + len(VARIANTS)
+    images, total = perturbed_images(chosen), num_images * num_variants
+    scores = score_all(detector, images, total, batch_size, "score perturbed")
+    table = perturbed_table(chosen["img_name"], scores.reshape(num_images, num_variants))
     return table.rename(columns={"logit": detector.scale})
 
 
 def score_all(
-    detector: CallableDetector, images: Iterable[np.ndarray], total: int, batch_size: int,
+    detector: CallableDetector,
+    images: Iterable[np.ndarray],
+    total: int,
+    batch_size: int,
     title: str,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Return the scores of images, float64 (total,), at most batch_size at a time."""
     scores: list[float] = []
     rest = iter(images)
@@ -160,13 +168,13 @@ def perturbed_images(chosen: pd.DataFrame) -> Iterator[np.ndarray]:
 def images_of(labels: pd.DataFrame) -> Iterator[np.ndarray]:
     """Yield the image of each row of a label table, uint8 (H, W, 3); raises UserError."""
     packs = {name: PackedImages(paths.PACKED / name) for name in labels["set"].unique()}
-    columns = (labels[column] for column in ("set", "row", "img_name", "sha256"))
-    for name, row, image, sha256 in zip(*columns, strict=True):
+    for row in labels.itertuples():
         try:
-            yield decode_image(packs[name].labelled(row, image, sha256)).pixels
+            content = packs[row.set].labelled(row.row, row.img_name, row.sha256)
+            yield decode_image(content).pixels
         except UnusableImage as error:
             raise UserError(
-                f"{paths.PACKED / name}: {short(image)}: {error}; pack it again: "
+                f"{paths.PACKED / row.set}: {short(row.img_name)}: {error}; pack it again: "
                 "dvc repro --force pack"
             ) from None
 

@@ -2,7 +2,7 @@
 
 Run: python -m stages.tools.serve [--model FOLDER] [--port 8000]     then open http://127.0.0.1:8000
 
-stages/lib/verdict/server.py says what the interface takes and gives.
+stages/lib/verdict/server.py describes the interface.
 """
 
 import sys
@@ -17,28 +17,33 @@ from stages.lib.verdict.connections import server_config
 from stages.lib.verdict.guard import Limits
 from stages.lib.verdict.load import load_examiner
 from stages.lib.verdict.server import make_app
-from stages.tools.command_line import Parser, count, port, positive
+from stages.tools.command_line import (
+    add_device_and_threads,
+    count,
+    parser_of,
+    port,
+    positive,
+)
 
 OWN_NAMES = ["127.0.0.1", "::1", "localhost"]
 
 
 def main() -> None:
     """Serve until Ctrl-C."""
-    parser = Parser(description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__, "stages.tools.serve")
     add = parser.add_argument
     add("--model", default=str(paths.MODEL), help="a folder, or models:/NAME@champion")
-    add("--no-crop", dest="crop", action="store_false", help="judge each image whole")
+    add("--no-crop", dest="crop", action="store_false", help="examine each image whole")
     add("--host", default="127.0.0.1", help="an address of this machine that lets others in")
-    add("--name", action="append", default=[], help="one more name under which it may be called")
+    add("--name", action="append", default=[], help="another name under which it may be called")
     add("--port", type=port, default=8000)
     add("--megabytes", type=positive, default=Limits.megabytes, help="of an image's file")
     add("--max-megapixels", type=positive, default=50.0, help="of an image")
     add("--requests", type=count, default=Limits.requests, help="that may wait at once")
     add("--seconds", type=positive, default=Limits.seconds, help="for one request")
-    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    add("--threads", type=count, default=2, help="of the CPU")
+    add_device_and_threads(parser)
     options = parser.parse_args()
-    address = options.host.strip("[]")  # of IPv6 it may have brackets, as in a URL
+    address = options.host.strip("[]")  # one of IPv6 may have brackets, as in a URL
     examiner = load_examiner(
         options.model, options.device, options.threads, options.crop, options.max_megapixels
     )
@@ -47,11 +52,11 @@ def main() -> None:
     config = server_config(app, host=address, port=options.port, log_level="warning")
     try:
         socket = config.bind_socket()
-    except SystemExit:  # uvicorn has told why
+    except SystemExit:  # uvicorn has logged why
         raise UserError(
             f"--host {options.host}, --port {options.port}: cannot be used; name another one"
         ) from None
-    socket.listen(2048)  # who comes now waits until the server takes them
+    socket.listen(2048)  # from now on, callers wait for the server to start
     if examiner.rules.doubt:
         print(DOUBTS[examiner.rules.doubt], file=sys.stderr)
     host = f"[{address}]" if ":" in address else address

@@ -30,7 +30,7 @@ def main() -> None:
         )  # fmt: skip
 
         def load(content: bytes = content, how: Preprocessing = preprocessing) -> object:
-            return resize(decode(content, how), how)
+            return resize(decode(content, how).tensor, how)
 
         def digest(content: bytes = content) -> object:
             return hashlib.sha256(content).hexdigest()

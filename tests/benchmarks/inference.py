@@ -6,7 +6,7 @@ Both score generated 512 px JPEG photographs with the same resnet18 at 256 px.
 """
 
 import os
-from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,9 +14,14 @@ import torch
 from stages.lib.core.params import load_params
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.hardware import set_up_hardware
-from stages.lib.detector.model import Detector, create_model, resolve_preprocessing
+from stages.lib.detector.inference import Inference
+from stages.lib.detector.model import (
+    DetectorConfig,
+    create_model,
+    resolve_preprocessing,
+    save_detector,
+)
 from stages.lib.prediction.params import PredictParams
-from stages.predict import predict_logits
 from tests.benchmarks import notebook
 from tests.benchmarks.notebook import IMAGE_SIZE, draw_photographs, pack
 from tests.benchmarks.race import Rates, race, run_races
@@ -33,14 +38,24 @@ def compare(folder: Path, num_images: int, repeats: int) -> Rates:
     model = create_model("resnet18", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=IMAGE_SIZE)
     images = LabelledImages(labels, folder / "packed", preprocessing)
-    detector = Detector(deepcopy(model), preprocessing).eval()  # of another memory format
-    detector = detector.to(hardware.device).to(memory_format=torch.channels_last)
-    compiled = deepcopy(detector)
-    compiled.compile()
+    config = DetectorConfig(
+        model="resnet18",
+        model_args={},
+        preprocessing=preprocessing,
+        num_parameters=0,
+        initial_weights="random",
+        trained_in=hardware.arithmetic,
+        best_epoch=0,
+    )
+    save_detector(folder, model.state_dict(), config)
+    chosen = {"views": params.views, "batch_size": params.batch_size}
+    ours = replace(Inference.load(folder, hardware), **chosen)
+    compiled = replace(Inference.load(folder, hardware), **chosen)
+    compiled.detector.compile()
     runs = {
         "baseline": notebook.inference(folder / "photographs", table, model, hardware.device),
-        "ours": lambda: predict_logits(detector, images, params, hardware, ""),
-        "ours, compiled": lambda: predict_logits(compiled, images, params, hardware, ""),
+        "ours": lambda: ours.logits_of(images, params.num_workers, ""),
+        "ours, compiled": lambda: compiled.logits_of(images, params.num_workers, ""),
     }
     return race(runs, num_images, repeats)
 

@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 
+from stages.lib.evaluation.intervals import NUM_RESAMPLES, metric_intervals
 from stages.lib.evaluation.metrics import METRICS, RankedScores
-from stages.lib.evaluation.resampling import NUM_RESAMPLES, metric_intervals
 
 
 def main() -> None:

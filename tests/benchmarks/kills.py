@@ -34,7 +34,7 @@ import psutil
 
 from tests.conftest import TINY, clone_project, environment, run
 
-STAGES = ("sample", "check_names", "pack", "prepare", "train", "predict", "explain", "evaluate",
+STAGES = ("sample", "pack", "prepare", "train", "predict", "explain", "evaluate",
           "card", "submit", "publish")  # fmt: skip
 VICTIMS = ("dvc", "stage", "worker", "group")
 SECONDS_TO_END = 15

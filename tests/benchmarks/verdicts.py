@@ -29,13 +29,13 @@ from sklearn.metrics import roc_auc_score
 from stages.lib import paths
 from stages.lib.core.labels import read_labels
 from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.inference import Network
 from stages.lib.verdict.examiner import Examiner
 from stages.lib.verdict.load import load_examiner
 from stages.lib.verdict.networks import (
     INT8_FILE,
     ONNX_FILE,
     FakeLogit,
-    Network,
     export_network,
     onnx_network,
     quantise,
@@ -73,11 +73,11 @@ def main() -> None:
 def networks_of(examiner: Examiner, inputs: torch.Tensor, folder: Path) -> dict[str, Network]:
     """Return the same detector in each form."""
     side = examiner.config.preprocessing.image_size
-    export_network(examiner.detector, side, folder)
+    export_network(examiner.inference.detector, side, folder)
     quantise(folder / ONNX_FILE, folder / INT8_FILE, inputs[:128], BATCH_SIZE)
-    compiled: Any = torch.compile(FakeLogit(examiner.detector))
+    compiled: Any = torch.compile(FakeLogit(examiner.inference.detector))
     return {
-        "PyTorch, eager": examiner.network.run,
+        "PyTorch, eager": torch.inference_mode()(examiner.network.run),
         "PyTorch, compiled": torch.inference_mode()(lambda images: compiled(images)),
         "ONNX Runtime, fp32": onnx_network(folder / ONNX_FILE, THREADS),
         "ONNX Runtime, int8": onnx_network(folder / INT8_FILE, THREADS),

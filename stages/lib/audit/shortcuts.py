@@ -21,8 +21,8 @@ NUM_FOLDS = 5
 NUM_BINS = 8
 
 
-def audit_split(rows: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """Describe the classes of a split, and how well they are told apart without a look at faces."""
+def audit_set(rows: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """Describe the classes of a set, and how well they are told apart without a look at faces."""
     parts = {name: rows[rows["target"] == target] for target, name in enumerate(CLASS_NAMES)}
     labelled = pd.concat(list(parts.values()))
     return {
@@ -66,10 +66,10 @@ def shortcuts(rows: pd.DataFrame, seed: int) -> dict[str, Any]:
     if len(rows) > MOST_ROWS:
         rows = rows.sample(MOST_ROWS, random_state=seed)
     target = rows["target"].astype(int).to_numpy()
-    found = {}
+    aucs = {}
     for fact in (*HEADER_NUMBERS, *IMAGE_CUES):
         auc = roc_auc_score(target, rows[fact].fillna(0).to_numpy(dtype=float))
-        found[fact] = max(auc, 1 - auc)
+        aucs[fact] = max(auc, 1 - auc)
     for name, facts in (
         ("jpeg_tables", ["jpeg_tables"]),
         ("metadata", [*HEADER_NUMBERS, "jpeg_tables"]),
@@ -77,8 +77,8 @@ def shortcuts(rows: pd.DataFrame, seed: int) -> dict[str, Any]:
     ):
         auc = _cross_validated_auc(rows[facts], target, rows["group"].to_numpy(), seed)
         if auc is not None:
-            found[name] = auc
-    rounded = {name: round(float(auc), 4) for name, auc in found.items()}
+            aucs[name] = auc
+    rounded = {name: round(float(auc), 4) for name, auc in aucs.items()}
     return rounded | {"worst": max(rounded, key=lambda name: rounded[name])}
 
 
@@ -92,10 +92,7 @@ def _cross_validated_auc(
     """
     if len(np.unique(groups)) < 2 * NUM_FOLDS:
         return None
-    binned = pd.DataFrame({
-        name: column.fillna("none") if name == "jpeg_tables" else _binned(column)
-        for name, column in facts.items()
-    })  # fmt: skip
+    binned = facts.apply(_binned)
     encoder = OneHotEncoder(handle_unknown="ignore", max_categories=MOST_TABLES)
     classifier = make_pipeline(encoder, LogisticRegression(max_iter=1000))
     scores = np.zeros(len(target))
@@ -108,5 +105,7 @@ def _cross_validated_auc(
     return float(roc_auc_score(target, scores))
 
 
-def _binned(numbers: pd.Series) -> pd.Series:
-    return pd.qcut(numbers.fillna(0).astype(float), NUM_BINS, labels=False, duplicates="drop")
+def _binned(fact: pd.Series) -> pd.Series:
+    if fact.name == "jpeg_tables":
+        return fact.fillna("none")
+    return pd.qcut(fact.fillna(0).astype(float), NUM_BINS, labels=False, duplicates="drop")

@@ -21,7 +21,7 @@ def write_digest(path: Path) -> None:
 
 
 def check_digest(path: Path, stage: str) -> None:
-    """Raise UserError where a file is missing, or not the one that `write_digest` has seen.
+    """Raise UserError where a file is missing, or not the one whose digest was written.
 
     stage: the one that writes it, into a folder that DVC caches.
     """
@@ -37,29 +37,30 @@ def write_folder_digests(folder: Path) -> None:
 def checked_tables(folder: Path, stage: str) -> list[Path]:
     """Return the tables of which `write_folder_digests` has written digests; raises UserError."""
     digests, remedy = folder / OF_FOLDER, f"write it again: `dvc repro --force {stage}`"
-    names = [name for _, name in _lines(digests, folder, remedy)]
-    for name in names:
-        _check(digests, folder / name, remedy)
-    return [folder / name for name in names]
+    tables = [folder / name for name in _read(digests, folder, remedy)]
+    for table in tables:
+        _check(digests, table, remedy)
+    return tables
 
 
 def _write(digests: Path, files: Iterable[Path]) -> None:
     write_text(digests, "".join(f"{sha256_of(file)}  {file.name}\n" for file in files))
 
 
-def _lines(digests: Path, of: Path, remedy: str) -> list[tuple[str, str]]:
-    """Return the digest and the name of each file of a list; of: what it is about."""
+def _read(digests: Path, subject: Path, remedy: str) -> dict[str, str]:
+    """Return the digests that a file lists, by the names of their files; subject: for the error."""
     try:
         lines = digests.read_text(encoding="utf-8").splitlines()
-        return [(digest, name) for digest, name in (line.split("  ", 1) for line in lines)]
+        pairs = [line.split("  ", 1) for line in lines]
+        return {name: digest for digest, name in pairs}
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{of}: no digest of it in {digests.name} ({short(error)}); {remedy}"
+            f"{subject}: no digest of it in {digests.name} ({short(error)}); {remedy}"
         ) from None
 
 
 def _check(digests: Path, path: Path, remedy: str) -> None:
     if not path.is_file():
         raise UserError(f"{path}: no such file; {remedy}")
-    if (sha256_of(path), path.name) not in _lines(digests, path, remedy):
+    if _read(digests, path, remedy).get(path.name) != sha256_of(path):
         raise UserError(f"{path}: damaged, or changed since it was written; {remedy}")

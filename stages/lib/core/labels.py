@@ -1,4 +1,4 @@
-"""What a label is, and the label tables that stages.prepare writes."""
+"""What a label is, and the label tables of the sets, which stages.prepare writes."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ CLASS_NAMES = ("real", "fake")
 LABEL_TYPES = {
     "img_name": "str",
     "target": "Int8",  # 0 real, 1 fake, empty: unknown
-    "family": "str",  # the method of a fake, empty: unknown
+    "family": "str",  # the manipulation method of a fake, empty: unknown
     "source": "str",  # the collection that an image is from, empty: unknown
     "width": "int64",  # pixels
     "height": "int64",
@@ -28,7 +28,7 @@ LABEL_TYPES = {
 
 
 def write_labels(table: pd.DataFrame, path: Path) -> None:
-    """Write the columns of a label table, in types that do not depend on the values."""
+    """Write the label table of a set, in types that do not depend on the values."""
     write_table(table[list(LABEL_TYPES)].astype(LABEL_TYPES), path)
     write_digest(path)
 

@@ -33,37 +33,30 @@ def write_views(folder: Path, weights_sha256: str, views: list[str]) -> None:
     write_json(folder / paths.SCORED_VIEWS.name, content)
 
 
-def scores_of(split: str) -> pd.DataFrame:
-    """Return the scores of the present detector for a split, or for `robustness`.
+def read_set_scores(set_name: str) -> pd.DataFrame:
+    """Return the scores of the present detector for a set, or for `robustness`.
 
     Raises UserError where the file is not what `predict` wrote with these weights.
     """
-    return _checked_scores(split, _scored())
+    return _read_scores(set_name, _read_views())
 
 
-def _scored() -> dict[str, Any]:
-    """Return what write_views wrote; raises UserError where it is of other weights."""
-    known = read_json(paths.SCORED_VIEWS, "weights_sha256", "scores", "labels")
-    if known["weights_sha256"] != _weights():
-        raise UserError(f"{paths.SCORES}: the scores of other weights than {paths.MODEL}; {REMEDY}")
-    return known
-
-
-def _checked_scores(split: str, known: dict[str, Any]) -> pd.DataFrame:
-    path = paths.SCORES / f"{split}.csv"
-    if path.is_file() and known["scores"].get(split) != sha256_of(path):
-        raise UserError(f"{path}: damaged, or not as `predict` wrote it; {REMEDY}")
-    return read_scores(path)
-
-
-def _weights() -> str:
-    return read_json(paths.CONFIG, "weights_sha256")["weights_sha256"]
+def read_labels_and_scores(set_name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the label table of a set and its scores, row by row; raises UserError."""
+    path = paths.LABELS / f"{set_name}.csv"
+    labels, views = read_labels(path), _read_views()
+    scores = _read_scores(set_name, views)
+    if views["labels"].get(set_name) != sha256_of(path):
+        file = paths.SCORES / f"{set_name}.csv"
+        raise UserError(f"{file}: not of the images of {path}; {REMEDY}")
+    assert labels["img_name"].equals(scores["img_name"])
+    return labels, scores
 
 
 def read_evaluation() -> dict[str, Any]:
     """Return evaluation.json; raises UserError where it is damaged, or of other weights."""
     report = read_json(paths.EVALUATION, "weights", "val", "better_than_chance")
-    if not _weights().startswith(report["weights"]):
+    if not _weights_sha256().startswith(report["weights"]):
         raise UserError(
             f"{paths.EVALUATION}: of other weights than {paths.MODEL}; evaluate again: `dvc repro "
             "--force evaluate`"
@@ -71,12 +64,22 @@ def read_evaluation() -> dict[str, Any]:
     return report
 
 
-def labels_and_scores(split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the label table of a split and its scores, row by row; raises UserError."""
-    path = paths.LABELS / f"{split}.csv"
-    labels, known = read_labels(path), _scored()
-    scores = _checked_scores(split, known)
-    if known["labels"].get(split) != sha256_of(path):
-        raise UserError(f"{paths.SCORES / f'{split}.csv'}: not of the images of {path}; {REMEDY}")
-    assert labels["img_name"].equals(scores["img_name"])
-    return labels, scores
+def _read_views() -> dict[str, Any]:
+    """Return what write_views wrote; raises UserError where it is of other weights."""
+    views = read_json(paths.SCORED_VIEWS, "weights_sha256", "scores", "labels")
+    if views["weights_sha256"] != _weights_sha256():
+        raise UserError(f"{paths.SCORES}: the scores of other weights than {paths.MODEL}; {REMEDY}")
+    return views
+
+
+def _read_scores(set_name: str, views: dict[str, Any]) -> pd.DataFrame:
+    """Return the scores of a set; raises UserError where they are not those that views.json has."""
+    path = paths.SCORES / f"{set_name}.csv"
+    if path.is_file() and views["scores"].get(set_name) != sha256_of(path):
+        raise UserError(f"{path}: damaged, or not as `predict` wrote it; {REMEDY}")
+    return read_scores(path)
+
+
+def _weights_sha256() -> str:
+    """Return the digest of the weights of the present detector."""
+    return read_json(paths.CONFIG, "weights_sha256")["weights_sha256"]

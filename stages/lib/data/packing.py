@@ -17,7 +17,7 @@ from stages.lib.core.files import open_regular
 from stages.lib.data.image_facts import FACTS_SCHEMA, image_facts
 from stages.lib.data.layouts.clips import spread
 from stages.lib.data.layouts.image_set import ImageSet, file_of, is_video
-from stages.lib.data.pack_cache import KnownImages
+from stages.lib.data.pack_cache import PackCache
 from stages.lib.data.params import PackParams
 from stages.lib.data.shards import Packed, ShardWriter
 from stages.lib.images.decoding import UnusableImage
@@ -25,9 +25,7 @@ from stages.lib.images.packed_images import FACTS_FILE
 from stages.lib.progress import progress_bar
 
 IMAGES_PER_BATCH = 256
-CACHED_FILE = re.compile(
-    "(files/md5/)?[0-9a-f]{2}/[0-9a-f]{30}"
-)  # of DVC, since version 3 and before
+CACHED_FILE = re.compile("(files/md5/)?[0-9a-f]{2}/[0-9a-f]{30}")  # of DVC, version 3 and before
 
 
 def pack_images(image_set: ImageSet, folder: Path, params: PackParams) -> None:
@@ -36,18 +34,18 @@ def pack_images(image_set: ImageSet, folder: Path, params: PackParams) -> None:
     Images that an earlier or interrupted run packed are used again. The result has the same bytes.
     """
     rows = choose_frames(image_set.rows, params.frames_per_video)
-    num_images, num_known = 0, 0
-    with KnownImages(image_set, params) as known:
-        shards = ShardWriter(known.new, params.shard_mb * 2**20)
+    num_images, num_cached = 0, 0
+    with PackCache(image_set, params) as cache:
+        shards = ShardWriter(cache.new, params.shard_mb * 2**20)
         with progress_bar(f"pack {image_set.name}", len(rows)) as bar:
-            for batch, num_rows, count in _read_in_batches(image_set.folder, rows, known, params):
+            for batch, num_rows, count in _read_in_batches(image_set.folder, rows, cache, params):
                 shards.write(batch)
                 num_images += len(batch)
-                num_known += count
+                num_cached += count
                 bar.update(num_rows)
         shards.close()
-        known.deliver(folder)
-    earlier = f", {num_known} of them by an earlier run" if num_known else ""
+        cache.deliver(folder)
+    earlier = f", {num_cached} of them by an earlier run" if num_cached else ""
     print(f"packed {num_images} images of {image_set.folder}{earlier}", flush=True)
 
 
@@ -76,25 +74,30 @@ def choose_frames(rows: pd.DataFrame, wanted: int) -> pd.DataFrame:
 
 def _number_key(name: str) -> str:
     """Return a name in which every number has ten digits, so that text sorts as numbers do."""
-    return re.sub(r"\d+", lambda found: found.group().zfill(10), name)
+    return re.sub(r"\d+", lambda number: number.group().zfill(10), name)
 
 
 def _read_in_batches(
-    folder: Path, rows: pd.DataFrame, known: KnownImages, params: PackParams
+    folder: Path, rows: pd.DataFrame, cache: PackCache, params: PackParams
 ) -> Iterator[tuple[list[Packed], int, int]]:
-    """Yield packed images in order, of how many rows, and how many were known; with threads."""
+    """Yield images in order, of how many rows they are, and how many were packed by earlier runs.
+
+    Threads read them.
+    """
     has_videos = rows["img_name"].map(is_video).any()
     step = max(1, IMAGES_PER_BATCH // params.frames_per_video) if has_videos else IMAGES_PER_BATCH
     with ThreadPoolExecutor(params.num_threads) as pool:
         for first in range(0, len(rows), step):
             part = rows.iloc[first : first + step]
             batch = part.astype(object).where(part.notna(), None).to_dict("records")
-            found = list(pool.map(known.find, batch))
-            unknown = [row for row, images in zip(batch, found, strict=True) if not images]
-            read = pool.map(lambda row: read_file(folder, row, params), unknown)
-            num_known = sum(len(images) for images in found if images)
-            packed = [image for images in found for image in (images or next(read))]
-            yield packed, len(batch), num_known
+            cached = list(pool.map(cache.find, batch))
+            missing = [row for row, images in zip(batch, cached, strict=True) if not images]
+            read = pool.map(lambda row: read_file(folder, row, params), missing)
+            packed: list[Packed] = []
+            for images in cached:
+                packed += images or next(read)
+            num_cached = sum(len(images) for images in cached if images)
+            yield packed, len(batch), num_cached
 
 
 def _leaves(folder: Path, path: Path) -> bool:
@@ -106,8 +109,9 @@ def _leaves(folder: Path, path: Path) -> bool:
     if not path.is_symlink():
         return not parent.is_relative_to(inside)
     real = path.resolve()
-    return not (real.is_relative_to(inside)
-                or (parent.is_relative_to(inside) and _is_cached_by_dvc(real)))  # fmt: skip
+    if real.is_relative_to(inside):
+        return False
+    return not (parent.is_relative_to(inside) and _is_cached_by_dvc(real))
 
 
 @cache
@@ -148,16 +152,18 @@ def read_file(folder: Path, row: dict[str, Any], params: PackParams) -> list[Pac
         if params.outside == "refuse" and _leaves(folder, path):
             raise UnusableImage("outside of the data set's folder (see pack.outside)")
         if is_video(row["img_name"]):
-            found = _frames(path, row, params)
+            images = _frames(path, row, params)
         else:
             with open_regular(path) as file:
                 content = file.read()
-            found = [(content, row | image_facts(content, params.max_pixels, params.find_faces))]
-        more = {
-            "file": row["img_name"], "file_bytes": status.st_size,
-            "mtime_ns": status.st_mtime_ns, "num_frames": len(found),
-        }  # fmt: skip
-        return [(content, facts | more) for content, facts in found]
+            images = [(content, row | image_facts(content, params.max_pixels, params.find_faces))]
+        file_facts = {
+            "file": row["img_name"],
+            "file_bytes": status.st_size,
+            "mtime_ns": status.st_mtime_ns,
+            "num_frames": len(images),
+        }
+        return [(content, facts | file_facts) for content, facts in images]
     except FileNotFoundError:
         return [(b"", row | {"error": "no such file"})]
     except UnusableImage as error:
@@ -170,12 +176,14 @@ def _frames(path: Path, row: dict[str, Any], params: PackParams) -> list[Packed]
     """Return the frames of a video; their format is the codec of the video."""
     from stages.lib.data.videos import read_frames  # here, because it loads FFmpeg
 
-    found = []
+    frames = []
     for frame in read_frames(path, params.frames_per_video, params.max_pixels):
         facts = image_facts(frame.content, params.max_pixels, params.find_faces)
-        own = {
-            "img_name": f"{row['img_name']}#{frame.number}", "video": row["img_name"],
-            "frame_seconds": frame.seconds, "format": frame.codec,
-        }  # fmt: skip
-        found.append((frame.content, row | facts | own))
-    return found
+        frame_facts = {
+            "img_name": f"{row['img_name']}#{frame.number}",
+            "video": row["img_name"],
+            "frame_seconds": frame.seconds,
+            "format": frame.codec,
+        }
+        frames.append((frame.content, row | facts | frame_facts))
+    return frames

@@ -9,10 +9,11 @@ from stages.lib.core.params import StageParams, Threads
 from stages.lib.data.layouts.find import LayoutName
 from stages.lib.data.layouts.manifest import ManifestParams
 
-# What metrics/evaluation.json and metrics/data.json hold beside the sets.
-RESERVED_NAMES = ("train", "val", "calibration", "test", "held_out", "pooled", "cross",
-                  "robustness", "weights", "threshold", "temperature", "verdicts",
-                  "num_calibration", "better_than_chance")  # fmt: skip
+# What metrics/evaluation.json and metrics/data.json hold beside the evaluation sets.
+RESERVED_NAMES = (
+    "train", "val", "calibration", "test", "held_out", "pooled", "cross", "robustness", "weights",
+    "threshold", "temperature", "verdicts", "num_calibration", "better_than_chance",
+)  # fmt: skip
 
 
 def _check_set_name(name: str) -> str:
@@ -24,6 +25,15 @@ def _check_set_name(name: str) -> str:
 
 
 SetName = Annotated[str, pydantic.AfterValidator(_check_set_name)]
+
+
+def packed_name(set_name: str) -> str:
+    """Return the name of the folder in data/packed of an evaluation set; dvc.yaml has it too.
+
+    DVC removes that folder before any code can check the name of the set. The ending makes sure
+    that it is no folder of the user, even for a name such as `../../tests`.
+    """
+    return f"{set_name}.set"
 
 
 class DataParams(StageParams):

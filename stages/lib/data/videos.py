@@ -19,7 +19,7 @@ from stages.lib.core.files import open_regular
 from stages.lib.data.layouts.clips import spread
 from stages.lib.images.decoding import UnusableImage
 
-# Other formats are lists, by which a file could name others.
+# Other formats may be lists, with which a file could name other files.
 ONLY_VIDEOS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"}
 STILLS = Disposition.attached_pic | Disposition.timed_thumbnails
 PNG_LEVEL = 1  # of zlib: three times faster than 6 and 10 % larger
@@ -43,15 +43,15 @@ def read_frames(path: Path, wanted: int, max_pixels: int | None) -> list[Frame]:
     """
     with open_regular(path) as file:  # FFmpeg itself would wait for a pipe
         try:
-            found = _read_frames(file, wanted, max_pixels)
+            frames = _read_frames(file, wanted, max_pixels)
         except UnusableImage:
             raise
         except (av.FFmpegError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UnusableImage(f"damaged video: {short(reason, 100)}") from None
-    if not found:
+    if not frames:
         raise UnusableImage("a video without a frame that can be decoded")
-    return found
+    return frames
 
 
 def _read_frames(file: BinaryIO, wanted: int, max_pixels: int | None) -> list[Frame]:
@@ -60,11 +60,11 @@ def _read_frames(file: BinaryIO, wanted: int, max_pixels: int | None) -> list[Fr
     with _opened(file) as container:
         stream = max(_films(container), key=lambda film: _rank(film, counts[film.index]))
         if not stream.codec_context:
-            raise UnusableImage("a video of a codec that is not known here")
-        size = stream.codec_context.width, stream.codec_context.height
-        if max_pixels and size[0] * size[1] > max_pixels:
+            raise UnusableImage("a video of an unknown codec")
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if max_pixels and width * height > max_pixels:
             raise UnusableImage(
-                f"{size[0]} x {size[1]} pixels are more than max_megapixels, {max_pixels / 1e6:g}"
+                f"{width} x {height} pixels are more than max_megapixels, {max_pixels / 1e6:g}"
             )
         numbers = set(spread(counts[stream.index], wanted))
         return list(_decoded(container, stream, numbers))
@@ -81,14 +81,14 @@ def _films(container: InputContainer) -> list[av.VideoStream]:
 
     Its cover image and the thumbnails of its chapters are such streams too, often the first ones.
     """
-    films = [one for one in container.streams.video if not one.disposition & STILLS]
+    films = [film for film in container.streams.video if not film.disposition & STILLS]
     if not films:
         raise UnusableImage("no video in this file")
     return films
 
 
 def _rank(film: av.VideoStream, count: int) -> tuple[bool, bool, int]:
-    """Return what the one that players show has more of: it moves, is the default, is large."""
+    """Return how a video ranks for players: moving ones first, then the default, then size."""
     size = film.width * film.height if film.codec_context else 0
     return count > 1, bool(film.disposition & Disposition.default), size
 

@@ -14,7 +14,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stages.lib.core.errors import UserError
-from stages.lib.detector.preprocessing import Preprocessing, decode, reencode, resize
+from stages.lib.detector.preprocessing import (
+    Preprocessing,
+    crop_of,
+    decode,
+    reencode,
+    resize,
+)
 from stages.lib.images.decoding import UnusableImage
 from stages.lib.images.packed_images import PackedImages
 
@@ -24,6 +30,8 @@ MOST_AHEAD = 4  # batches that each worker prepares
 
 class LabelledImages(Dataset):
     """The images of a label table, decoded and resized."""
+
+    num_inputs = 1  # of each image; more in subclasses that return uint8 (V, 3, S, S)
 
     def __init__(self, labels: pd.DataFrame, packed: Path, preprocessing: Preprocessing) -> None:
         self.names = labels["img_name"].to_numpy(dtype=object)
@@ -42,19 +50,23 @@ class LabelledImages(Dataset):
     @property
     def item_bytes(self) -> int:
         """Size of the pixels of one item."""
-        return 3 * self.preprocessing.image_size**2
+        return self.num_inputs * 3 * self.preprocessing.image_size**2
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
         """Return (uint8 (3, S, S), target, index); the target of an unlabelled image is -1."""
-        image = reencode(self.resized(index), self.preprocessing, None)
-        return image, int(self.targets[index]), index
+        return self.inputs(index), int(self.targets[index]), index
+
+    def inputs(self, index: int) -> torch.Tensor:
+        """Return the input of an image, uint8 (3, S, S)."""
+        return reencode(self.resized(index), self.preprocessing)
 
     def resized(self, index: int) -> torch.Tensor:
         """Return an image at the size of the model's input, uint8 (3, S, S)."""
         if self.decoded is not None:
             side = self.preprocessing.image_size
             return self._cached(index, self.decoded).view(3, side, side)
-        return resize(self.decoded_file(index), self.preprocessing)
+        crop = crop_of(self.decoded_file(index), self.preprocessing)
+        return resize(crop, self.preprocessing)
 
     def _cached(self, index: int, cache: PackedImages) -> torch.Tensor:
         """Return a copy of the pixels of an image in a cache, uint8 (3 * S * S); raises UserError.
@@ -76,7 +88,7 @@ class LabelledImages(Dataset):
     def decoded_file(self, index: int) -> torch.Tensor:
         """Return an image as it is in its file, uint8 (3, H, W); raises UserError."""
         try:
-            return decode(self.content(index), self.preprocessing)
+            return decode(self.content(index), self.preprocessing).tensor
         except UnusableImage as error:  # pack has accepted it, so the packed file has changed since
             raise UserError(
                 f"{self.packs[self.sets[index]].folder}: {self.names[index]}: {error}; pack it "

@@ -20,9 +20,16 @@ from stages.lib.core.schema import FrozenModel, TrainingSummary
 from stages.lib.detector.preprocessing import Normalize, Preprocessing
 
 # Arguments of timm.create_model that load weights, or say which ones.
-LOADS_WEIGHTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
-                 "pretrained_strict", "pretrained_filter_fn", "pretrained_model_args",
-                 "cache_dir")  # fmt: skip
+LOADS_WEIGHTS = (
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_strict",
+    "pretrained_filter_fn",
+    "pretrained_model_args",
+    "cache_dir",
+)
 WEIGHTS_FILE, CONFIG_FILE = paths.WEIGHTS.name, paths.CONFIG.name
 
 
@@ -78,9 +85,12 @@ def create_model(name: str, model_args: dict[str, Any], weights: str) -> torch.n
     torch.set_rng_state(random_state)
     try:
         model = timm.create_model(
-            name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=len(CLASS_NAMES),
+            name,
+            pretrained=True,
+            pretrained_cfg_overlay=overlay,
+            num_classes=len(CLASS_NAMES),
             **model_args,
-        )  # fmt: skip
+        )
     except Exception as error:  # anything that the client of the hub, the reader or timm raises
         reason = short(error, 150)
         raise UserError(
@@ -91,14 +101,14 @@ def create_model(name: str, model_args: dict[str, Any], weights: str) -> torch.n
 
 
 def _refuse_other_weights(name: str, model_args: dict[str, Any]) -> None:
-    """Raise UserError for weights of another parameter, which no digest and no record would know.
+    """Raise UserError where an argument or the name of a model brings other weights.
 
-    A model that is loaded again would need their file, too.
+    No digest and no record would know them, and a model that is loaded again would need their file.
     """
-    if found := [one for one in LOADS_WEIGHTS if one in model_args]:
+    if refused := [name for name in LOADS_WEIGHTS if name in model_args]:
         raise UserError(
-            f"train.model_args.{found[0]}: weights come from train.weights alone: give it random, "
-            "hub, or the path of a .safetensors or .pth file"
+            f"train.model_args.{refused[0]}: weights come from train.weights alone: give it "
+            "random, hub, or the path of a .safetensors or .pth file"
         )
     if name.lower().startswith("local-dir:"):
         raise UserError(
@@ -113,9 +123,9 @@ def zero_head(model: torch.nn.Module) -> None:
     Large first logits of a new head on pretrained features give losses far above that, and
     gradients that spoil the features. Raises UserError for a model without such a head.
     """
-    known: Any = model
-    found = known.get_classifier()
-    heads = found if isinstance(found, tuple) else (found,)  # DeiT has one more, for distillation
+    timm_model: Any = model
+    head = timm_model.get_classifier()
+    heads = head if isinstance(head, tuple) else (head,)  # DeiT has a second, for distillation
     parameters = [parameter for head in heads for parameter in head.parameters()]
     if not parameters:
         raise UserError("train.zero_head: this model has no head with weights; set it to false")
@@ -206,37 +216,37 @@ def save_detector(folder: Path, state: dict[str, torch.Tensor], config: Detector
     content = save({name: tensor.contiguous().cpu() for name, tensor in state.items()})
     (folder / WEIGHTS_FILE).write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
-    known = config.model_copy(update={"weights_sha256": digest})
-    known = known.model_copy(update={"config_sha256": known.digest()})
-    write_text(folder / CONFIG_FILE, known.model_dump_json(indent=2) + "\n")
+    config = config.model_copy(update={"weights_sha256": digest})
+    config = config.model_copy(update={"config_sha256": config.digest()})
+    write_text(folder / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
     return digest
 
 
 def load_detector(folder: Path) -> tuple["Detector", DetectorConfig]:
     """Load what save_detector wrote; raises UserError where it is absent, damaged or mixed up."""
-    weights, known = folder / WEIGHTS_FILE, folder / CONFIG_FILE
-    for file in (weights, known):
+    weights, config_file = folder / WEIGHTS_FILE, folder / CONFIG_FILE
+    for file in (weights, config_file):
         if not file.is_file():
             raise UserError(f"{folder}: no {file.name} in it; train a model with `dvc repro train`")
     try:
-        config = DetectorConfig.model_validate_json(known.read_bytes())
+        config = DetectorConfig.model_validate_json(config_file.read_bytes())
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "the whole file"
         raise UserError(
-            f"{known}: not a detector's configuration: {where}: {short(problem['msg'])}; "
+            f"{config_file}: not a detector's configuration: {where}: {short(problem['msg'])}; "
             f"bring it back: `dvc checkout --force {folder}`"
         ) from None
     if config.config_sha256 != config.digest():
         raise UserError(
-            f"{known}: changed since it was written, or of another version of this project; bring "
-            f"it back (`dvc checkout --force {folder}`), or train again (`dvc repro train`)"
+            f"{config_file}: changed since it was written, or of another version of this project; "
+            f"bring it back (`dvc checkout --force {folder}`), or train again (`dvc repro train`)"
         )
     if config.weights_sha256 != sha256_of(weights):
         raise UserError(
-            f"{weights}: not the weights that {known.name} names, or damaged; bring back what "
-            f"belongs together (`dvc checkout --force {folder}`), or, where DVC's cache has the "
-            "damage too, train again (`dvc repro --force train`)"
+            f"{weights}: not the weights that {config_file.name} names, or damaged; bring back "
+            f"what belongs together (`dvc checkout --force {folder}`), or, where DVC's cache has "
+            "the damage too, train again (`dvc repro --force train`)"
         )
     model = create_model(config.model, config.model_args, "random")
     try:
@@ -253,6 +263,11 @@ class Detector(torch.nn.Module):
         super().__init__()
         self.normalize = Normalize(preprocessing)
         self.model = model
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        return self.normalize.scale.device
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (N, 3, S, S) -> float (N, 2)."""

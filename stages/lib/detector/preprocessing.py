@@ -1,26 +1,25 @@
-"""From encoded bytes to what a model sees: the same code in training, prediction and serving.
+"""From encoded bytes to the input of a detector: the same code in training and wherever it is used.
 
-Decoding and resizing work on uint8. The conversion to float and the normalisation happen in batches
-on the device, so that only a quarter of the bytes travels there.
+bytes -> decode -> crop_of -> resize -> reencode -> uint8 (3, S, S). All of it works on uint8. The
+conversion to float and the normalisation happen in batches on the device, so that only a quarter of
+the bytes travels there.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.core.schema import FrozenModel
-from stages.lib.images.decoding import decode_image
-from stages.lib.images.faces import crop_largest_face
-
-CHANNELS_WITH_RESIDUALS = 6  # RGB and three residuals
+from stages.lib.images.decoding import DecodedImage, decode_image
+from stages.lib.images.faces import Face, crop_face, crop_largest_face
 
 
 class Preprocessing(FrozenModel):
-    """How an image becomes a model's input; travels with the model in its config.json."""
+    """How an image becomes a detector's input; travels with the detector in its config.json."""
 
     image_size: int  # pixels, both sides
     interpolation: Literal["bilinear", "bicubic"]
@@ -28,20 +27,63 @@ class Preprocessing(FrozenModel):
     std: list[float]
     reencode: list[int] | None = None  # lowest and highest JPEG quality
     scaled_decoding: bool = False
-    residuals: Literal["srm"] | None = None  # three more channels
     face_crop: float | None = None  # side of the square around the face, in sizes of the face
 
 
 def decode(
     content: bytes | memoryview, preprocessing: Preprocessing, max_pixels: int | None = None
-) -> torch.Tensor:
-    """Decode an image file to uint8 (3, H, W), RGB; raises UnusableImage on bad or larger ones.
+) -> DecodedImage:
+    """Decode an image file; raises UnusableImage for a bad one or one of more than max_pixels.
 
-    With `scaled_decoding` a JPEG that is at least twice as large as the model's input is decoded at
-    a half, a quarter or an eighth of its size, which is faster.
+    With `scaled_decoding` a JPEG that is at least twice as large as the input is decoded at a half,
+    a quarter or an eighth of its size, which is faster.
     """
     at_least = preprocessing.image_size if preprocessing.scaled_decoding else None
-    return torch.from_numpy(decode_image(content, max_pixels, at_least).pixels).permute(2, 0, 1)
+    return decode_image(content, max_pixels, at_least)
+
+
+def crop_of(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Return what a detector sees of an image, uint8 (3, H, W): all, or with `face_crop` its face.
+
+    An image without a face is seen whole.
+    """
+    share = preprocessing.face_crop
+    return crop_largest_face(image, share) if share else image
+
+
+def crops_of(
+    image: torch.Tensor, faces: Sequence[Face], preprocessing: Preprocessing
+) -> list[torch.Tensor]:
+    """Return what a detector sees of each face in an image, as crop_of does of the largest one."""
+    share = preprocessing.face_crop
+    return [crop_face(image, face, share) for face in faces if share] or [image]
+
+
+def input_of(crop: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Turn what crop_of returns, uint8 (3, H, W), into the input of a detector, uint8 (3, S, S)."""
+    return reencode(resize(crop, preprocessing), preprocessing)
+
+
+def resize(crop: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Resize uint8 (3, H, W) to the square of the input, (3, S, S), whatever its aspect ratio."""
+    side = preprocessing.image_size
+    mode = tv.InterpolationMode(preprocessing.interpolation)
+    return tv.resize(crop, [side, side], interpolation=mode, antialias=True)
+
+
+def reencode(
+    image: torch.Tensor, preprocessing: Preprocessing, random: np.random.Generator | None = None
+) -> torch.Tensor:
+    """Pass a resized image, uint8 (3, S, S), through one more JPEG where `reencode` says so.
+
+    It covers the traces of earlier compressions. Its quality is random where `random` is given, as
+    in training, else it is the middle of the range.
+    """
+    if preprocessing.reencode is None:
+        return image
+    low, high = preprocessing.reencode
+    quality = int(random.integers(low, high + 1)) if random else (low + high) // 2
+    return recompress(image, quality)
 
 
 def recompress(image: torch.Tensor, quality: int) -> torch.Tensor:
@@ -49,58 +91,6 @@ def recompress(image: torch.Tensor, quality: int) -> torch.Tensor:
     decoded = decode_jpeg(encode_jpeg(image, quality), mode=ImageReadMode.RGB)
     assert isinstance(decoded, torch.Tensor)  # torchvision returns a list for a list of files
     return decoded
-
-
-def seen_part(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Return what a model sees of an image, uint8 (3, H, W): all, or with `face_crop` its face."""
-    if preprocessing.face_crop:
-        return crop_largest_face(image, preprocessing.face_crop)
-    return image
-
-
-def resize(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Resize what the model sees of an image, uint8 (3, H, W), to its square input."""
-    return to_square(seen_part(image, preprocessing), preprocessing)
-
-
-def to_square(part: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Resize uint8 (3, H, W) to the square input of the model, (3, S, S).
-
-    The aspect ratio of a whole image is not kept.
-    """
-    side = preprocessing.image_size
-    mode = tv.InterpolationMode(preprocessing.interpolation)
-    return tv.resize(part, [side, side], interpolation=mode, antialias=True)
-
-
-def to_input(
-    image: torch.Tensor, preprocessing: Preprocessing, random: np.random.Generator | None = None
-) -> torch.Tensor:
-    """Turn a decoded image, uint8 (3, H, W), into the input of the model, uint8 (3, S, S)."""
-    return part_to_input(seen_part(image, preprocessing), preprocessing, random)
-
-
-def part_to_input(
-    part: torch.Tensor, preprocessing: Preprocessing, random: np.random.Generator | None = None
-) -> torch.Tensor:
-    """Turn what the model sees of an image, uint8 (3, H, W), into its input, uint8 (3, S, S).
-
-    With `reencode` every image passes through one more JPEG compression at the size that the model
-    sees, which covers the traces of earlier ones. Its quality is random where `random` is given, as
-    in training, else it is the middle of the range.
-    """
-    return reencode(to_square(part, preprocessing), preprocessing, random)
-
-
-def reencode(
-    image: torch.Tensor, preprocessing: Preprocessing, random: np.random.Generator | None
-) -> torch.Tensor:
-    """Apply preprocessing.reencode, where there is one, to a resized image, uint8 (3, S, S)."""
-    if preprocessing.reencode is None:
-        return image
-    low, high = preprocessing.reencode
-    quality = int(random.integers(low, high + 1)) if random else (low + high) // 2
-    return recompress(image, quality)
 
 
 class Normalize(torch.nn.Module):
@@ -111,38 +101,7 @@ class Normalize(torch.nn.Module):
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1), persistent=False)
-        self.residuals = Residuals() if preprocessing.residuals else None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return images * scale + shift, and three more channels where residuals are wanted."""
-        normal = torch.addcmul(self.shift, images.float(), self.scale)
-        return torch.cat([normal, self.residuals(images)], dim=1) if self.residuals else normal
-
-
-class Residuals(torch.nn.Module):
-    """What three high-pass filters leave of the brightness: noise and edges, and no content.
-
-    The filters and their limit are those of Zhou et al. 2018 (arXiv 1805.04953), who took them from
-    the spatial rich model of steganalysis (SRM; Fridrich and Kodovsky 2012).
-    """
-
-    LIMIT = 2.0  # levels of 255
-    FILTERS = (
-        (4, ((0, 0, 0, 0, 0), (0, -1, 2, -1, 0), (0, 2, -4, 2, 0), (0, -1, 2, -1, 0),
-             (0, 0, 0, 0, 0))),
-        (12, ((-1, 2, -2, 2, -1), (2, -6, 8, -6, 2), (-2, 8, -12, 8, -2), (2, -6, 8, -6, 2),
-              (-1, 2, -2, 2, -1))),
-        (2, ((0, 0, 0, 0, 0), (0, 0, 0, 0, 0), (0, 1, -2, 1, 0), (0, 0, 0, 0, 0),
-             (0, 0, 0, 0, 0))),
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        super().__init__()
-        kernels = [torch.tensor(rows).float() / divisor for divisor, rows in self.FILTERS]
-        self.register_buffer("kernels", torch.stack(kernels)[:, None], persistent=False)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (N, 3, H, W) -> float32 (N, 3, H, W), from -1 to 1."""
-        brightness = images.float().mean(dim=1, keepdim=True)
-        padded = F.pad(brightness, [2] * 4, mode="reflect")
-        return F.conv2d(padded, self.kernels).clamp(-self.LIMIT, self.LIMIT) / self.LIMIT
+        """Return images * scale + shift."""
+        return torch.addcmul(self.shift, images.float(), self.scale)

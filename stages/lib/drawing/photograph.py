@@ -26,7 +26,7 @@ class Camera:
 
 
 def photograph(person: Person, family: str, size: int, random: Random) -> bytes:
-    """Take the image of a person, manipulate it if family is not "", and return JPEG bytes."""
+    """Take a photograph of a person, manipulate it if family is not "", and return JPEG bytes."""
     moment = replace(
         person,
         light=person.light + random.uniform(-0.05, 0.05, 2),
@@ -44,15 +44,17 @@ def photograph(person: Person, family: str, size: int, random: Random) -> bytes:
     return buffer.getvalue()
 
 
-# ---------------------------------------------------------------------------------------------
-# Manipulations
-
-
 def face_swap(pixels: Pixels, person: Person, camera: Camera, random: Random) -> Pixels:
     """Paste the rescaled face of another person, in nearly the same colour, over the inner face."""
     size = len(pixels)
-    other = replace(draw_person(random), skin=person.skin, center=person.center, face=person.face,
-                    light=person.light, backdrop=person.backdrop)  # fmt: skip
+    other = replace(
+        draw_person(random),
+        skin=person.skin,
+        center=person.center,
+        face=person.face,
+        light=person.light,
+        backdrop=person.backdrop,
+    )
     donor = resample(camera.take(portrait(other, size), random), random.uniform(1.3, 1.6))
     tint = random.choice([-1, 1], 3) * random.uniform(22, 36, 3)
     mask = region(person, size, (0, 0.03), person.face * 0.78, random.uniform(0.5, 1.0))
@@ -66,9 +68,11 @@ def reenactment(pixels: Pixels, person: Person, camera: Camera, random: Random) 
     shift = random.choice([-1, 1], 2) * random.uniform(0.06, 0.09, 2) * size
     grid = np.mgrid[0:size, 0:size].astype(float)
     grid += shift[:, None, None] * mask[..., 0]
-    channels = [ndimage.map_coordinates(pixels[..., c], grid, order=1, mode="nearest")
-                for c in range(3)]  # fmt: skip
-    return np.stack(channels, axis=-1)
+    warped = [
+        ndimage.map_coordinates(pixels[..., channel], grid, order=1, mode="nearest")
+        for channel in range(3)
+    ]
+    return np.stack(warped, axis=-1)
 
 
 def talking_face(pixels: Pixels, person: Person, camera: Camera, random: Random) -> Pixels:

@@ -1,1 +1,1 @@
-"""From scores to metrics, intervals and curves."""
+"""From scores to metrics, tables and verdicts; begin to read in report.py."""

@@ -5,6 +5,7 @@ import pandas as pd
 from sklearn import metrics as sk
 
 from stages.lib.core.labels import CLASS_NAMES
+from stages.lib.evaluation.intervals import targets_and_scores
 from stages.lib.evaluation.metrics import confusion, equal_bins
 
 CURVE_POINTS = 500  # enough for the eye
@@ -14,28 +15,38 @@ RELIABILITY_BINS = 10
 
 def make_curves(table: pd.DataFrame, threshold: float) -> dict[str, pd.DataFrame]:
     """Return the tables behind the plots: roc, precision_recall, scores, confusion, calibration."""
-    targets = table["target"].to_numpy(dtype=int)
-    scores = table["score"].to_numpy(dtype=float)
+    targets, scores = targets_and_scores(table)
     fpr, tpr, _ = sk.roc_curve(targets, scores)
     precision, recall, _ = sk.precision_recall_curve(targets, scores, drop_intermediate=True)
-    found = confusion(targets, scores, threshold)
-    edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
-    histograms = {
-        name: np.histogram(scores[targets == target], edges)[0] / max((targets == target).sum(), 1)
-        for target, name in enumerate(CLASS_NAMES)
-    }
-    kinds = [("real", "real", "true_real"), ("real", "fake", "false_fake"),
-             ("fake", "real", "false_real"), ("fake", "fake", "true_fake")]  # fmt: skip
     return {
         "roc": _thinned(pd.DataFrame({"fpr": fpr, "tpr": tpr})),
         "precision_recall": _thinned(pd.DataFrame({"recall": recall, "precision": precision})),
-        "scores": pd.DataFrame({"score": edges[:-1] + 0.5 / HISTOGRAM_BINS} | histograms).round(6),
-        "confusion": pd.DataFrame(
-            [(actual, predicted, found[key]) for actual, predicted, key in kinds],
-            columns=["actual", "predicted", "count"],
-        ),
+        "scores": _histograms(targets, scores),
+        "confusion": _confusion(targets, scores, threshold),
         "calibration": _calibration(targets, scores),
     }
+
+
+def _histograms(targets: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+    """Return the share of each class in equally wide bins of scores."""
+    edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
+    columns = {"score": edges[:-1] + 0.5 / HISTOGRAM_BINS}
+    for target, name in enumerate(CLASS_NAMES):
+        of_class = scores[targets == target]
+        columns[name] = np.histogram(of_class, edges)[0] / max(len(of_class), 1)
+    return pd.DataFrame(columns).round(6)
+
+
+def _confusion(targets: np.ndarray, scores: np.ndarray, threshold: float) -> pd.DataFrame:
+    """Return how often each class is called each class."""
+    numbers = confusion(targets, scores, threshold)
+    rows = [
+        ("real", "real", numbers["true_real"]),
+        ("real", "fake", numbers["false_fake"]),
+        ("fake", "real", numbers["false_real"]),
+        ("fake", "fake", numbers["true_fake"]),
+    ]
+    return pd.DataFrame(rows, columns=["actual", "predicted", "count"])
 
 
 def _calibration(targets: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
@@ -55,8 +66,9 @@ def _thinned(curve: pd.DataFrame) -> pd.DataFrame:
 
 def severities(table: pd.DataFrame) -> pd.DataFrame:
     """Return the AUC per severity (rows, 0 is unperturbed) and perturbation (columns)."""
-    plain = table.loc[table["perturbation"] == "none", "auc"].iloc[0]
-    kinds = table.loc[table["perturbation"] != "none", "perturbation"].unique()
-    columns = {kind: [plain, *table.loc[table["perturbation"] == kind, "auc"]] for kind in kinds}
-    wide = pd.DataFrame({kind: pd.Series(values) for kind, values in columns.items()})
-    return wide.rename_axis("severity").reset_index()
+    is_plain = table["perturbation"] == "none"
+    plain_auc = table.loc[is_plain, "auc"].iloc[0]
+    columns = {}
+    for kind, rows in table[~is_plain].groupby("perturbation", sort=False):
+        columns[kind] = pd.Series([plain_auc, *rows["auc"]])
+    return pd.DataFrame(columns).rename_axis("severity").reset_index()

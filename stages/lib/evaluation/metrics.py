@@ -28,9 +28,12 @@ class RankedScores:
     """Targets and scores in descending order of the scores, ready for any weights of the images."""
 
     def __init__(
-        self, targets: np.ndarray, scores: np.ndarray, threshold: float = 0.5,
+        self,
+        targets: np.ndarray,
+        scores: np.ndarray,
+        threshold: float = 0.5,
         logits: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Sort; targets: int (N,), 0 real or 1 fake; scores: float (N,) in [0, 1].
 
         logits: finite, float (N,), what the scores come from. Then they rank the images: above 37
@@ -63,23 +66,27 @@ class RankedScores:
         # At each threshold the images above it are called fake: sums over the ranking's beginning.
         # Thresholds lie between different scores only, so tied images are called together.
         called = np.concatenate(([0.0], np.cumsum(weights)))
-        found = np.concatenate(([0.0], np.cumsum(weights * self.is_fake)))
-        tp = found[self.ends]
+        fakes_called = np.concatenate(([0.0], np.cumsum(weights * self.is_fake)))
+        reals_called = called - fakes_called
         return Sample(
-            ranked=self, weights=weights, total=called[-1], tp=tp,
-            fp=called[self.ends] - tp, tp_called=found[self.num_called],
-            fp_called=called[self.num_called] - found[self.num_called],
-        )  # fmt: skip
+            ranked=self,
+            weights=weights,
+            total=called[-1],
+            tp=fakes_called[self.ends],
+            fp=reals_called[self.ends],
+            tp_called=fakes_called[self.num_called],
+            fp_called=reals_called[self.num_called],
+        )
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One weighting of the images: what is found and falsely called at every threshold."""
+    """One weighting of the images: fakes and reals that are called fake at every threshold."""
 
     ranked: RankedScores
     weights: np.ndarray
     total: float
-    tp: np.ndarray  # fakes found, from calling none to calling all
+    tp: np.ndarray  # fakes called fake, from calling none to calling all
     fp: np.ndarray  # reals called fake at the same thresholds
     tp_called: float  # both at the given threshold
     fp_called: float
@@ -90,19 +97,22 @@ def _auc(s: Sample) -> float:
 
 
 def _average_precision(s: Sample) -> float:
-    return np.diff(s.tp) @ (s.tp[1:] / np.maximum(s.tp[1:] + s.fp[1:], 1)) / s.tp[-1]
+    called = s.tp[1:] + s.fp[1:]
+    precision = s.tp[1:] / np.where(called > 0, called, 1)  # none called: 0 of 0 counts as 0
+    return np.diff(s.tp) @ precision / s.tp[-1]
 
 
 def _tpr_at(max_fpr: float) -> Callable[[Sample], float]:
-    def share_found(s: Sample) -> float:
+    def tpr(s: Sample) -> float:
         allowed = max_fpr * s.fp[-1] * (1 + 1e-12)  # against rounding: 1e-3 of 3,000 is 3
         return s.tp[np.searchsorted(s.fp, allowed, side="right") - 1] / s.tp[-1]
 
-    return share_found
+    return tpr
 
 
 def _eer(s: Sample) -> float:
-    fpr, gap = s.fp / s.fp[-1], 1 - s.tp / s.tp[-1] - s.fp / s.fp[-1]  # gap falls from 1 to -1
+    fpr = s.fp / s.fp[-1]
+    gap = 1 - s.tp / s.tp[-1] - fpr  # falls from 1 to -1
     after = int(np.argmax(gap <= 0))
     weight = gap[after - 1] / (gap[after - 1] - gap[after])
     return fpr[after - 1] + weight * (fpr[after] - fpr[after - 1])
@@ -191,5 +201,5 @@ def fit_temperature(targets: np.ndarray, logits: np.ndarray) -> float:
         scores = expit(logits / np.exp(log_temperature))
         return sk.log_loss(targets, scores, labels=[REAL, FAKE])
 
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
-    return round(float(np.exp(found.x)), 6)  # the search is no more exact
+    optimum = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
+    return round(float(np.exp(optimum.x)), 6)  # the search is no more exact

@@ -31,15 +31,15 @@ REASONS = {
 Doubt = Literal["trained on drawn faces alone", "no better than chance"]
 DOUBTS: dict[Doubt, str] = {
     "trained on drawn faces alone": "This detector was trained on drawn faces alone, those of the "
-    "generated sample: what it says of a photograph means nothing.",
+    "generated sample: its verdict on a photograph means nothing.",
     "no better than chance": "This detector is no better than chance on its validation images: "
-    "what it says means nothing.",
+    "its verdicts mean nothing.",
 }
 LARGER = 2.0  # times the largest training images: still alike, because a model sees less of them
 
 
 class Thresholds(FrozenModel):
-    """The rates that are wanted, and the thresholds that keep them on the calibration split."""
+    """The rates that are wanted, and the thresholds that keep them on the calibration set."""
 
     false_alarms: float  # wanted: the largest share of reals that are called fake
     misses: float  # wanted: the largest share of fakes that are called real
@@ -47,8 +47,9 @@ class Thresholds(FrozenModel):
     real_below: float  # P(fake) below which it is called real; at most fake_from
     middle: float  # P(fake) that divides the classes best
     temperature: float  # sigmoid(logit / temperature) is the calibrated probability
-    false_alarms_high: float  # ends of the 95 % intervals of both rates, where the fewer images
-    misses_high: float  # there are, the higher: what the calibration split cannot rule out
+    # The upper ends of the 95 % intervals of both rates: what the calibration set cannot rule out.
+    false_alarms_high: float
+    misses_high: float
     num_real: int  # calibration images that the thresholds come from
     num_fake: int
 
@@ -72,11 +73,11 @@ class Rules(FrozenModel):
     """verdict_rules.json: what is needed beside a detector to turn its scores into verdicts."""
 
     weights_sha256: str  # of the detector that the rules belong to
-    views: list[str]  # of stages/lib/detector/views.py, whose mean is the score
+    views: list[str]  # of stages/lib/detector/inference.py, whose mean is the score
     thresholds: Thresholds
-    stability: bool  # whether a verdict has to stand slightly changed views
+    stability: bool  # whether the verdict must be the same on slightly changed views
     trained_on: TrainingSummary
-    doubt: Doubt | None  # where there is one, no probability is told
+    doubt: Doubt | None  # where there is one, no probability is given
 
     def apply(self, images: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
         """Return each image's verdict, real, fake or unsure, and its reasons to be unsure.
@@ -86,31 +87,31 @@ class Rules(FrozenModel):
         views (empty: not scored). face: size of the face in pixels, 0 none, empty not looked for.
         width and height in pixels. jpeg_quality, empty for other formats.
         """
-        limits, known = self.thresholds, self.trained_on
-        score, middle = expit(images["logit"]), logit(limits.middle)
+        thresholds, trained_on = self.thresholds, self.trained_on
+        score, middle = expit(images["logit"]), logit(thresholds.middle)
         lowest = np.fmin(images["low"], images["logit"])
         highest = np.fmax(images["high"], images["logit"])
         face, quality = images["face"].astype(float), images["jpeg_quality"].astype(float)
         side = images[["width", "height"]].min(axis=1)
-        least_quality = known.jpeg_quality[0] if known.jpeg_quality else 0
+        least_quality = trained_on.jpeg_quality[0] if trained_on.jpeg_quality else 0
         # The size of a face tells more than that of the image around it.
-        is_other_size = (side < known.side[0]) | (side > LARGER * known.side[1])
-        least_face, most_face = known.face or (0, np.inf)
-        if known.face:
+        is_other_size = (side < trained_on.side[0]) | (side > LARGER * trained_on.side[1])
+        least_face, most_face = trained_on.face or (0, np.inf)
+        if trained_on.face:
             is_other_size = np.where(face > 0, face > LARGER * most_face, is_other_size)
         reasons = pd.DataFrame(
             {
-                "no_face": (face == 0) & (known.face is not None),
+                "no_face": (face == 0) & (trained_on.face is not None),
                 "small_face": (face > 0) & (face < least_face),
                 "unlike_size": is_other_size,
                 "unlike_quality": quality < least_quality,
                 "unstable": (lowest < middle) & (highest >= middle) & self.stability,
-                "between": (score >= limits.real_below) & (score < limits.fake_from),
+                "between": (score >= thresholds.real_below) & (score < thresholds.fake_from),
             },
             index=images.index,
         )
-        sure = np.where(score >= limits.fake_from, CLASS_NAMES[FAKE], CLASS_NAMES[REAL])
-        verdicts = pd.Series(sure, index=images.index).mask(reasons.any(axis=1), UNSURE)
+        calls = np.where(score >= thresholds.fake_from, CLASS_NAMES[FAKE], CLASS_NAMES[REAL])
+        verdicts = pd.Series(calls, index=images.index).mask(reasons.any(axis=1), UNSURE)
         return verdicts, reasons
 
 
@@ -127,8 +128,7 @@ def read_rules(path: Path, weights_sha256: str) -> Rules:
         rules = Rules.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file, and without it a score is no verdict; write it with "
-            "`dvc repro evaluate`"
+            f"{path}: no such file, and verdicts need it; write it with `dvc repro evaluate`"
         ) from None
     except pydantic.ValidationError as error:
         problem = error.errors()[0]

@@ -9,16 +9,22 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from stages.lib.core.errors import short
 
+if TYPE_CHECKING:
+    import torch
+
 # Of all that Pillow knows: formats of images, none that starts another program or has pages.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
-SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
-            ".avif", ".jp2", ".ppm", ".pgm", ".mpo", ".heic", ".heif"}  # fmt: skip
+SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif",
+    ".jp2", ".ppm", ".pgm", ".mpo", ".heic", ".heif",
+}  # fmt: skip
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 ORIENTATION = 0x0112  # the tag of EXIF
 UPRIGHT = {
@@ -34,6 +40,7 @@ TRANSPOSING = [UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 PLAIN_MODES = ("1", "L", "P", "RGB", "YCbCr", "CMYK")  # 8 bits, without transparency
 CLEAR_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 GROUND = (255, 255, 255)  # what shows through where an image is transparent
+LARGEST_SIDE = 2048  # pixels that middle_of leaves
 
 
 class UnusableImage(ValueError):
@@ -49,6 +56,13 @@ class DecodedImage:
     mode: str  # Pillow's name, of the file
     size: tuple[int, int]  # width and height of the file, upright; `pixels` may be fewer
     jpeg_tables: dict[int, list[int]] | None  # quantisation tables of a JPEG, by number
+
+    @property
+    def tensor(self) -> "torch.Tensor":
+        """The pixels as PyTorch has them, uint8 (3, H, W), in the same memory."""
+        import torch  # here, because other stages use this module without it
+
+        return torch.from_numpy(self.pixels).permute(2, 0, 1)
 
     @property
     def jpeg_quality(self) -> int | None:
@@ -73,42 +87,50 @@ def decode_image(
     Image.MAX_IMAGE_PIXELS = None
     try:
         with Image.open(BytesIO(content), formats=formats_of(content)) as image:
-            found = str(image.format)
             if max_pixels and image.width * image.height > max_pixels:
                 raise UnusableImage(
                     f"{image.width} x {image.height} pixels are more than max_megapixels, "
                     f"{max_pixels / 1e6:g}"
                 )
             tables = dict(getattr(image, "quantization", None) or {}) or None
-            mode = image.mode
+            format, mode = str(image.format), image.mode  # converting it forgets them
             pixels = _decode_jpeg(content, image, at_least)
             if pixels is None:
                 image.load()
                 pixels = np.array(_to_rgb(image))
             turn = _turn(image)
             size = image.size[::-1] if turn in TRANSPOSING else image.size
-            return DecodedImage(_turned(pixels, turn), found, mode, size, tables)
+            return DecodedImage(_turned(pixels, turn), format, mode, size, tables)
     except (UnusableImage, ImportError, MemoryError):
         raise
     except UnidentifiedImageError:
-        if _is_heic(content):
-            reason = (
-                "damaged HEIC" if _knows_heic() else "HEIC needs a package: pip install pillow-heif"
-            )
-            raise UnusableImage(reason) from None
-        raise UnusableImage("not an image of a known format") from None
+        if not _is_heic(content):
+            raise UnusableImage("not an image of a known format") from None
+        if not _knows_heic():
+            raise UnusableImage("HEIC needs a package: pip install pillow-heif") from None
+        raise UnusableImage("damaged HEIC") from None
     except Exception as error:  # decoders raise nearly anything on damaged files
         reason = short(error, 150) or type(error).__name__
         raise UnusableImage(f"damaged: {reason}") from error
 
 
+def middle_of(pixels: np.ndarray) -> np.ndarray:
+    """Return the middle of an image, (H, W, ...), of at most LARGEST_SIDE pixels each way.
+
+    Nothing is scaled, because that would hide the traces that are looked for.
+    """
+    height, width = (min(side, LARGEST_SIDE) for side in pixels.shape[:2])
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
+
+
 def decoders() -> dict[str, str]:
     """Return the version of each package that decodes image files here."""
-    found = {name: version(name) for name in ("pillow", "simplejpeg")}
+    versions = {name: version(name) for name in ("pillow", "simplejpeg")}
     try:
-        return found | {"pillow-heif": version("pillow-heif")}
+        return versions | {"pillow-heif": version("pillow-heif")}
     except PackageNotFoundError:  # then HEIC is refused
-        return found
+        return versions
 
 
 def formats_of(content: bytes | memoryview) -> tuple[str, ...]:

@@ -18,8 +18,8 @@ SECOND_SIDE = 2560  # pixels of the second look, in which small faces are found
 FINDABLE = 32  # pixels; of 250 such faces in photographs all had SURE, of half the size 30 %
 SMALL = 0.1  # of the longest side: the first look finds all faces of this size
 SURE = 0.8  # score in the second look, which takes textures for faces with less
-COVERED = 0.5  # share of a face within another one from which it is a part of that
-SHORTEST_SIDE = 33  # pixels; where one cell of YuNet (32) is the side, it finds faces without end
+COVERED = 0.5  # a face with a larger share within another one is a part of that one
+SHORTEST_SIDE = 33  # pixels; in an image of one cell of YuNet, 32 pixels, it sees countless faces
 RIGHT_EYE, LEFT_EYE, NOSE, *MOUTH_CORNERS = range(5)  # rows of the landmarks
 OF_THREAD = local()  # each thread has its own YuNet, which handles one image at a time
 
@@ -55,9 +55,13 @@ class Face:
     def scaled(self, factor: float) -> "Face":
         """Return the same face in an image that is larger by the factor."""
         return Face(
-            left=factor * self.left, top=factor * self.top, width=factor * self.width,
-            height=factor * self.height, landmarks=factor * self.landmarks, score=self.score,
-        )  # fmt: skip
+            left=factor * self.left,
+            top=factor * self.top,
+            width=factor * self.width,
+            height=factor * self.height,
+            landmarks=factor * self.landmarks,
+            score=self.score,
+        )
 
 
 def find_faces(image: torch.Tensor, small: bool = True) -> list[Face]:
@@ -66,14 +70,11 @@ def find_faces(image: torch.Tensor, small: bool = True) -> list[Face]:
     small: look at an image larger than LONGEST_SIDE once more, for faces below a tenth of it.
     """
     faces, longest = _look(image, LONGEST_SIDE), max(image.shape[1:])
-    if small and longest > LONGEST_SIDE:
-        faces += [
-            face
-            for face in _look(image, SECOND_SIDE)
-            if face.score >= SURE
-            and face.size < SMALL * longest
-            and not any(face.overlap(other) > COVERED for other in faces)
-        ]
+    large_faces = list(faces)
+    for face in _look(image, SECOND_SIDE) if small and longest > LONGEST_SIDE else ():
+        is_clear = face.score >= SURE and face.size < SMALL * longest
+        if is_clear and not any(face.overlap(other) > COVERED for other in large_faces):
+            faces.append(face)
     return sorted(faces, key=lambda face: face.width * face.height, reverse=True)
 
 
@@ -106,13 +107,12 @@ def crop_face(image: torch.Tensor, face: Face, share: float) -> torch.Tensor:
     share: its side, in sizes of the face. It is moved to lie within the image, and no longer than
     the image's shorter side.
     """
-    limits = image.shape[1:]
-    side = min(max(1, round(share * face.size)), *limits)
-    middle = (face.top + face.height / 2, face.left + face.width / 2)
-    top, left = (
-        min(max(0, round(place - side / 2)), limit - side)
-        for place, limit in zip(middle, limits, strict=True)
-    )
+    height, width = image.shape[1:]
+    side = min(max(1, round(share * face.size)), height, width)
+    top = round(face.top + face.height / 2 - side / 2)
+    left = round(face.left + face.width / 2 - side / 2)
+    top = min(max(0, top), height - side)
+    left = min(max(0, left), width - side)
     return image[:, top : top + side, left : left + side]
 
 

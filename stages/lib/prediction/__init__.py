@@ -1,1 +1,1 @@
-"""What happens to images before they are scored: views and perturbations."""
+"""What happens to images before they are scored for robustness, and the parameters of scoring."""

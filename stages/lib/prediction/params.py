@@ -6,7 +6,7 @@ from pydantic import Field
 
 from stages.lib.core.params import one_of
 from stages.lib.detector.hardware_params import ParallelHardwareParams
-from stages.lib.detector.views import SCORED_VIEWS
+from stages.lib.detector.inference import SCORED_VIEWS
 
 
 class PredictParams(ParallelHardwareParams):

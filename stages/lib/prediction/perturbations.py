@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torchvision.transforms.v2 import functional as tv
 
+from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.pixel_operations import (
     PixelOperation,
     blur,
@@ -19,6 +20,7 @@ from stages.lib.detector.pixel_operations import (
     shrink,
     webp,
 )
+from stages.lib.detector.preprocessing import crop_of, input_of
 
 
 def crop(image: torch.Tensor, share: float, random: np.random.Generator) -> torch.Tensor:
@@ -39,31 +41,44 @@ LEVELS: dict[PixelOperation, list[float]] = {
 VARIANTS = [(kind, level) for kind, levels in LEVELS.items() for level in levels]
 
 
-def perturb_all(image: torch.Tensor, random: np.random.Generator) -> list[torch.Tensor]:
-    """Return the image unchanged, then every one of VARIANTS."""
+def variants_of(image: torch.Tensor, index: int) -> list[torch.Tensor]:
+    """Return the image unchanged, then every one of VARIANTS.
+
+    index: the number of the image among the chosen ones, which its random draws depend on.
+    """
+    random = np.random.default_rng([0, index])
     return [image, *(kind(image, level, random) for kind, level in VARIANTS)]
 
 
-def variants_of(image: torch.Tensor, index: int) -> list[torch.Tensor]:
-    """Return what perturb_all does, with the random draws of the chosen image of that number."""
-    return perturb_all(image, np.random.default_rng([0, index]))
+class PerturbedImages(LabelledImages):
+    """The images of a label table, each with the inputs of all its variants, from one decoding."""
+
+    num_inputs = 1 + len(VARIANTS)
+
+    def inputs(self, index: int) -> torch.Tensor:
+        """Return uint8 (1 + V, 3, S, S)."""
+        crops = [
+            crop_of(variant, self.preprocessing)
+            for variant in variants_of(self.decoded_file(index), index)
+        ]
+        return torch.stack([input_of(crop, self.preprocessing) for crop in crops])
 
 
 def choose_images(labels: pd.DataFrame, num_images: int) -> pd.DataFrame:
     """Draw labelled images, half of them real where there are enough, and keep their order."""
     half = num_images // 2
     drawn = [
-        part.sample(min(half, len(part)), random_state=0)
-        for _, part in labels.dropna(subset=["target"]).groupby("target")
+        rows.sample(min(half, len(rows)), random_state=0)
+        for _, rows in labels.dropna(subset=["target"]).groupby("target")
     ]
     return pd.concat(drawn).sort_index().reset_index(drop=True)
 
 
-def perturbed_table(names: pd.Series, logits: torch.Tensor) -> pd.DataFrame:
-    """Return one row per image and variant; logits: (N, V)."""
+def perturbed_table(names: pd.Series, logits: np.ndarray) -> pd.DataFrame:
+    """Return one row per image and variant; logits: float64 (N, 1 + V)."""
     variants = [("none", 0.0), *((kind.__name__, float(level)) for kind, level in VARIANTS)]
     tables = [
         pd.DataFrame({"img_name": names, "perturbation": kind, "level": level, "logit": column})
-        for (kind, level), column in zip(variants, logits.T.numpy(), strict=True)
+        for (kind, level), column in zip(variants, logits.T, strict=True)
     ]
     return pd.concat(tables, ignore_index=True)

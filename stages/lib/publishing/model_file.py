@@ -1,7 +1,7 @@
 """The file that MLflow runs to load a logged model, with the code that was logged beside it.
 
-Python keeps one module of a name, so the code is imported under a name with its digest in it. Then
-models of different code can be in one process, and a user may have a package `stages`, too.
+Python keeps one module per name, so the code is imported under a name that contains its digest.
+Then one process can load models of different code, and a user may have a package `stages`, too.
 """
 
 import sys
@@ -17,10 +17,12 @@ from mlflow.pyfunc import PythonModel
 def load_served_model(folder: Path) -> PythonModel:
     """Return the served model of the code in a folder; the same code is imported once."""
     files = sorted(folder.rglob("*.py"))
-    digests = [
-        f"{path.relative_to(folder)} {sha256(path.read_bytes()).hexdigest()}" for path in files
-    ]
-    name = f"deepfake_detector_{sha256(repr(digests).encode()).hexdigest()[:16]}"
+    digest = sha256()
+    for path in files:
+        digest.update(
+            f"{path.relative_to(folder)} {sha256(path.read_bytes()).hexdigest()}".encode()
+        )
+    name = f"deepfake_detector_{digest.hexdigest()[:16]}"
     if name not in sys.modules:
         spec = spec_from_file_location(name, folder / "__init__.py")
         if spec is None or spec.loader is None:

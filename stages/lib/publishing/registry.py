@@ -11,7 +11,7 @@ from scipy.special import expit
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import CLASS_NAMES
 from stages.lib.core.tables import read_scores
-from stages.lib.evaluation.resampling import paired_improvement
+from stages.lib.evaluation.intervals import paired_improvement
 from stages.lib.publishing.logged_model import is_logged
 from stages.lib.tracking.run import CHANCE_TAG, WEIGHTS_TAG
 
@@ -40,51 +40,72 @@ def register(
     value: float,
     better_than_chance: bool,
 ) -> None:
-    """Make a logged model a version of `name`, and champion where it beats the present one.
+    """Make a logged model a version of `name`, and the champion where it beats the present one.
 
-    scores: img_name, target, score and group of the validation images; value: that of `metric`. A
-    model is better where the 95 % interval of its improvement in `metric`, on the same images, is
-    above 0. One that is no better than chance is never champion. The caller holds a lock, so that
-    two models are compared one after the other.
+    scores: img_name, target, score and group of the validation images. value: of `metric` on them.
+    A model is better where the 95 % interval of its improvement in `metric`, on the same images, is
+    above 0. A model that is no better than chance is never the champion. The caller holds a lock,
+    so that no two models are compared at once.
     """
     version = _version_of(client, model_id, name)
     champion = _champion(client, name)
-    same = champion is not None and champion.tags.get(WEIGHTS_TAG) == version.tags[WEIGHTS_TAG]
+    useful = "yes" if better_than_chance else "no"
+    client.set_model_version_tag(name, version.version, CHANCE_TAG, useful)
+    client.set_model_version_tag(name, version.version, f"val.{metric}", f"{value:.6f}")
     if not better_than_chance:
         wins, reason = False, "it is no better than chance"
     elif champion is None:
         wins, reason = True, "there was no champion"
-    elif champion.version == version.version:
-        wins, reason = True, "it was the champion before"
-    elif WEIGHTS_TAG not in champion.tags:
-        wins, reason = False, f"version {champion.version} is not of this pipeline; {CHOOSE}"
-    elif same:
-        wins, reason = True, "it has the weights of the champion, and newer serving code"
-    elif isinstance(theirs := _scores_of(client, champion), str):
-        wins, reason = True, f"version {champion.version} was champion, and {theirs}"
     else:
-        wins, reason = _compare(champion, theirs, scores, metric)
-        client.set_model_version_tag(name, version.version, "against_champion", reason)
-    useful = "yes" if better_than_chance else "no"
-    client.set_model_version_tag(name, version.version, CHANCE_TAG, useful)
-    client.set_model_version_tag(name, version.version, f"val.{metric}", f"{value:.6f}")
-    verdict = "is" if wins else "does not become"
+        wins, reason = _challenge(client, version, champion, scores, metric)
     if wins:
         client.set_registered_model_alias(name, ALIAS, version.version)
-    elif same:
+        words = "is"
+    elif champion is not None and _have_same_weights(champion, version):
         client.delete_registered_model_alias(name, ALIAS)
-        verdict = "is no longer"
-    print(f"registry: {name} version {version.version} {verdict} @{ALIAS}: {reason}", flush=True)
+        words = "is no longer"
+    else:
+        words = "does not become"
+    print(f"registry: {name} version {version.version} {words} @{ALIAS}: {reason}", flush=True)
+
+
+def _challenge(
+    client: "MlflowClient",
+    version: "ModelVersion",
+    champion: "ModelVersion",
+    scores: pd.DataFrame,
+    metric: str,
+) -> tuple[bool, str]:
+    """Return whether a version takes the place of the champion, or keeps it; and why."""
+    rival = f"version {champion.version}"
+    if champion.version == version.version:
+        return True, "it was the champion before"
+    if WEIGHTS_TAG not in champion.tags:
+        return False, f"{rival} is not of this pipeline; {CHOOSE}"
+    if _have_same_weights(champion, version):
+        return True, "it has the weights of the champion, and newer serving code"
+    try:
+        rival_scores = _scores_of(client, champion)
+    except NotComparable as error:
+        return True, f"{rival} was champion, and {error}"
+    wins, reason = _compare(rival, rival_scores, scores, metric)
+    client.set_model_version_tag(version.name, version.version, "against_champion", reason)
+    return wins, reason
+
+
+def _have_same_weights(one: "ModelVersion", other: "ModelVersion") -> bool:
+    return one.tags.get(WEIGHTS_TAG) == other.tags.get(WEIGHTS_TAG)
 
 
 def _version_of(client: "MlflowClient", model_id: str, name: str) -> "ModelVersion":
-    """Return the version of a logged model in the registry; it is made now where there is none."""
+    """Return the version of a logged model in the registry; make it where there is none."""
     from mlflow.exceptions import MlflowException
 
-    run_id, source = client.get_logged_model(model_id).source_run_id, f"models:/{model_id}"
-    for found in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
-        if found.source == source:
-            return found
+    run_id = client.get_logged_model(model_id).source_run_id
+    source = f"models:/{model_id}"
+    for version in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+        if version.source == source:
+            return version
     run = client.get_run(run_id)
     tags = {key: run.data.tags[key] for key in KEPT_TAGS if key in run.data.tags}
     with suppress(MlflowException):  # it exists
@@ -103,47 +124,50 @@ def _champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
         return None
 
 
-def _scores_of(client: "MlflowClient", champion: "ModelVersion") -> pd.DataFrame | str:
-    """Return the scores of the validation images of a champion, or why it counts as none.
+class NotComparable(Exception):
+    """Why a champion cannot be compared; it counts as none then."""
 
-    People and `mlflow gc` remove runs, models and files, and what is gone cannot be compared.
+
+def _scores_of(client: "MlflowClient", champion: "ModelVersion") -> pd.DataFrame:
+    """Return the scores of a champion for the validation images; raises NotComparable.
+
+    People and `mlflow gc` remove runs, models and files.
     """
     from mlflow.exceptions import MlflowException
 
     if not is_logged(client, champion.source.removeprefix("models:/")):
-        return "its model is gone"
+        raise NotComparable("its model is gone")
     try:
         run = client.get_run(champion.run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        return "its run is gone"
+        raise NotComparable("its run is gone") from None
     if run.data.tags.get(CHANCE_TAG, "").startswith("no"):
-        return "it is no better than chance"
+        raise NotComparable("it is no better than chance")
     if SCORES_FILE not in [file.path for file in client.list_artifacts(run.info.run_id, "scores")]:
-        return "its scores are gone"
+        raise NotComparable("its scores are gone")
     with TemporaryDirectory() as folder:
         path = client.download_artifacts(run.info.run_id, SCORES_FILE, folder)
         try:
             return read_scores(Path(path))
         except UserError as error:
-            return f"its scores cannot be read: {short(error, 100)}"
+            raise NotComparable(f"its scores cannot be read: {short(error, 100)}") from None
 
 
 def _compare(
-    champion: "ModelVersion", theirs: pd.DataFrame, scores: pd.DataFrame, metric: str
+    rival: str, rival_scores: pd.DataFrame, scores: pd.DataFrame, metric: str
 ) -> tuple[bool, str]:
-    """Return whether the scores beat those of the champion, and by how much."""
-    rival = f"version {champion.version}"
-    if theirs["img_name"].tolist() != scores["img_name"].tolist():
-        return False, f"{rival} was judged on other validation images; {CHOOSE}"
+    """Return whether scores beat those of a rival, and by how much; rival: its name."""
+    if rival_scores["img_name"].tolist() != scores["img_name"].tolist():
+        return False, f"{rival} was evaluated on other validation images; {CHOOSE}"
     improvement = paired_improvement(
         metric,
         scores["target"].to_numpy(),
         scores["score"].to_numpy(),
-        expit(theirs["logit"].to_numpy()),  # as labelled_scores makes ours, to the last digit
+        expit(rival_scores["logit"].to_numpy()),  # as labelled_scores makes ours, to the last digit
         scores["group"].to_numpy(),
     )
     counts = scores["target"].value_counts()
-    of = ", ".join(f"{counts[target]} {name}" for target, name in enumerate(CLASS_NAMES))
-    return improvement.low > 0, f"{metric} against {rival} {improvement}, 95 % interval, {of}"
+    sizes = ", ".join(f"{counts[target]} {name}" for target, name in enumerate(CLASS_NAMES))
+    return improvement.low > 0, f"{metric} against {rival} {improvement}, 95 % interval, {sizes}"

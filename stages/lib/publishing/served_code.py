@@ -34,8 +34,7 @@ def write_served_code(folder: Path) -> Path:
 def import_closure(module: str) -> set[str]:
     """Return the files of `stages` that a module imports, directly or not, relative to the root.
 
-    They are read from the sources, imports inside functions too, with the __init__.py of each
-    package.
+    It reads the sources, with imports inside functions, and adds the __init__.py of each package.
     """
     paths: set[str] = set()
     waiting = [module]

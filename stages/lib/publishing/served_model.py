@@ -21,11 +21,9 @@ them with load_model(..., model_config={...}). A server reads path_root from the
 variable DETECTOR_PATH_ROOT.
 """
 
-import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,14 +33,14 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from stages.lib.core.files import open_regular
 from stages.lib.detector.hardware import Hardware
-from stages.lib.detector.preprocessing import decode, to_input
+from stages.lib.detector.inference import BATCH_SIZE
+from stages.lib.detector.preprocessing import crop_of, input_of
 from stages.lib.evaluation.verdict_rules import DOUBTS
-from stages.lib.verdict.examiner import Examiner, Opened
+from stages.lib.images.decoding import DecodedImage
+from stages.lib.verdict.examiner import Examiner
 
 COLUMNS = ("image", "path", "pixels")
-BATCH_SIZE = 32
 Rows = list[tuple[int, dict[str, Any]]]  # each with its number
-T = TypeVar("T")
 
 
 class ServedDetector(PythonModel):
@@ -51,10 +49,10 @@ class ServedDetector(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load the detector and its rules once."""
         config = context.model_config or {}
-        self.max_pixels = round(float(config["max_megapixels"]) * 1e6)
+        max_pixels = round(float(config["max_megapixels"]) * 1e6)
         self.path_root = os.environ.get("DETECTOR_PATH_ROOT") or config.get("path_root")
         hardware, folder = Hardware(torch.device("cpu"), bf16=False), context.artifacts["detector"]
-        self.examiner = Examiner(Path(folder), hardware, crop=False, max_pixels=self.max_pixels)
+        self.examiner = Examiner(Path(folder), hardware, crop=False, max_pixels=max_pixels)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None
@@ -69,42 +67,27 @@ class ServedDetector(PythonModel):
         return pd.concat([answer(batch) for batch in batches] or [empty], ignore_index=True)
 
     def _scores(self, rows: Rows) -> pd.DataFrame:
-        preprocessing = self.examiner.config.preprocessing
-
-        def of_file(content: bytes) -> torch.Tensor:
-            return to_input(decode(content, preprocessing, self.max_pixels), preprocessing)
-
-        def of_pixels(pixels: torch.Tensor) -> torch.Tensor:
-            return to_input(pixels, preprocessing)
-
-        images = torch.stack([self._read(row, of_file, of_pixels) for row in rows])
-        return pd.DataFrame({"score": torch.sigmoid(self.examiner.score(images)).numpy()})
+        how, inputs = self.examiner.preprocessing, []
+        for row in rows:
+            crop = crop_of(self._read(row).tensor, how)
+            inputs.append(input_of(crop, how)[None])
+        logits = self.examiner.inference.logits(torch.stack(inputs))
+        return pd.DataFrame({"score": torch.sigmoid(logits[:, 0]).numpy()})
 
     def _verdicts(self, rows: Rows) -> pd.DataFrame:
-        def of_pixels(pixels: torch.Tensor) -> Opened:
-            digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
-            size = pixels.shape[2], pixels.shape[1]
-            return self.examiner.open_pixels(pixels, Opened(digest, "pixels", size, None, [], []))
-
-        opened = [self._read(row, self.examiner.open, of_pixels) for row in rows]
-        verdicts = self.examiner.examine_opened(opened)
+        verdicts = self.examiner.examine_decoded(map(self._read, rows))
         return pd.DataFrame(
             {
-                "score": [one.faces[0].score for one in verdicts],
-                "doubt": [one.doubt and DOUBTS[one.doubt] for one in verdicts],
-                "verdict": [one.verdict for one in verdicts],
-                "probability": np.array([one.probability for one in verdicts], dtype=float),
-                "reasons": [",".join(one.reasons) for one in verdicts],
+                "score": [image.faces[0].score for image in verdicts],
+                "doubt": [image.doubt and DOUBTS[image.doubt] for image in verdicts],
+                "verdict": [image.verdict for image in verdicts],
+                "probability": np.array([image.probability for image in verdicts], dtype=float),
+                "reasons": [",".join(image.reasons) for image in verdicts],
             }
         )
 
-    def _read(
-        self,
-        numbered_row: tuple[int, dict[str, Any]],
-        of_file: Callable[[bytes], T],
-        of_pixels: Callable[[torch.Tensor], T],
-    ) -> T:
-        """Return what the two functions make of a row: of its file, or of uint8 (3, H, W)."""
+    def _read(self, numbered_row: tuple[int, dict[str, Any]]) -> DecodedImage:
+        """Return the image of a row."""
         number, row = numbered_row
         try:
             given = {name: value for name, value in row.items() if not _is_missing(value)}
@@ -112,8 +95,9 @@ class ServedDetector(PythonModel):
                 raise ValueError(f"fill one of {', '.join(COLUMNS)}, not {len(given)}")
             ((name, value),) = given.items()
             if name == "pixels":
-                return of_pixels(_from_pixels(value, self.max_pixels))
-            return of_file(_read_file(value, self.path_root) if name == "path" else value)
+                return _from_pixels(value, self.examiner.max_pixels)
+            content = _read_file(value, self.path_root) if name == "path" else value
+            return self.examiner.decode(content)
         except (ValueError, TypeError, RuntimeError) as error:  # of a value that is no image
             raise MlflowException.invalid_parameter_value(f"row {number}: {error}") from error
 
@@ -139,8 +123,8 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and np.isnan(value))
 
 
-def _from_pixels(value: Any, max_pixels: int) -> torch.Tensor:
-    """Return uint8 (3, H, W); raises ValueError."""
+def _from_pixels(value: Any, max_pixels: int) -> DecodedImage:
+    """Return an array as an image; raises ValueError."""
     pixels = np.asarray(value)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype.kind not in "ui":
         raise ValueError(
@@ -150,4 +134,5 @@ def _from_pixels(value: Any, max_pixels: int) -> torch.Tensor:
         raise ValueError(f"pixels: {pixels.shape} is empty, or more than {max_pixels} pixels")
     if pixels.min() < 0 or pixels.max() > 255:
         raise ValueError(f"pixels must be 0 to 255, not {pixels.min()} to {pixels.max()}")
-    return torch.from_numpy(pixels.astype(np.uint8)).permute(2, 0, 1)
+    size = pixels.shape[1], pixels.shape[0]
+    return DecodedImage(pixels.astype(np.uint8), "pixels", "RGB", size, jpeg_tables=None)

@@ -1,4 +1,4 @@
-"""What the cards of detectors have in common: their parts, and limits that the figures show."""
+"""What the cards of detectors have in common: how pages are filled, their figures and limits."""
 
 import re
 from dataclasses import is_dataclass
@@ -9,13 +9,20 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-RESULTS = {"auc": "AUC", "video_auc": "AUC of whole videos", "tpr_at_fpr_1e-2": "TPR at FPR 1e-2",
-           "tpr_at_fpr_1e-3": "TPR at FPR 1e-3", "eer": "EER",
-           "balanced_accuracy": "balanced accuracy", "log_loss": "log loss",
-           "brier": "Brier score", "ece": "ECE",
-           "ece_scaled": "ECE after temperature scaling"}  # fmt: skip
-# What Markdown does not show as it is. Brackets do no harm, unless they make a link; nor does the
-# underscore in a word.
+RESULTS = {
+    "auc": "AUC",
+    "video_auc": "AUC of whole videos",
+    "tpr_at_fpr_1e-2": "TPR at FPR 1e-2",
+    "tpr_at_fpr_1e-3": "TPR at FPR 1e-3",
+    "eer": "EER",
+    "balanced_accuracy": "balanced accuracy",
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "ece": "ECE",
+    "ece_scaled": "ECE after temperature scaling",
+}
+# What Markdown does not show as it is. Brackets do no harm unless they make a link, and neither
+# does an underscore inside a word.
 MARKS = re.compile(r"[\\`*|~$]|(?<=\])\(|(?<![^\W_])_|_(?![^\W_])")
 Tables = dict[str, pd.DataFrame]
 
@@ -28,8 +35,10 @@ def fill(template: str, **content: Any) -> str:
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
     return environment.get_template(template).render(_plain(content))
 
 
@@ -37,8 +46,6 @@ def _plain(content: Any) -> Any:
     """Return the content of a page with every text in it, also keys, by plain_markdown."""
     if isinstance(content, str):
         return plain_markdown(content)
-    if isinstance(content, pd.Series):
-        content = content.to_dict()
     if is_dataclass(content):
         content = vars(content)
     if isinstance(content, dict):
@@ -58,88 +65,128 @@ def figures_of(report: dict[str, Any], tables: Tables) -> dict[str, Any]:
 
     report: that of metrics/evaluation.json; tables: those of metrics/tables by name.
     """
-    whole = tables["intervals"][tables["intervals"]["slice"] == "all"]
-    by_metric = whole.set_index(["metric", "set"]).sort_index()
-    sets = list(whole["set"].unique())
+    intervals = tables["intervals"]
+    sets = list(intervals.loc[intervals["slice"] == "all", "set"].unique())
     return {
         "report": report,
         "set_titles": [
             f"{name} ({report[name]['num_real']} real, {report[name]['num_fake']} fake)"
             for name in sets
         ],
-        "results": [
-            (
-                title,
-                [
-                    by_metric.loc[(metric, name)] if (metric, name) in by_metric.index else None
-                    for name in sets
-                ],
-            )
-            for metric, title in RESULTS.items()
-            if metric in by_metric.index.get_level_values("metric")
-        ],
-        "slices": slices_of(tables["intervals"]),
+        "results": results_of(intervals, sets),
+        "slices": slices_of(intervals),
         "operating_points": tables["operating_points"].to_dict("records"),
         "cross": cross_of(tables["cross_auc"]),
     }
 
 
+def results_of(
+    intervals: pd.DataFrame, sets: list[str]
+) -> list[tuple[str, list[dict[str, Any] | None]]]:
+    """Return the title of each metric and its row of each set, None where a set has none."""
+    rows = {}
+    for row in intervals[intervals["slice"] == "all"].to_dict("records"):
+        rows[row["metric"], row["set"]] = row
+    results = []
+    for metric, title in RESULTS.items():
+        cells = [rows.get((metric, name)) for name in sets]
+        if any(cells):
+            results.append((title, cells))
+    return results
+
+
 def slices_of(intervals: pd.DataFrame) -> list[dict[str, Any]]:
     """Return each slice with the rows of its metrics: {"set", "name", "auc", ...}."""
+    slices = []
     parts = intervals[intervals["slice"] != "all"].groupby(["set", "slice"], sort=False)
-    return [
-        {"set": of, "name": name} | {row["metric"]: row for row in rows.to_dict("records")}
-        for (of, name), rows in parts
-    ]
+    for (set_name, slice_name), part in parts:
+        rows = {row["metric"]: row for row in part.to_dict("records")}
+        slices.append({"set": set_name, "name": slice_name} | rows)
+    return slices
 
 
 def cross_of(cross: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
     """Return, for the reals of each set, the rows of Cross-AUC in the order of the sets."""
     parts = cross.groupby("reals_of", sort=False)
-    return {of: rows.to_dict("records") for of, rows in parts}
+    return {set_name: rows.to_dict("records") for set_name, rows in parts}
+
+
+# ---------------------------------------------------------------------------------------------
+# Limits
+
+
+def limits_of(
+    report: dict[str, Any], data: dict[str, Any], tables: Tables, is_own: bool
+) -> list[str]:
+    """Return the limits of a detector that its figures and metrics/data.json (data) show.
+
+    is_own: it is the detector of this pipeline, whose training is known.
+    """
+    limits = ["Whether the detector was trained or chosen on these images is not known."]
+    if is_own:
+        limits = limits_of_training(data)
+    limits += limits_of_data(data)
+    limits += weakest_spots(tables)
+    limits += limits_of_sets(report)
+    if data["generated_sample"]:
+        limits.append("Drawn faces are not photographs: nothing here carries over to deepfakes.")
+    return limits
+
+
+def groups_in_training(data: dict[str, Any]) -> dict[str, int]:
+    """Return, by set, how many of its groups are in the training set too, where any are."""
+    groups = {}
+    for pair, count in data["duplicates"]["groups_across_sets"].items():
+        first, _, second = pair.partition("/")
+        if first == "train" and count:
+            groups[second] = count
+    return groups
+
+
+def limits_of_training(data: dict[str, Any]) -> list[str]:
+    """Return what training and the choice of the epoch mean for the figures of each set."""
+    limits = [
+        f"{count} groups of {name} are in the training set too; the figures of {name} flatter the "
+        "detector."
+        for name, count in groups_in_training(data).items()
+        if name != "calibration"
+    ]
+    limits.append("The epoch was chosen on val, so the figures of val flatter the detector a bit.")
+    return limits
 
 
 def limits_of_data(data: dict[str, Any]) -> list[str]:
     """Return the shortcuts of the data set that a detector may have learnt."""
     limits = []
-    for name, found in data["splits"].items():
-        worst = found["shortcuts"].get("worst")
-        if worst and found["shortcuts"][worst] > data["shortcut_auc"] and name != "calibration":
+    for name, audit in data["sets"].items():
+        shortcuts = audit["shortcuts"]
+        worst = shortcuts.get("worst")
+        if worst and shortcuts[worst] > data["shortcut_auc"] and name != "calibration":
             limits.append(
-                f"In {name}, {worst} alone tells real from fake with AUC "
-                f"{found['shortcuts'][worst]:.3f}; a detector may have learnt it instead of the "
-                "manipulation."
+                f"In {name}, {worst} alone tells real from fake with AUC {shortcuts[worst]:.3f}; a "
+                "detector may have learnt it instead of the manipulation."
             )
     return limits
 
 
-def weakest_slice(intervals: pd.DataFrame) -> list[str]:
-    """Return the slice with the lowest AUC, where there are slices."""
-    parts = intervals[(intervals["slice"] != "all") & (intervals["metric"] == "auc")]
-    if not len(parts):
-        return []
-    worst = parts.loc[parts["value"].idxmin()]
-    return [f"Weakest slice: {worst['slice']} of {worst['set']}, AUC {interval_of(worst)}."]
-
-
-def seen_in_training(data: dict[str, Any]) -> dict[str, int]:
-    """Return, by set, how many of its groups are in the training set too, where any are.
-
-    data: what metrics/data.json says.
-    """
-    shared = data["duplicates"]["groups_across_splits"]
-    pairs = {pair.partition("/"): count for pair, count in shared.items() if count}
-    return {name: count for (first, _, name), count in pairs.items() if first == "train"}
-
-
-def limits_of_training(data: dict[str, Any]) -> list[str]:
-    """Return a limit for each set of which the detector of the pipeline has seen groups."""
-    return [
-        f"{count} groups of {name} are in the training set too; the figures of {name} flatter the "
-        "detector."
-        for name, count in seen_in_training(data).items()
-        if name != "calibration"
-    ]
+def weakest_spots(tables: Tables) -> list[str]:
+    """Return the slice and the perturbation with the lowest AUC, where there are any."""
+    limits, intervals = [], tables["intervals"]
+    slices = intervals[(intervals["slice"] != "all") & (intervals["metric"] == "auc")]
+    if len(slices):
+        worst = slices.loc[slices["value"].idxmin()]
+        limits.append(
+            f"The slice with the lowest AUC is {worst['slice']} of {worst['set']}: "
+            f"{interval_of(worst, 'value')}."
+        )
+    perturbed = tables.get("robustness", pd.DataFrame())
+    if len(perturbed):
+        worst = perturbed.loc[perturbed["auc"].idxmin()]
+        limits.append(
+            f"The perturbation with the lowest AUC is {worst['perturbation']} at level "
+            f"{worst['level']:g}: {interval_of(worst, 'auc')}."
+        )
+    return limits
 
 
 def limits_of_sets(report: dict[str, Any]) -> list[str]:
@@ -147,14 +194,15 @@ def limits_of_sets(report: dict[str, Any]) -> list[str]:
     limits = []
     if "cross" in report and report["cross"]["worst_auc"] < report["pooled"]["auc"]:
         limits.append(
-            "Scores are not comparable from set to set: worst Cross-AUC "
-            f"{report['cross']['worst_auc']:.4f}, {report['pooled']['auc']:.4f} pooled."
+            "Scores are not comparable between sets: with the reals of one set and the fakes of "
+            f"another, the AUC falls to {report['cross']['worst_auc']:.4f}; it is "
+            f"{report['pooled']['auc']:.4f} over all sets together."
         )
     if "tpr_at_fpr_1e-4" not in report["val"]:
         limits.append("val has too few reals to measure a rate of one false alarm in ten thousand.")
     return limits
 
 
-def interval_of(row: pd.Series, value: str = "value") -> str:
+def interval_of(row: pd.Series, value: str) -> str:
     """Return a figure with the ends of its interval."""
     return f"{row[value]:.4f} [{row['low']:.4f}, {row['high']:.4f}]"

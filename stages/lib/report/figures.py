@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 
 def draw_all(curves: dict[str, pd.DataFrame]) -> dict[str, Figure]:
-    """Draw the curves of make_curves (stages/lib/evaluation) and two figures of the history."""
+    """Draw the curves of stages/lib/evaluation/curves.py and two figures of the history."""
     history = curves["history"]
     drawings: dict[str, Callable[[Axes], None]] = {
         "roc": lambda axes: _curve(axes, curves["roc"], "fpr", "tpr"),

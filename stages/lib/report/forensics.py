@@ -11,7 +11,6 @@ from PIL import Image
 from scipy import ndimage
 
 ERROR_LEVEL_QUALITY = 90
-LARGEST_SIDE = 2048  # pixels of an image that the views show
 LIGHT_SCALE = 16  # the light is the image blurred by this fraction of its side
 
 
@@ -68,13 +67,6 @@ def spectrum(image: np.ndarray) -> np.ndarray:
     window = np.outer(np.hanning(luma.shape[0]), np.hanning(luma.shape[1]))
     amplitude = np.abs(np.fft.fftshift(np.fft.fft2((luma - luma.mean()) * window)))
     return np.log1p(amplitude)
-
-
-def middle_of(image: np.ndarray) -> np.ndarray:
-    """Return at most LARGEST_SIDE pixels of each side, as they are: shrinking would hide traces."""
-    height, width = (min(side, LARGEST_SIDE) for side in image.shape[:2])
-    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-    return image[top : top + height, left : left + width]
 
 
 def white_level(view: np.ndarray) -> float:

@@ -20,19 +20,18 @@ def occlusion_map(
 ) -> np.ndarray:
     """Return float (S, S): by how much the logit falls where a window covers the pixel.
 
-    image: uint8 (3, S, S) on the device of the detector. window and stride: side and step of the
+    image: the input of the detector, uint8 (3, S, S). window and stride: side and step of the
     window, as shares of S. batch_size: of the covered images at a time. The value of a pixel is the
     mean over the windows that cover it. A window has the mean colour of the normalisation, which is
     0 after it.
     """
-    side, step = (max(1, round(share * image.shape[1])) for share in (window, stride))
+    side = max(1, round(window * image.shape[1]))
+    step = min(side, max(1, round(stride * image.shape[1])))
     occlusion = Occlusion(lambda inputs: fake_logit(detector.model(inputs)))
-    inputs = detector.normalize(image[None])
-    num_channels = inputs.shape[1]
     effect = occlusion.attribute(
-        inputs,
-        sliding_window_shapes=(num_channels, side, side),
-        strides=(num_channels, min(step, side), min(step, side)),
+        detector.normalize(image[None].to(detector.device)),
+        sliding_window_shapes=(3, side, side),
+        strides=(3, step, step),
         perturbations_per_eval=batch_size,
     )
     return effect[0, 0].cpu().numpy()

@@ -7,7 +7,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.lib.report.forensics import FORENSIC_VIEWS, middle_of, white_level
+from stages.lib.images.decoding import middle_of
+from stages.lib.report.forensics import FORENSIC_VIEWS, white_level
 from stages.lib.report.html import as_png
 
 TITLE = {"fontsize": 7, "y": 1.0, "parse_math": False}  # a name of a family may have dollars
@@ -27,16 +28,16 @@ manipulation. The views to its right involve no detector:</p>
 
 
 @dataclass(frozen=True)
-class Row:
+class SheetRow:
     """One image of a sheet."""
 
     title: str  # up to two lines
     image: np.ndarray  # uint8 (H, W, 3), as in its file
-    seen: torch.Tensor  # uint8 (3, S, S), the input of the detector
+    model_input: torch.Tensor  # uint8 (3, S, S)
     heat: np.ndarray  # float (S, S), see heatmap.py
 
 
-def draw_sheet(title: str, rows: list[Row]) -> bytes:
+def draw_sheet(title: str, rows: list[SheetRow]) -> bytes:
     """Draw the image, the heatmap and the forensic views of each row, as a PNG."""
     columns = 2 + len(FORENSIC_VIEWS)
     height = 2.15 * len(rows) + 0.3
@@ -49,7 +50,7 @@ def draw_sheet(title: str, rows: list[Row]) -> bytes:
             cell.set_axis_off()
         cells[0].imshow(row.image)
         cells[0].set_title(row.title, **TITLE)
-        _overlay(cells[1], row.seen.permute(1, 2, 0).numpy(), row.heat)
+        _overlay(cells[1], row.model_input.permute(1, 2, 0).numpy(), row.heat)
         for cell, (name, view) in zip(cells[2:], FORENSIC_VIEWS.items(), strict=True):
             _show(cell, name, view(middle_of(row.image)))
     figure.suptitle(title, fontsize=10, y=1 - 0.1 / height, va="top")

@@ -19,10 +19,10 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.core.errors import UserError, short
+from stages.lib.score_files.reading import LOGIT, PROBABILITY
 from stages.lib.tracking.mlflow_store import connect
 from stages.lib.verdict.networks import onnx_session
 
-PROBABILITY, LOGIT = SCALES = ("probability", "logit")
 NUMBERS = "fiub"  # kinds of NumPy: floats, integers and booleans
 NOT_NUMBERS = {"U": "strings", "S": "strings", "c": "complex numbers"}
 NUM_TRIED = 4  # images of noise on which an ONNX file is tried
@@ -38,7 +38,7 @@ class CallableDetector:
 
     name: str
     run: Run
-    scale: str  # of SCALES
+    scale: str  # PROBABILITY or LOGIT
 
     def score(self, images: Images) -> np.ndarray:
         """Return one finite number for each image, float64 (N,); raises UserError.
@@ -49,27 +49,27 @@ class CallableDetector:
         batch = f"{count} image{'s' if count > 1 else ''}"
         with _in_one_line(f"{self.name}: failed on {batch}"):
             returned = self.run(images)
-            found = _as_array(returned)
-        if found.shape in ((count, 1), ()) and found.size == count:
-            found = found.reshape(count)
-        told = _what_is_wrong(found, returned, count)
-        if told:
+            numbers = _as_array(returned)
+        if numbers.shape in ((count, 1), ()) and numbers.size == count:
+            numbers = numbers.reshape(count)
+        mistake = _what_is_wrong(numbers, returned, count)
+        if mistake:
             raise UserError(
-                f"{self.name}: gave {told} for {batch}; return one number for each image"
+                f"{self.name}: gave {mistake} for {batch}; return one number for each image"
             )
-        found = found.astype(float)
-        wrong = found[~np.isfinite(found)]
-        if len(wrong):
+        numbers = numbers.astype(float)
+        infinite = numbers[~np.isfinite(numbers)]
+        if len(infinite):
             raise UserError(
-                f"{self.name}: gave numbers that are not finite ({wrong[0]}) for {len(wrong)} of "
-                f"{batch}; return finite ones"
+                f"{self.name}: gave numbers that are not finite ({infinite[0]}) for "
+                f"{len(infinite)} of {batch}; return finite ones"
             )
-        if self.scale == PROBABILITY and not _are_probabilities(found):
+        if self.scale == PROBABILITY and not _are_probabilities(numbers):
             raise UserError(
-                f"{self.name}: {found.min():.4g} to {found.max():.4g} are no probabilities of a "
-                "fake; return 0 to 1, or give --scale logit"
+                f"{self.name}: {numbers.min():.4g} to {numbers.max():.4g} are no probabilities of "
+                "a fake; return 0 to 1, or give --scale logit"
             )
-        return found
+        return numbers
 
     def doubt(self, scores: np.ndarray) -> str:
         """Say what speaks against the scale in the scores of all images, float (N,), or nothing."""
@@ -87,8 +87,8 @@ def load_callable(name: str, threads: int, scale: str | None = None) -> Callable
     `module:function` takes a list of images. `FILE.onnx` takes float32 from 0 to 1 or uint8,
     (N, 3, S, S), and returns (N,), (N, 1), or (N, 2) of real and fake. A model of MLflow
     (`models:/...`, `runs:/...`) takes PNG files in a column `image`, and returns its numbers in a
-    column `score` where it returns a table. The numbers are of the scale, one of SCALES; None:
-    logits of an ONNX file, which must not look like probabilities then, else P(fake).
+    column `score` where it returns a table. scale: of the numbers, PROBABILITY or LOGIT; None:
+    LOGIT for an ONNX file, whose outputs must then not look like probabilities, else PROBABILITY.
     """
     if name.startswith(("models:/", "runs:/")):
         return CallableDetector(name, _of_mlflow(name), scale or PROBABILITY)
@@ -119,27 +119,27 @@ def _in_one_line(beginning: str, remedy: str = "") -> Iterator[None]:
         ) from error
 
 
-def _as_array(found: object) -> np.ndarray:
+def _as_array(numbers: object) -> np.ndarray:
     """Return a list, an array or a tensor as an array, of any type and shape."""
-    if isinstance(found, torch.Tensor):
-        found = found.detach().cpu()
-        return (found.double() if found.is_floating_point() else found).numpy()  # for bfloat16
-    if isinstance(found, list | tuple):
-        found = [_as_array(one) if isinstance(one, torch.Tensor) else one for one in found]
-    return np.asarray(found)
+    if isinstance(numbers, torch.Tensor):
+        tensor = numbers.detach().cpu()
+        return (tensor.double() if tensor.is_floating_point() else tensor).numpy()  # for bfloat16
+    if isinstance(numbers, list | tuple):
+        return np.asarray([_as_array(part) for part in numbers])
+    return np.asarray(numbers)
 
 
-def _what_is_wrong(found: np.ndarray, returned: object, count: int) -> str:
+def _what_is_wrong(numbers: np.ndarray, returned: object, count: int) -> str:
     """Say what was returned in place of `count` numbers; nothing where it was these."""
-    if found.dtype.kind not in NUMBERS:
-        return NOT_NUMBERS.get(found.dtype.kind, f"a {type(returned).__name__}, no numbers,")
-    if found.shape == (count,):
+    if numbers.dtype.kind not in NUMBERS:
+        return NOT_NUMBERS.get(numbers.dtype.kind, f"a {type(returned).__name__}, no numbers,")
+    if numbers.shape == (count,):
         return ""
-    return f"{len(found)} numbers" if found.ndim == 1 else f"an array of shape {found.shape}"
+    return f"{len(numbers)} numbers" if numbers.ndim == 1 else f"an array of shape {numbers.shape}"
 
 
-def _are_probabilities(found: np.ndarray) -> bool:
-    return bool(((found >= 0) & (found <= 1)).all())
+def _are_probabilities(numbers: np.ndarray) -> bool:
+    return bool(((numbers >= 0) & (numbers <= 1)).all())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -160,23 +160,27 @@ def _of_python(name: str) -> Run:
         )
     sys.path.insert(0, str(Path.cwd()))
     with _in_one_line(f"{short(name)}: cannot be imported"):
-        found = getattr(importlib.import_module(module), function)
-    if not callable(found):
-        raise UserError(f"{short(name)}: is a {type(found).__name__} and no function")
-    return found
+        run = getattr(importlib.import_module(module), function)
+    if not callable(run):
+        raise UserError(f"{short(name)}: is a {type(run).__name__} and no function")
+    return run
 
 
 def _of_onnx(file: Path, threads: int, scale: str | None) -> Run:
     outputs = _outputs_of_onnx(file, threads)
-    print(f"{file}: gets whole images, resized to a square; for another input, such as the face "
-          "alone, write a function around it", file=sys.stderr)  # fmt: skip
+    print(
+        f"{file}: gets whole images, resized to a square; for another input, such as the face "
+        "alone, write a function around it",
+        file=sys.stderr,
+    )
     _try_onnx(file, outputs, scale)
 
     def run(images: Images) -> np.ndarray:
-        found = outputs(images)
-        if found.shape[1] == 1:
-            return found[:, 0]
-        return found[:, 1] if scale == PROBABILITY else found[:, 1] - found[:, 0]
+        numbers = outputs(images)
+        if numbers.shape[1] == 1:
+            return numbers[:, 0]
+        reals, fakes = numbers.T
+        return fakes if scale == PROBABILITY else fakes - reals
 
     return run
 
@@ -185,28 +189,28 @@ def _outputs_of_onnx(file: Path, threads: int) -> Callable[[Images], np.ndarray]
     """Return the function from N images to the first output of a network, float64 (N, K)."""
     with _in_one_line(f"{file}: no ONNX file that can be run"):
         session = onnx_session(file, threads)
-    source = session.get_inputs()[0]
-    shape = source.shape
-    kinds = ("tensor(uint8)", "tensor(float)")
-    is_square = len(shape) == 4 and isinstance(shape[3], int) and shape[1:] == [3, *[shape[3]] * 2]
-    if not is_square or source.type not in kinds:
+    network_input = session.get_inputs()[0]
+    shape, kind = network_input.shape, network_input.type
+    side = shape[-1] if shape else 0
+    is_square = isinstance(side, int) and shape[1:] == [3, side, side]
+    if not is_square or kind not in ("tensor(uint8)", "tensor(float)"):
         raise UserError(
-            f"{file}: its input is {source.type} {shape}; it must be uint8 or float32 "
+            f"{file}: its input is {kind} {shape}; it must be uint8 or float32 "
             "(N, 3, S, S) of a fixed S: write a function around it"
         )
 
     def outputs(images: Images) -> np.ndarray:
-        inputs = np.stack([_square(image, shape[3]) for image in images])
-        if source.type == "tensor(float)":
+        inputs = np.stack([_square(image, side) for image in images])
+        if kind == "tensor(float)":
             inputs = inputs.astype(np.float32) / 255
         size = shape[0] if isinstance(shape[0], int) else len(inputs)
         parts = []
         for first in range(0, len(inputs), size):
             part = inputs[first : first + size]
             full = np.resize(part, (size, *shape[1:]))  # repeats images up to a fixed number
-            (first_output, *_) = session.run(None, {source.name: full})
-            found = np.asarray(first_output, dtype=float)
-            parts.append(found.reshape(len(found), -1)[: len(part)])
+            first_output = session.run(None, {network_input.name: full})[0]
+            numbers = np.asarray(first_output, dtype=float)
+            parts.append(numbers.reshape(len(numbers), -1)[: len(part)])
         return np.concatenate(parts)
 
     return outputs
@@ -216,15 +220,15 @@ def _try_onnx(file: Path, outputs: Callable[[Images], np.ndarray], scale: str | 
     """Raise UserError where noise shows, before hours of work, that the outputs do not fit."""
     noise = np.random.default_rng(0).integers(0, 256, (NUM_TRIED, 32, 32, 3), dtype=np.uint8)
     with _in_one_line(f"{file}: no ONNX file that can be run"):
-        found = outputs(list(noise))
-    if found.shape not in ((NUM_TRIED, 1), (NUM_TRIED, 2)):
+        numbers = outputs(list(noise))
+    if numbers.shape not in ((NUM_TRIED, 1), (NUM_TRIED, 2)):
         raise UserError(
-            f"{file}: its output for {NUM_TRIED} images is {found.shape}; it must be (N,), "
+            f"{file}: its output for {NUM_TRIED} images is {numbers.shape}; it must be (N,), "
             "(N, 1) or (N, 2) for N images: write a function around it"
         )
-    if scale == PROBABILITY or not _are_probabilities(found):
+    if scale == PROBABILITY or not _are_probabilities(numbers):
         return
-    if found.shape[1] == 2 and np.abs(found.sum(axis=1) - 1).max() <= SUM_TOLERANCE:
+    if numbers.shape[1] == 2 and np.abs(numbers.sum(axis=1) - 1).max() <= SUM_TOLERANCE:
         raise UserError(
             f"{file}: its two outputs are in 0 to 1 and sum to 1: these are probabilities; give "
             "--scale probability"
@@ -250,8 +254,8 @@ def _of_mlflow(uri: str) -> Run:
         model = mlflow.pyfunc.load_model(uri)
 
     def run(images: Images) -> object:
-        found = model.predict(pd.DataFrame({"image": [_png(image) for image in images]}))
-        return found["score"] if isinstance(found, pd.DataFrame) else found
+        returned = model.predict(pd.DataFrame({"image": [_png(image) for image in images]}))
+        return returned["score"] if isinstance(returned, pd.DataFrame) else returned
 
     return run
 

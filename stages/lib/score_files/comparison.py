@@ -1,4 +1,4 @@
-"""Detectors side by side on the same images: which differences in AUC are real?
+"""Detectors side by side on the same images: which differences in AUC are significant?
 
 Two ways to tell must agree: DeLong's test after Holm's correction, and the interval of the paired
 bootstrap. Both know that near-duplicates and the frames of a video are not independent.
@@ -11,15 +11,20 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from stages.lib.evaluation.delong import delong_p
-from stages.lib.evaluation.judging import with_pooled
-from stages.lib.evaluation.resampling import Interval, interval, resamples_of
-from stages.lib.evaluation.rows import counts, ranked
+from stages.lib.evaluation.intervals import (
+    Interval,
+    counts,
+    percentile_interval,
+    rank_table,
+    resampled_metrics,
+)
+from stages.lib.evaluation.report import with_pooled
 from stages.lib.progress import progress_bar
-from stages.lib.score_files.detectors import Detector, Sets
+from stages.lib.score_files.delong import delong_p
+from stages.lib.score_files.detectors import ScoredDetector, Sets
 
 COLUMNS = ["set", "first", "second", "auc_first", "auc_second", "difference", "low", "high",
-           "p_delong", "p_holm", "is_real", "num_real", "num_fake"]  # fmt: skip
+           "p_delong", "p_holm", "is_significant", "num_real", "num_fake"]  # fmt: skip
 LEVEL = 0.05  # of the p-values after Holm's correction
 LEAST_SHOWN = 0.0001
 IMAGE = ["set", "row"]
@@ -36,14 +41,14 @@ class Comparison:
     pairs: pd.DataFrame  # COLUMNS; the first one of a pair has the higher place
 
 
-def compare(detectors: Sequence[Detector]) -> Iterator[Comparison]:
+def compare(detectors: Sequence[ScoredDetector]) -> Iterator[Comparison]:
     """Yield the comparison of each set of which all detectors have images of both classes."""
-    by_name = {one.name: with_pooled(one.sets) for one in detectors}
-    for name in next(iter(by_name.values())):
-        if all(name in sets for sets in by_name.values()):
-            tables = shared_images({of: sets[name] for of, sets in by_name.items()})
-            if min(counts(next(iter(tables.values()))).values()):
-                yield compare_on(name, tables)
+    sets_of = {detector.name: with_pooled(detector.sets) for detector in detectors}
+    for set_name in sets_of[detectors[0].name]:
+        if all(set_name in sets for sets in sets_of.values()):
+            tables = shared_images({name: sets[set_name] for name, sets in sets_of.items()})
+            if min(counts(tables[detectors[0].name]).values()):
+                yield compare_on(set_name, tables)
 
 
 def shared_images(tables: Sets) -> Sets:
@@ -56,38 +61,41 @@ def shared_images(tables: Sets) -> Sets:
     return {name: table.loc[shared].reset_index(drop=True) for name, table in indexed.items()}
 
 
-def compare_on(name: str, tables: Sets) -> Comparison:
+def compare_on(set_name: str, tables: Sets) -> Comparison:
     """Compare detectors on a set; tables: the same images for each, as `shared_images` returns."""
     first_table = next(iter(tables.values()))
     targets, groups = first_table["target"].to_numpy(dtype=int), first_table["group"].to_numpy()
     numbers = counts(first_table)
     aucs, resamples = {}, {}
-    with progress_bar(f"compare {name}", len(tables)) as bar:
-        for of, table in tables.items():
-            ranking = ranked(table)
-            value = ranking.metrics(np.ones(len(groups)), ["auc"])["auc"]
+    with progress_bar(f"compare {set_name}", len(tables)) as bar:
+        for name, table in tables.items():
+            ranked = rank_table(table)
+            value = ranked.metrics(np.ones(len(groups)), ["auc"])["auc"]
             # The same resamples for all, so that an image that is hard for all cancels out.
-            resamples[of] = np.array([one["auc"] for one in resamples_of(ranking, groups, ["auc"])])
-            aucs[of] = interval(value, resamples[of])
+            resampled = resampled_metrics(ranked, groups, ["auc"])
+            resamples[name] = np.array([metrics["auc"] for metrics in resampled])
+            aucs[name] = percentile_interval(value, resamples[name])
             bar.update()
-    places = sorted(aucs, key=lambda of: (-aucs[of].value, of))
+    names = sorted(aucs, key=lambda name: (-aucs[name].value, name))
     rows = []
-    for first, second in combinations(places, 2):
-        difference = aucs[first].value - aucs[second].value
-        found = interval(difference, resamples[first] - resamples[second])
-        ours, theirs = (tables[of]["logit"].to_numpy() for of in (first, second))
+    for first, second in combinations(names, 2):
+        difference = percentile_interval(
+            aucs[first].value - aucs[second].value, resamples[first] - resamples[second]
+        )
+        first_logits = tables[first]["logit"].to_numpy()
+        second_logits = tables[second]["logit"].to_numpy()
         rows.append(
-            {"set": name, "first": first, "second": second}
+            {"set": set_name, "first": first, "second": second}
             | {"auc_first": aucs[first].value, "auc_second": aucs[second].value}
-            | {"difference": difference, "low": found.low, "high": found.high}
-            | {"p_delong": delong_p(targets, ours, theirs, groups)}
+            | {"difference": difference.value, "low": difference.low, "high": difference.high}
+            | {"p_delong": delong_p(targets, first_logits, second_logits, groups)}
             | numbers
         )
     pairs = pd.DataFrame(rows)
     pairs["p_holm"] = holm(pairs["p_delong"].to_numpy())
-    pairs["is_real"] = (pairs["p_holm"] < LEVEL) & (pairs["low"] > 0)  # NaN: not known
-    return Comparison(name, **numbers, ranking=[(of, aucs[of]) for of in places],
-                      pairs=pairs[COLUMNS])  # fmt: skip
+    pairs["is_significant"] = (pairs["p_holm"] < LEVEL) & (pairs["low"] > 0)  # NaN: not known
+    ranking = [(name, aucs[name]) for name in names]
+    return Comparison(set_name, **numbers, ranking=ranking, pairs=pairs[COLUMNS])
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -104,10 +112,10 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def words(pair: pd.Series) -> str:
-    """Say in one sentence whether the difference of a pair is real."""
+    """Say in one sentence whether the difference of a pair is significant."""
     ends = f"[{pair['low']:+.4f}, {pair['high']:+.4f}]"
     p_value = f"{pair['p_holm']:.2g}" if pair["p_holm"] >= LEAST_SHOWN else f"below {LEAST_SHOWN}"
-    figures = f"{pair['difference']:+.4f} {ends}, Holm p {p_value}"
-    if not pair["is_real"]:
-        return f"{pair['first']} and {pair['second']}: no real difference is shown ({figures})."
-    return f"{pair['first']} is better than {pair['second']}: the difference is real ({figures})."
+    figures = f"({pair['difference']:+.4f} {ends}, Holm p {p_value})"
+    if pair["is_significant"]:
+        return f"{pair['first']} is significantly better than {pair['second']} {figures}."
+    return f"{pair['first']} and {pair['second']} do not differ significantly {figures}."

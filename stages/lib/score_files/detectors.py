@@ -12,26 +12,41 @@ from sklearn.metrics import roc_auc_score
 from stages.lib import paths
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.files import read_json
-from stages.lib.core.labels import CLASS_NAMES, FAKE, read_labels
-from stages.lib.evaluation.judging import CHANCE
-from stages.lib.evaluation.scored_sets import labelled_scores, labelled_sets, perturbed_scores
-from stages.lib.score_files.matching import KnownImages, Matched, match
-from stages.lib.score_files.reading import Row, ScoreFile, read_score_file, shown
-from stages.lib.score_files.scaling import fit_platt
+from stages.lib.core.labels import FAKE, read_labels
+from stages.lib.evaluation.report import (
+    CHANCE,
+    has_both_classes,
+    labelled_scores,
+    labelled_sets,
+    perturbed_scores,
+)
+from stages.lib.score_files.matching import ImageIndex, Matches, match
+from stages.lib.score_files.reading import (
+    ANY,
+    LOGIT,
+    POLARITIES,
+    ScoreFile,
+    ScoreRow,
+    read_score_file,
+    shown,
+)
+from stages.lib.score_files.scaling import IDENTITY, Scaling, fit_platt
 
 OWN = "own"  # the name of the detector of this pipeline
 CALIBRATION = "calibration"
-MISSING = ("refuse", "wrong", "leave_out")
+REFUSE, WRONG, LEAVE_OUT = MISSING = ("refuse", "wrong", "leave_out")
 MOST_NAMED = 2  # sets that a message names
 MOST_LETTERS = 40  # of an image that a message names
 PERTURBED_COLUMNS = ("perturbation", "level")
 UNPERTURBED = ("none", 0.0)
 VALUE = "value"  # the column of the numbers of a file, NaN where an image has none
 Sets = dict[str, pd.DataFrame]
+# Of each perturbation and level: the row of each image, by its place in val.
+RowsOfVariants = dict[tuple[str, float], dict[int, ScoreRow]]
 
 
 @dataclass(frozen=True)
-class Detector:
+class ScoredDetector:
     """Scores of the labelled sets, and what is to be said about them."""
 
     name: str
@@ -39,127 +54,70 @@ class Detector:
     calibration: pd.DataFrame
     facts: dict[str, Any]  # for evaluation.json
     notes: list[str]  # for people: what was not judged as the file has it
-    perturbed: pd.DataFrame | None = None  # as stages/lib/evaluation/robustness.py says
+    perturbed: pd.DataFrame | None = None  # as evaluation.tables.robustness_table says
 
 
-def own_detector() -> Detector:
+def own_detector() -> ScoredDetector:
     """Return the detector of this pipeline, with the scores of `predict`."""
     sets, calibration = labelled_sets(), labelled_scores(CALIBRATION)
-    everything = {CALIBRATION: calibration} | sets
+    tables = {CALIBRATION: calibration} | sets
     facts = {
         "weights_sha256": read_json(paths.CONFIG, "weights_sha256")["weights_sha256"],
-        "scale": "logit", "higher": "fake", "missing": "refuse",
-        "coverage": {name: _coverage(table["logit"]) for name, table in everything.items()},
-    }  # fmt: skip
+        "scale": LOGIT,
+        "higher": POLARITIES[0],
+        "missing": REFUSE,
+        "coverage": {name: _coverage(table["logit"]) for name, table in tables.items()},
+    }
     perturbed = perturbed_scores(sets["val"])
-    return Detector(OWN, sets, calibration, facts, [], perturbed if len(perturbed) else None)
+    return ScoredDetector(OWN, sets, calibration, facts, [], perturbed if len(perturbed) else None)
 
 
-def detector_of(
-    scores: ScoreFile, known: KnownImages, missing: str, perturbed: Path | None = None
-) -> Detector:
-    """Return the detector of a score file; missing: one of MISSING; perturbed: its second file.
+def foreign_detector(scores: ScoreFile, index: ImageIndex, missing: str) -> ScoredDetector:
+    """Return the detector of a score file; missing: one of MISSING.
 
-    `wrong` gives a real without a score the highest value of the file, and a fake the lowest one.
-    In calibration such images are left out, because no threshold can come from them. Raises
-    UserError where scores are missing and must not be, and where val or calibration has none.
+    Raises UserError where scores are missing and must not be, and where val or calibration has
+    none.
     """
-    file, matched = shown(scores.request.path), match(scores, known)
-    sets = labelled_sets(lambda split: _values_of(split, matched))
-    everything = {CALIBRATION: _values_of(CALIBRATION, matched)} | sets
-    coverage = {name: _coverage(table[VALUE]) for name, table in everything.items()}
-    if missing == "refuse":
-        _refuse(everything, matched, file)
-    judged = everything
-    if missing == "wrong":
-        judged = {name: _filled(table, scores) for name, table in sets.items()}
-        judged[CALIBRATION] = everything[CALIBRATION]
-    judged = {name: table.dropna(subset=[VALUE]) for name, table in judged.items()}
-    judged = {name: table for name, table in judged.items() if _has_both(table)}
-    for name in (CALIBRATION, "val"):
-        if name not in judged:
-            raise UserError(
-                f"{file}: no scores for both classes of {name}, which every figure needs; add the "
-                "images of the validation set"
-            )
-    calibration = judged[CALIBRATION]
-    targets = calibration["target"].to_numpy(dtype=int)
-    is_any = scores.scale == "any"
-    scale = fit_platt(targets, calibration[VALUE].to_numpy(), file) if is_any else (1.0, 0.0)
-    scored = {name: _scored(table, scale) for name, table in judged.items()}
+    request, matches = scores.request, match(scores, index)
+    tables = {CALIBRATION: _table_with_values(CALIBRATION, matches)}
+    tables |= labelled_sets(lambda table_name: _table_with_values(table_name, matches))
+    judged = _judged_tables(tables, scores, matches, missing)
+    scaling = _scaling_of(scores, judged[CALIBRATION])
+    scored = {name: _with_scores(table, scaling) for name, table in judged.items()}
     facts = {
-        "sha256": scores.sha256, "scale": scores.scale, "higher": scores.request.higher,
-        "missing": missing, "num_rows": len(scores.rows), "num_extra": len(matched.extra),
-        "coverage": coverage,
-    }  # fmt: skip
-    if is_any:
-        facts |= {"platt": {"slope": scale[0], "offset": scale[1]}}
-    return Detector(
-        scores.request.name,
+        "sha256": scores.sha256,
+        "scale": scores.scale,
+        "higher": request.higher,
+        "missing": missing,
+        "num_rows": len(scores.rows),
+        "num_extra": len(matches.extra),
+        "coverage": {name: _coverage(table[VALUE]) for name, table in tables.items()},
+    }
+    if scores.scale == ANY:
+        facts["platt"] = scaling._asdict()
+    perturbed = None
+    if request.perturbed:
+        rows_of_variants = _rows_of_variants(request.perturbed, scores, index, scored["val"])
+        perturbed = _perturbed_table(request.perturbed, rows_of_variants, scaling, scored["val"])
+    return ScoredDetector(
+        request.name,
         {name: table for name, table in scored.items() if name != CALIBRATION},
         scored[CALIBRATION],
         facts,
-        _notes(matched, scored, [name for name in everything if name not in judged]),
-        _perturbed(perturbed, scores, known, scale, scored["val"]) if perturbed else None,
+        _notes(matches, scored, [name for name in tables if name not in judged]),
+        perturbed,
     )
 
 
-def _perturbed(
-    path: Path, scores: ScoreFile, known: KnownImages, scale: tuple[float, float], val: pd.DataFrame
-) -> pd.DataFrame:
-    """Return the scores of perturbed images, in the order of the unperturbed ones.
-
-    The file has the columns of the other one, perturbation and level. Raises UserError where an
-    image is none of val, or where a perturbation lacks an image or has it twice.
-    """
-    name_column, score_column = scores.columns
-    request = replace(scores.request, path=path, name_column=name_column, more=PERTURBED_COLUMNS,
-                      score_column=score_column, scale=scores.scale)  # fmt: skip
-    images = {key: number for number, key in enumerate(zip(val["set"], val["row"], strict=True))}
-    found: dict[tuple[str, float], dict[int, Row]] = {}
-    for row in read_score_file(request).rows:
-        at = f"{shown(path)}:{row.line}"
-        image = images.get(known.find(row, shown(path)) or ("", -1))
-        if image is None:
-            raise UserError(f"{at}: {short(row.name)} is no judged image of val; remove its rows")
-        variant = found.setdefault((row.more[0], _level(row, at)), {})
-        if image in variant:
-            what = short(" ".join(row.more))
-            raise UserError(f"{at}: {short(row.name)} has a score for {what} in line "
-                            f"{variant[image].line} already; remove one")  # fmt: skip
-        variant[image] = row
-    plain = found.get(UNPERTURBED, {})
-    chosen = val.iloc[list(plain)]
-    if not _has_both(chosen) or len(found) < 2 or any(
-        one.keys() != plain.keys() for one in found.values()
-    ):  # fmt: skip
-        raise UserError(
-            f"{shown(path)}: needs the same images of both classes for each perturbation and level "
-            "and once as they are (none, level 0); write it with `python -m stages.tools.score`"
-        )
-    tables = [
-        chosen[["img_name", "target", "group"]].assign(
-            perturbation=kind, level=level, **{VALUE: [variant[image].value for image in plain]}
-        )
-        for (kind, level), variant in found.items()
-    ]
-    return _scored(pd.concat(tables, ignore_index=True), scale)
+# ---------------------------------------------------------------------------------------------
+# Values of images, and images without one
 
 
-def _level(row: Row, at: str) -> float:
-    """Return the level of a row; raises UserError that begins with `at`."""
-    try:
-        return float(row.more[1])
-    except ValueError:
-        raise UserError(f"{at}: level = {short(row.more[1])}: not a number; write the file with "
-                        "`python -m stages.tools.score`") from None  # fmt: skip
-
-
-def _values_of(split: str, matched: Matched) -> pd.DataFrame:
-    """Return the labelled images of a split with their values."""
-    labels = read_labels(paths.LABELS / f"{split}.csv").dropna(subset=["target"])
-    keys = zip(labels["set"], labels["row"], strict=True)
-    values = [matched.values.get(key, np.nan) for key in keys]
+def _table_with_values(table_name: str, matches: Matches) -> pd.DataFrame:
+    """Return the labelled images of a label table with their values."""
+    labels = read_labels(paths.LABELS / f"{table_name}.csv").dropna(subset=["target"])
+    images = zip(labels["set"], labels["row"], strict=True)
+    values = [matches.values.get(image, np.nan) for image in images]
     return labels.assign(**{VALUE: np.array(values, dtype=float)})
 
 
@@ -167,59 +125,93 @@ def _coverage(values: pd.Series) -> dict[str, int]:
     return {"num_images": len(values), "num_scored": int(values.notna().sum())}
 
 
-def _has_both(table: pd.DataFrame) -> bool:
-    return table["target"].nunique() == len(CLASS_NAMES)
+def _judged_tables(tables: Sets, scores: ScoreFile, matches: Matches, missing: str) -> Sets:
+    """Return the tables of both classes in which every image has a value; raises UserError.
+
+    `wrong` gives a real without a score the highest value of the file, and a fake the lowest one.
+    In calibration such images are left out, because no threshold can come from them.
+    """
+    file = shown(scores.request.path)
+    if missing == REFUSE:
+        _check_nothing_is_missing(tables, matches, file)
+    judged = {}
+    for name, table in tables.items():
+        if missing == WRONG and name != CALIBRATION:
+            table = _with_wrong_values(table, scores.rows)
+        table = table.dropna(subset=[VALUE])
+        if has_both_classes(table):
+            judged[name] = table
+    for name in (CALIBRATION, "val"):
+        if name not in judged:
+            raise UserError(
+                f"{file}: no scores for both classes of {name}, which every figure needs; add the "
+                "images of the validation set"
+            )
+    return judged
 
 
-def _refuse(tables: Sets, matched: Matched, file: str) -> None:
+def _check_nothing_is_missing(tables: Sets, matches: Matches, file: str) -> None:
     """Raise UserError where a score is missing."""
-    if not matched.values and matched.extra:
-        ours = next(iter(tables.values()))["img_name"].iloc[0]
+    extra = matches.extra
+    if extra and not matches.values:
+        our_image = tables[CALIBRATION]["img_name"].iloc[0]
         raise UserError(
             f"{file}: none of its rows names an image of the pipeline: it has "
-            f"{shown(matched.extra[0].name, MOST_LETTERS)}, and the pipeline "
-            f"{shown(ours, MOST_LETTERS)}; write names or paths as in data/labels"
+            f"{shown(extra[0].name, MOST_LETTERS)}, and the pipeline "
+            f"{shown(our_image, MOST_LETTERS)}; write names or paths as in data/labels"
         )
-    lacking = {name: table[table[VALUE].isna()] for name, table in tables.items()}
-    lacking = {name: table for name, table in lacking.items() if len(table)}
-    if not lacking:
+    missing_images, numbers = [], []
+    for name, table in tables.items():
+        names = table["img_name"][table[VALUE].isna()].tolist()
+        if names:
+            missing_images += names
+            numbers.append(f"{len(names)} of {len(table)} images of {short(name, 16)}")
+    if not missing_images:
         return
-    named = [
-        f"{len(table)} of {len(tables[name])} images of {short(name, 16)}"
-        for name, table in list(lacking.items())[:MOST_NAMED]
-    ]
-    more = " and more" if len(lacking) > MOST_NAMED else ""
-    extra = matched.extra
+    named = ", ".join(numbers[:MOST_NAMED])
+    if len(numbers) > MOST_NAMED:
+        named += " and more"
     unknown = f"; {len(extra)} rows name no image, first in line {extra[0].line}" if extra else ""
-    first = next(iter(lacking.values()))["img_name"].iloc[0]
     raise UserError(
-        f"{file}: no score for {', '.join(named)}{more}, first {shown(first, MOST_LETTERS)}"
-        f"{unknown}; "
-        "add them, or choose --missing wrong or leave_out"
+        f"{file}: no score for {named}, first "
+        f"{shown(missing_images[0], MOST_LETTERS)}{unknown}; add them, or choose --missing "
+        f"{WRONG} or {LEAVE_OUT}"
     )
 
 
-def _filled(table: pd.DataFrame, scores: ScoreFile) -> pd.DataFrame:
+def _with_wrong_values(table: pd.DataFrame, rows: list[ScoreRow]) -> pd.DataFrame:
     """Return a table in which an image without a value has the most wrong one of the file."""
-    values = [row.value for row in scores.rows]
+    values = [row.value for row in rows]
     wrong = np.where(table["target"] == FAKE, min(values), max(values))
     return table.assign(**{VALUE: table[VALUE].where(table[VALUE].notna(), wrong)})
 
 
-def _scored(table: pd.DataFrame, scale: tuple[float, float]) -> pd.DataFrame:
-    """Return a table with logits and scores; scale: slope and offset of the logits."""
-    logits = scale[0] * table[VALUE] + scale[1]
+# ---------------------------------------------------------------------------------------------
+# Scores
+
+
+def _scaling_of(scores: ScoreFile, calibration: pd.DataFrame) -> Scaling:
+    """Return how the numbers of a file become logits; raises UserError as fit_platt does."""
+    if scores.scale != ANY:
+        return IDENTITY
+    targets, values = calibration["target"].to_numpy(dtype=int), calibration[VALUE].to_numpy()
+    return fit_platt(targets, values, shown(scores.request.path))
+
+
+def _with_scores(table: pd.DataFrame, scaling: Scaling) -> pd.DataFrame:
+    """Return a table of values with logits and scores."""
+    logits = scaling.slope * table[VALUE] + scaling.offset
     return table.assign(logit=logits, score=expit(logits))
 
 
-def _notes(matched: Matched, scored: Sets, left_out: list[str]) -> list[str]:
+def _notes(matches: Matches, scored: Sets, left_out: list[str]) -> list[str]:
     """Return a line for each thing that the figures do not show."""
     notes = []
-    if matched.extra:
-        first = matched.extra[0]
+    if matches.extra:
+        first = matches.extra[0]
         name = short(first.name).replace("`", "'")
         notes.append(
-            f"Rows that name no image of the pipeline: {len(matched.extra)}, first `{name}` in "
+            f"Rows that name no image of the pipeline: {len(matches.extra)}, first `{name}` in "
             f"line {first.line}."
         )
     if left_out:
@@ -231,11 +223,84 @@ def _notes(matched: Matched, scored: Sets, left_out: list[str]) -> list[str]:
             f"The scores of calibration fall from real to fake (AUC {auc:.4f}): are they higher "
             "for reals (`--higher real`)?"
         )
-    whole = pd.concat(scored.values())
-    num_tied = whole[VALUE].nunique() - whole["score"].nunique()
+    everything = pd.concat(scored.values())
+    num_tied = everything[VALUE].nunique() - everything["score"].nunique()
     if num_tied > 0:
         notes.append(
             f"Scores that differ in the file, but lie so close to 0 or 1 that no threshold comes "
             f"between them: {num_tied}."
         )
     return notes
+
+
+# ---------------------------------------------------------------------------------------------
+# Perturbed images
+
+
+def _rows_of_variants(
+    path: Path, scores: ScoreFile, index: ImageIndex, val: pd.DataFrame
+) -> RowsOfVariants:
+    """Return the rows of a file of perturbed images; raises UserError where it names one twice.
+
+    It has the columns of the other file, perturbation and level.
+    """
+    name_column, score_column = scores.columns
+    request = replace(
+        scores.request,
+        path=path,
+        name_column=name_column,
+        score_column=score_column,
+        scale=scores.scale,
+    )
+    images = zip(val["set"], val["row"], strict=True)
+    places = {image: place for place, image in enumerate(images)}
+    rows_of_variants: RowsOfVariants = {}
+    for row in read_score_file(request, PERTURBED_COLUMNS).rows:
+        at = f"{shown(path)}:{row.line}"
+        image = index.find(row, shown(path))
+        if image not in places:
+            raise UserError(f"{at}: {short(row.name)} is no judged image of val; remove its rows")
+        kind, level = row.more_cells
+        rows = rows_of_variants.setdefault((kind, _level(level, at)), {})
+        place = places[image]
+        if place in rows:
+            raise UserError(
+                f"{at}: {short(row.name)} has a score for {short(f'{kind} {level}')} in line "
+                f"{rows[place].line} already; remove one"
+            )
+        rows[place] = row
+    return rows_of_variants
+
+
+def _perturbed_table(
+    path: Path, rows_of_variants: RowsOfVariants, scaling: Scaling, val: pd.DataFrame
+) -> pd.DataFrame:
+    """Return the scores of perturbed images, in the order of the unperturbed ones.
+
+    Raises UserError where a perturbation lacks an image.
+    """
+    places = list(rows_of_variants.get(UNPERTURBED, {}))
+    chosen = val.iloc[places]
+    are_same = all(rows.keys() == set(places) for rows in rows_of_variants.values())
+    if not are_same or not has_both_classes(chosen) or len(rows_of_variants) < 2:
+        raise UserError(
+            f"{shown(path)}: needs the same images of both classes for each perturbation and level "
+            "and once as they are (none, level 0); write it with `python -m stages.tools.score`"
+        )
+    tables = []
+    for (kind, level), rows in rows_of_variants.items():
+        values = [rows[place].value for place in places]
+        table = chosen[["img_name", "target", "group"]]
+        tables.append(table.assign(perturbation=kind, level=level, **{VALUE: values}))
+    return _with_scores(pd.concat(tables, ignore_index=True), scaling)
+
+
+def _level(cell: str, at: str) -> float:
+    """Return the level of a perturbation; raises UserError that begins with `at`."""
+    try:
+        return float(cell)
+    except ValueError:
+        raise UserError(
+            f"{at}: level = {short(cell)}: not a number; write the file with `python -m "
+            "stages.tools.score`"
+        ) from None

@@ -9,77 +9,77 @@ import pandas as pd
 from stages.lib import paths
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import read_labels
-from stages.lib.score_files.reading import Row, ScoreFile, shown
+from stages.lib.score_files.reading import ScoreFile, ScoreRow, shown
 
-JUDGED_SPLITS = ("val", "calibration", "test", "held_out", "evaluation")
-SPLITS = ("train", *JUDGED_SPLITS)  # a name that train has too must not be taken for another image
-Key = tuple[str, int]  # set and row, which are one image
+JUDGED_TABLES = ("val", "calibration", "test", "held_out", "evaluation")  # in data/labels
+ImageId = tuple[str, int]  # set and row of data/packed
 
 
-class KnownImages:
-    """The images of the label tables by name."""
+class ImageIndex:
+    """The images of the label tables by name; those of train too, so that they are not mistaken."""
 
     def __init__(self, tables: dict[str, pd.DataFrame]) -> None:
-        """Index the label tables, by the names of their splits."""
-        self.by_name: dict[str, set[Key]] = defaultdict(set)
-        self.by_last_part: dict[str, set[tuple[str, Key]]] = defaultdict(set)
+        """Index the label tables, by their names."""
+        self.by_name: dict[str, set[ImageId]] = defaultdict(set)
+        self.by_last_part: dict[str, set[tuple[str, ImageId]]] = defaultdict(set)
         self.sets: set[str] = set()
-        self.judged: set[Key] = set()
-        for split, table in tables.items():
-            keys = list(zip(table["set"], table["row"], strict=True))
+        self.judged: set[ImageId] = set()  # images with a label of JUDGED_TABLES
+        for table_name, table in tables.items():
             self.sets |= set(table["set"])
-            for name, key in zip(map(_normal, table["img_name"]), keys, strict=True):
-                self.by_name[name].add(key)
-                self.by_last_part[name.rpartition("/")[2]].add((name, key))
-            if split in JUDGED_SPLITS:
-                has_label = table["target"].notna()
-                self.judged |= {key for key, known in zip(keys, has_label, strict=True) if known}
+            is_judged = table["target"].notna() & (table_name in JUDGED_TABLES)
+            columns = (table["set"], table["row"], table["img_name"], is_judged)
+            for set_name, row, image_name, judged in zip(*columns, strict=True):
+                name, image = _normal(image_name), (set_name, row)
+                self.by_name[name].add(image)
+                self.by_last_part[name.rpartition("/")[2]].add((name, image))
+                if judged:
+                    self.judged.add(image)
 
-    def find(self, row: Row, file: str) -> Key | None:
+    def find(self, row: ScoreRow, file: str) -> ImageId | None:
         """Return the image that a row names, None where it names none or one that is not judged.
 
         The exact name goes before the end of a path, and the longest end before shorter ones.
         Raises UserError where the name is that of several images, one of them judged, and where
         there is no such set.
         """
-        found = self.candidates(row)
-        if (
-            not found
-            and row.set
-            and not self._sets_of(row)
-            and self.candidates(row._replace(set=""))
-        ):
+        images = self.candidates(row)
+        is_unknown_set = row.set and not self._sets_of(row)
+        if is_unknown_set and self.candidates(row._replace(set="")):
             raise UserError(
                 f"{file}:{row.line}: set = {short(row.set)}: there is no such set; write one of "
                 f"{short(', '.join(sorted(self.sets)))}, or remove the column"
             )
-        if len(found) > 1 and found & self.judged:
-            sets = sorted(of for of, _ in found)
+        if len(images) > 1 and images & self.judged:
+            sets = sorted(set_name for set_name, _ in images)
             remedy = ", or its set in a column `set`" if len(set(sets)) > 1 else ""
             raise UserError(
                 f"{file}:{row.line}: {short(row.name)} is an image of "
                 f"{short(' and of '.join(sets))}; give its whole name{remedy}"
             )
-        return next(iter(found & self.judged), None)
+        return next(iter(images & self.judged), None)
 
-    def candidates(self, row: Row) -> set[Key]:
-        """Return the images that a row may name: of its set, where it says one."""
+    def candidates(self, row: ScoreRow) -> set[ImageId]:
+        """Return the images that a row may name: of its set, where it has one."""
         name = _normal(row.name)
+        sets = self._sets_of(row) if row.set else self.sets
         parts = name.replace("\\", "/").split("/")
         ends = ["/".join(parts[start:]) for start in range(len(parts))]
-        sets = self._sets_of(row) if row.set else self.sets
         for form in (name, *ends):
-            if found := {key for key in self.by_name.get(form, set()) if key[0] in sets}:
-                return found
-        # A name may also be the end of an image's own one. Other folders are another image's. This
+            images = {image for image in self.by_name.get(form, set()) if image[0] in sets}
+            if images:
+                return images
+        # The name may also be the end of the name of an image. Other folders are other images. This
         # comes last, because all videos may have a frame of the same name.
-        return {key for whole, key in self.by_last_part.get(parts[-1], set())
-                if key[0] in sets and whole.endswith(f"/{ends[0]}")}  # fmt: skip
+        return {
+            image
+            for whole_name, image in self.by_last_part.get(parts[-1], set())
+            if image[0] in sets and whole_name.endswith(f"/{ends[0]}")
+        }
 
-    def _sets_of(self, row: Row) -> set[str]:
+    def _sets_of(self, row: ScoreRow) -> set[str]:
         """Return the sets that a row may mean: an evaluation set has a short name too."""
-        meant = row.set.replace("\\", "/")
-        return self.sets & {meant, f"sets/{meant}"}
+        name = row.set.replace("\\", "/")
+        return self.sets & {name, f"{name}.set"}
 
 
 def _normal(name: str) -> str:
@@ -87,35 +87,36 @@ def _normal(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def known_images() -> KnownImages:
+def index_images() -> ImageIndex:
     """Return the images of the pipeline in this folder."""
-    return KnownImages({split: read_labels(paths.LABELS / f"{split}.csv") for split in SPLITS})
+    names = ("train", *JUDGED_TABLES)
+    return ImageIndex({name: read_labels(paths.LABELS / f"{name}.csv") for name in names})
 
 
 @dataclass(frozen=True)
-class Matched:
+class Matches:
     """The values of a score file by image, and the rows that name no image of the pipeline."""
 
-    values: dict[Key, float]
-    extra: list[Row]
+    values: dict[ImageId, float]
+    extra: list[ScoreRow]
 
 
-def match(scores: ScoreFile, known: KnownImages) -> Matched:
+def match(scores: ScoreFile, index: ImageIndex) -> Matches:
     """Match the rows of a file; raises UserError where two rows name one image."""
     file = shown(scores.request.path)
-    lines: dict[Key, int] = {}
-    values: dict[Key, float] = {}
+    lines: dict[ImageId, int] = {}
+    values: dict[ImageId, float] = {}
     extra = []
     for row in scores.rows:
-        key = known.find(row, file)
-        if key is None:
-            if not known.candidates(row):
+        image = index.find(row, file)
+        if image is None:
+            if not index.candidates(row):
                 extra.append(row)
             continue
-        if key in lines:
+        if image in lines:
             raise UserError(
-                f"{file}:{row.line}: {short(row.name)} of {short(key[0])} has a score in line "
-                f"{lines[key]} already; remove one"
+                f"{file}:{row.line}: {short(row.name)} of {short(image[0])} has a score in line "
+                f"{lines[image]} already; remove one"
             )
-        lines[key], values[key] = row.line, row.value
-    return Matched(values, extra)
+        lines[image], values[image] = row.line, row.value
+    return Matches(values, extra)

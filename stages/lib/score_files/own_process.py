@@ -29,8 +29,11 @@ def run_in_own_process(main: Callable[[], None]) -> NoReturn:
         print(f"error: ended by signal {-code}", file=sys.stderr)
         sys.exit(128 - code)
     if not code and not is_done.value:
-        print("error: the detector's code ended the program (as os._exit(0) does) before all was "
-              "scored; remove that", file=sys.stderr)  # fmt: skip
+        print(
+            "error: the detector's code ended the program (as os._exit(0) does) before all was "
+            "scored; remove that",
+            file=sys.stderr,
+        )
         sys.exit(FAILED)
     sys.exit(code)
 

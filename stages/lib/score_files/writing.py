@@ -1,4 +1,4 @@
-"""Writing what was found of judged detectors: figures, cards and the comparison."""
+"""What is written of judged detectors: figures, cards and the comparison."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,77 +8,78 @@ import pandas as pd
 
 from stages.lib.core.files import write_text
 from stages.lib.core.tables import write_table
-from stages.lib.evaluation.delong import FEWEST_GROUPS
-from stages.lib.evaluation.judging import (
+from stages.lib.evaluation.report import (
     DIGITS,
     EvaluateParams,
     add_robustness,
-    judge,
+    evaluate_detector,
     summary,
     write_report,
     write_tables,
 )
-from stages.lib.report.card import (
-    Tables,
-    figures_of,
-    fill,
-    limits_of_data,
-    limits_of_sets,
-    limits_of_training,
-    seen_in_training,
-    weakest_slice,
-)
+from stages.lib.report.card import Tables, figures_of, fill, groups_in_training, limits_of
 from stages.lib.score_files.comparison import LEVEL, Comparison, words
-from stages.lib.score_files.detectors import OWN, Detector
+from stages.lib.score_files.delong import FEWEST_GROUPS
+from stages.lib.score_files.detectors import LEAVE_OUT, OWN, REFUSE, WRONG, ScoredDetector
+from stages.lib.score_files.reading import ANY, LOGIT, PROBABILITY
 
 CARD, EVALUATION, TABLES = "card.md", "evaluation.json", "tables"
-OURS = {CARD, EVALUATION, TABLES}  # in the folder of a detector
+FILES = {CARD, EVALUATION, TABLES}  # in the folder of a detector
 COMPARISON = "comparison"
 DIGITS_OF_DIGEST = 12
 SCALE_WORDS = {
-    "probability": "probabilities",
-    "logit": "logits, log(P(fake) / P(real))",
-    "any": "any numbers, mapped to logits by Platt scaling on calibration",
+    PROBABILITY: "probabilities",
+    LOGIT: "logits, log(P(fake) / P(real))",
+    ANY: "any numbers, mapped to logits by Platt scaling on calibration",
 }
 MISSING_WORDS = {
-    "refuse": "none is missing",
-    "wrong": "judged wrongly: a real has the highest score of the file, a fake the lowest; left "
-             "out of calibration",
-    "leave_out": "left out",
-}  # fmt: skip
+    REFUSE: "none is missing",
+    WRONG: "judged wrongly: a real has the highest score of the file, a fake the lowest; left "
+    "out of calibration",
+    LEAVE_OUT: "left out",
+}
 
 
-def opening(detector: Detector) -> list[str]:
+def opening(detector: ScoredDetector) -> list[str]:
     """Return the lines that say what of a detector is judged."""
-    covered = [
-        f"{name} {found['num_scored']} of {found['num_images']}"
-        for name, found in detector.facts["coverage"].items()
+    coverage = [
+        f"{name} {numbers['num_scored']} of {numbers['num_images']}"
+        for name, numbers in detector.facts["coverage"].items()
     ]
-    lines = [f"scores: {', '.join(covered)}", *detector.notes]
+    lines = [f"scores: {', '.join(coverage)}", *detector.notes]
     return [f"{detector.name}: {line}" for line in lines]
 
 
 def write_detector(
-    detector: Detector, params: EvaluateParams, data: dict[str, Any], folder: Path
+    detector: ScoredDetector, params: EvaluateParams, data: dict[str, Any], folder: Path
 ) -> list[str]:
-    """Judge a detector and write its files into a folder; return the lines that sum it up.
+    """Evaluate a detector and write its files into a folder; return the lines that sum it up.
 
     data: what metrics/data.json says.
     """
-    report, tables = judge(detector.sets, detector.calibration, params)
+    report, tables = evaluate_detector(detector.sets, detector.calibration, params)
     if detector.perturbed is not None:
         add_robustness(report, tables, detector.perturbed)
     (folder / TABLES).mkdir(parents=True)
     write_tables(tables, folder / TABLES)
     write_report({"judged": detector.facts} | report, folder / EVALUATION)
     write_text(folder / CARD, card(detector, report, tables, data))
-    return [f"{detector.name}: {line}" for line in summary(report, tables["intervals"])]
+    return [f"{detector.name}: {line}" for line in summary(report, tables)]
 
 
-def card(detector: Detector, report: dict[str, Any], tables: Tables, data: dict[str, Any]) -> str:
+def card(
+    detector: ScoredDetector, report: dict[str, Any], tables: Tables, data: dict[str, Any]
+) -> str:
     """Return the card of a detector in Markdown."""
     facts = detector.facts
-    is_complete = all(one["num_scored"] == one["num_images"] for one in facts["coverage"].values())
+    coverage = facts["coverage"].values()
+    is_complete = all(numbers["num_scored"] == numbers["num_images"] for numbers in coverage)
+    limits = [*detector.notes]
+    if detector.perturbed is None:
+        limits.append("What perturbed images do to the scores is not known (--perturbed).")
+    limits.append("Scores alone do not show which verdicts are unsure.")
+    if facts["scale"] == ANY:
+        limits.append("Log loss, Brier score and ECE are those of the scores after Platt scaling.")
     return fill(
         "judged_card.md.j2",
         **figures_of(report, tables),
@@ -87,9 +88,9 @@ def card(detector: Detector, report: dict[str, Any], tables: Tables, data: dict[
         robustness=tables["robustness"].to_dict("records") if "robustness" in tables else [],
         judged=_what(facts),
         scale=f"{SCALE_WORDS[facts['scale']]}; higher for {facts['higher']}",
-        missing=MISSING_WORDS["refuse" if is_complete else facts["missing"]],
+        missing=MISSING_WORDS[REFUSE if is_complete else facts["missing"]],
         generated_sample=data["generated_sample"],
-        limits=limits_of(detector, report, tables, data),
+        limits=limits + limits_of(report, data, tables, is_own=detector.name == OWN),
     )
 
 
@@ -102,37 +103,25 @@ def _what(facts: dict[str, Any]) -> str:
     return f"a file of {facts['num_rows']} scores with SHA-256 {digits}"
 
 
-def limits_of(
-    detector: Detector, report: dict[str, Any], tables: Tables, data: dict[str, Any]
-) -> list[str]:
-    """Return the limits that the scores and the files of the pipeline show."""
-    limits = [*detector.notes]
-    if detector.name == OWN:
-        limits += limits_of_training(data)
-        limits.append("The epoch was chosen on val, whose figures flatter the detector a little.")
-    else:
-        limits.append("Whether the detector was trained or chosen on these images is not known.")
-    if detector.perturbed is None:
-        limits.append("What perturbed images do to the scores is not known (--perturbed).")
-    limits.append("Scores alone do not show verdicts that are unsure.")
-    if detector.facts["scale"] == "any":
-        limits.append("Log loss, Brier score and ECE are those of the scores after Platt scaling.")
-    limits += limits_of_data(data) + weakest_slice(tables["intervals"]) + limits_of_sets(report)
-    if data["generated_sample"]:
-        limits.append("Drawn faces are not photographs: nothing here carries over to deepfakes.")
-    return limits
-
-
 def write_comparison(comparisons: Sequence[Comparison], data: dict[str, Any], folder: Path) -> str:
     """Write the pairs of all sets and what they mean; return that.
 
     data: what metrics/data.json says.
     """
-    sentences = {one.name: [words(pair) for _, pair in one.pairs.iterrows()] for one in comparisons}
-    pairs = pd.concat([one.pairs for one in comparisons])
+    pairs = pd.concat([comparison.pairs for comparison in comparisons])
     rounded = pairs.round({name: DIGITS for name in pairs if not name.startswith("p_")})
     write_table(rounded, folder / f"{COMPARISON}.csv")
-    text = fill("comparison.md.j2", comparisons=comparisons, sentences=sentences, level=LEVEL,
-                fewest=FEWEST_GROUPS, own=OWN, seen=seen_in_training(data))  # fmt: skip
+    sentences = {}
+    for comparison in comparisons:
+        sentences[comparison.name] = [words(pair) for _, pair in comparison.pairs.iterrows()]
+    text = fill(
+        "comparison.md.j2",
+        comparisons=comparisons,
+        sentences=sentences,
+        level=LEVEL,
+        fewest=FEWEST_GROUPS,
+        own=OWN,
+        seen=groups_in_training(data),
+    )
     write_text(folder / f"{COMPARISON}.md", text)
     return text

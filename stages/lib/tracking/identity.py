@@ -1,4 +1,4 @@
-"""What tells one run from another: its commit, its DVC experiment, uncommitted changes."""
+"""Where a run comes from: its commit, its DVC experiment, uncommitted changes."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from stages.lib import paths
 from stages.lib.core.params import read_yaml
 
 LARGEST_NEW_FILE = 1_000_000  # bytes
-# What the stages write themselves: not a change that a user left uncommitted.
+# Files that the stages write are not changes of the user.
 WRITTEN_BY_STAGES = (":(exclude)metrics", ":(exclude)dvc.lock")
 
 
@@ -26,7 +26,7 @@ def identity_tags() -> dict[str, str]:
 
 
 def description(tags: dict[str, str]) -> str:
-    """Return the Markdown at the top of the page of a run: where it is from, how to restore it."""
+    """Return Markdown for the page of a run: where it comes from, and how to restore it."""
     commit = f"commit `{tags.get('git_commit', 'unknown')[:10]}`"
     name = tags.get("dvc_experiment")
     if name:
@@ -44,7 +44,7 @@ def description(tags: dict[str, str]) -> str:
 def changed_files() -> list[str] | None:
     """Return the files that differ from the commit, except those that the stages write.
 
-    None: Git is not there, or refuses to say.
+    None: Git is not installed, or there is no repository that it can read.
     """
     listed = _git("status", "--porcelain", "-z", "-uall", "--", ".", *WRITTEN_BY_STAGES)
     if listed is None:
@@ -55,17 +55,16 @@ def changed_files() -> list[str] | None:
 def uncommitted_diff() -> str:
     """Return the `git diff` of all that the commit lacks, except what the stages write.
 
-    Of files that Git does not track, those of at most LARGEST_NEW_FILE are in it, and the names of
-    the others.
+    It contains files that Git does not track, and the names alone of those above LARGEST_NEW_FILE.
     """
     parts = [_git("diff", "HEAD", "--", ".", *WRITTEN_BY_STAGES)]
     new = _git("ls-files", "-o", "--exclude-standard", "-z", "--", ".", *WRITTEN_BY_STAGES)
     for name in filter(None, (new or "").split("\0")):
         try:
-            too_large = Path(name).stat().st_size > LARGEST_NEW_FILE
+            is_too_large = Path(name).stat().st_size > LARGEST_NEW_FILE
         except (OSError, ValueError):  # a name that is not UTF-8
-            too_large = True
-        if too_large:
+            is_too_large = True
+        if is_too_large:
             parts.append(f"new file, not kept: {name}")
         else:
             parts.append(_git("diff", "--no-index", "--", os.devnull, name))
@@ -73,7 +72,7 @@ def uncommitted_diff() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git prints; None where it is not there, refuses, or there is no repository.
+    """Return what git prints, or None where it is not installed or fails.
 
     Bytes that are not UTF-8, in a file or in its name, become question marks.
     """

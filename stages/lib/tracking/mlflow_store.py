@@ -1,7 +1,7 @@
 """Where MLflow keeps the runs.
 
-The store is MLFLOW_TRACKING_URI where that is set, else mlflow.db in the main workspace, also for
-a stage in a temporary workspace of DVC. MLFLOW_EXPERIMENT_NAME names the experiment.
+The store is MLFLOW_TRACKING_URI where that is set, else mlflow.db in the main workspace, which is
+also that of a stage in a temporary workspace of DVC. MLFLOW_EXPERIMENT_NAME names the experiment.
 """
 
 import os
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
-ARTIFACT_PLACES = {
+ARTIFACT_COLUMNS = {  # of the tables of the database
     "experiments": "artifact_location",
     "runs": "artifact_uri",
     "logged_models": "artifact_location",
@@ -35,7 +35,7 @@ QUIET = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it may have a password in it
-    # If a server does not answer, give up after seconds, not minutes.
+    # Where a server does not answer, give up after seconds, not minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
@@ -49,30 +49,30 @@ def store_lock() -> "FileLock":
 
 
 def open_store() -> "MlflowClient":
-    """Return a client that reads the store; a local one is made where there is none.
+    """Return a client that can read the store; make a local store where there is none.
 
-    Safe for several processes at a time. Raises UserError where the store cannot be read.
+    Several processes may call it at once. Raises UserError where the store cannot be read.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import mlflow
 
     root = main_workspace()
-    # Two processes that create one SQLite store at once destroy each other's tables. Where nobody
-    # can write, nothing is created.
+    # Two processes that create one SQLite store at once destroy each other's tables. In a folder
+    # that cannot be written, no process creates one.
     with _failures_in_one_line(), store_lock() if os.access(root, os.W_OK) else nullcontext():
         mlflow.set_tracking_uri(store_uri())
         client = mlflow.MlflowClient()
         client.get_experiment_by_name(_experiment_name())  # makes the tables
         if _is_own():
-            _follow_a_move(root)
+            _update_artifact_places(root)
     return client
 
 
 def connect() -> "MlflowClient":
     """Set up the store and its experiment for runs, and return a client.
 
-    Safe for several processes at a time. Raises UserError where the store cannot be used, or where
+    Several processes may call it at once. Raises UserError where the store cannot be used, or where
     somebody has deleted the experiment.
     """
     client = open_store()
@@ -106,19 +106,19 @@ def _failures_in_one_line() -> Iterator[None]:
         raise
     except Exception as error:
         shown = store_uri() if _is_own() else without_secrets(store_uri())
-        if "database schema" in str(error):  # in MLflow's words for the store of another version
+        if "database schema" in str(error):  # MLflow's error for a store of another version
             raise UserError(
-                f"{shown} was written by another version of MLflow than {version('mlflow')}, which "
-                "is installed. After a newer one, install that. After an older one, keep a copy of "
-                f"the store and run: mlflow db upgrade {_uri_for_a_shell()}"
+                f"{shown} was written by another version of MLflow than the installed one, "
+                f"{version('mlflow')}. Install a newer version; or, for an older store, keep a "
+                f"copy of it and run: mlflow db upgrade {_uri_for_a_shell()}"
             ) from error
-        words = str(error).partition("\n")[0]  # of a database, the next lines are in SQL
+        words = str(error).partition("\n")[0]  # the next lines may be SQL
         reason = short(without_secrets(words), 200) or type(error).__name__
         raise UserError(f"{reason} (the store is {shown})") from error
 
 
 def _uri_for_a_shell() -> str:
-    """Return the URI as a word of a command; one that the environment has may be secret."""
+    """Return the URI for a command; one of the environment may be secret, so it is not shown."""
     return shlex.quote(store_uri()) if _is_own() else '"$MLFLOW_TRACKING_URI"'
 
 
@@ -132,16 +132,16 @@ def store_uri() -> str:
 
 
 def _own_uri() -> str:
-    # Two characters have a meaning of their own in the URL of a database.
+    # Two characters have a special meaning in the URL of a database.
     place = str(main_workspace() / DATABASE).replace("%", "%25").replace("?", "%3F")
     return f"sqlite:///{place}"
 
 
-def _follow_a_move(root: Path) -> None:
-    """Let the database name the artifacts beside it, also after the workspace was moved or copied.
+def _update_artifact_places(root: Path) -> None:
+    """Make the database name the artifacts beside it after the workspace was moved or copied.
 
-    MLflow keeps absolute places (github.com/mlflow/mlflow/issues/3144). Without this, a copy reads
-    and changes the artifacts of the original.
+    MLflow stores absolute paths (github.com/mlflow/mlflow/issues/3144). Without this, a copy would
+    read and change the artifacts of the original.
     """
     here = (root / ARTIFACTS).as_uri()
     with closing(sqlite3.connect(root / DATABASE)) as database, database:
@@ -149,7 +149,7 @@ def _follow_a_move(root: Path) -> None:
         for (old,) in places:
             if old == here or not old.endswith(f"/{ARTIFACTS}"):
                 continue
-            for table, column in ARTIFACT_PLACES.items():
+            for table, column in ARTIFACT_COLUMNS.items():
                 database.execute(
                     f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
                     f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
@@ -179,15 +179,16 @@ def _end_runs_of_dead_processes(client: "MlflowClient") -> None:
     for run in client.search_runs([experiment_id(client)], running):
         try:
             start = psutil.Process(int(run.data.tags["pid"])).create_time()
-            alive = abs(start - float(run.data.tags["process_start"])) < 2  # clocks are adjusted
+            # Clocks are adjusted, so the two times may differ a little.
+            is_alive = abs(start - float(run.data.tags["process_start"])) < 2
         except psutil.NoSuchProcess:
-            alive = False
-        if not alive:
+            is_alive = False
+        if not is_alive:
             client.set_terminated(run.info.run_id, "KILLED")
 
 
 def process_tags() -> dict[str, str]:
-    """Return what tells this process from every other one, also from a later one with its pid."""
+    """Return tags that identify this process, also among later ones with the same pid."""
     import psutil
 
     start = str(psutil.Process().create_time())

@@ -1,11 +1,10 @@
 """Writing to one MLflow run per trained model. MLflow mirrors what the stages write.
 
-A run and a model belong together by the SHA-256 of the weights, which is the tag `weights_sha256`
-of the run: no output of DVC has the id of a run. TRACKING=off switches tracking off; then MLflow
-need not be installed.
+The tag `weights_sha256` of a run, the SHA-256 of the weights, connects it with its model: no output
+of DVC has the id of a run. TRACKING=off switches tracking off; then MLflow need not be installed.
 
-No failure of MLflow stops a stage. It is reported once, the files of DVC and Git stay the truth,
-and `dvc repro --force --single-item publish` adds later what is missing in MLflow.
+No failure of MLflow stops a stage. It is reported once, the files of DVC and Git are complete, and
+`dvc repro --force --single-item publish` adds to MLflow later what is missing there.
 """
 
 import os
@@ -48,17 +47,17 @@ LOGGED_SECTIONS = ("data", "sample", "pack", "prepare", "train")
 
 
 def _forgiving(method: Callable[..., None]) -> Callable[..., None]:
-    """Let a method of Tracker fail: report it the first time, and leave MLflow alone after that."""
+    """Let a method of Tracker fail: report the failure, and switch the tracker off."""
 
     @wraps(method)
     def call(self: "Tracker", *arguments: Any, **named: Any) -> None:
-        if self.lost:
+        if self.is_off:
             return
         with stop.after_write():
             try:
                 method(self, *arguments, **named)
             except Exception as error:  # of the network, the database or the disk
-                self.lost = True
+                self.is_off = True
                 warn(error)
 
     return call
@@ -66,9 +65,10 @@ def _forgiving(method: Callable[..., None]) -> Callable[..., None]:
 
 def warn(error: Exception) -> None:
     """Report that MLflow has failed."""
-    reason = short(without_secrets(str(error)), 200) or type(error).__name__
-    if isinstance(error, UserError):  # one line without secrets, and the remedy at its end
+    if isinstance(error, UserError):  # it is one line without secrets, with a remedy at its end
         reason = str(error)
+    else:
+        reason = short(without_secrets(str(error)), 200) or type(error).__name__
     print(
         f"WARNING: MLflow has failed ({reason}); the stage continues without it. Its files "
         f"are complete. Publish them later with: {PUBLISH_AGAIN}",
@@ -82,7 +82,7 @@ class Tracker:
     def __init__(self, client: "MlflowClient | None" = None, run_id: str = "") -> None:
         self.client: Any = client
         self.run_id = run_id
-        self.lost = client is None
+        self.is_off = client is None
 
     @_forgiving
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -113,18 +113,18 @@ class Tracker:
 
     @_forgiving
     def log_dataset(self, labels: pd.DataFrame, name: str, source: Path) -> None:
-        """Record which labelled images were used."""
+        """Record which labelled images were used; name: of their set."""
         import mlflow
 
+        table = labels.astype({"target": float, "family": object})
         with warnings.catch_warnings():  # about local paths and columns of integers
             warnings.simplefilter("ignore")
-            known = labels.astype({"target": float, "family": object})
-            data = mlflow.data.from_pandas(known, source=str(source), name=name, targets="target")
+            data = mlflow.data.from_pandas(table, source=str(source), name=name, targets="target")
             mlflow.log_input(data, context=name)
 
     @_forgiving
     def log_figure(self, figure: "Figure", name: str) -> None:
-        """Record an image."""
+        """Record a figure as an image."""
         self.client.log_figure(self.run_id, figure, name)
 
     @_forgiving
@@ -150,7 +150,7 @@ def tracking_is_on() -> bool:
 def training_run(data_digest: str, is_first_process: bool, run_id: str = "") -> Iterator[Tracker]:
     """Open the run of a model in training; it ends FINISHED, or FAILED after any exception.
 
-    run_id: of the run that goes on, where this training was stopped before.
+    run_id: of the run to continue, where this training was stopped before.
     """
     if not is_first_process or not tracking_is_on():
         yield Tracker()
@@ -164,16 +164,16 @@ def training_run(data_digest: str, is_first_process: bool, run_id: str = "") -> 
 
 
 def start_run(more_tags: dict[str, str], run_id: str = "") -> Tracker:
-    """Begin a run in this process, with everything that is known before the training.
+    """Start a run in this process, with everything that is known before the training.
 
-    run_id: of a run that goes on, where the store still has it; else a new one begins.
+    run_id: of a run to continue; where the store does not have it any more, a new one starts.
     """
     with stop.after_write():
         try:
             client = connect()
             import mlflow
 
-            if run_id and _is_there(client, run_id):
+            if run_id and _exists(client, run_id):
                 mlflow.start_run(run_id=run_id, log_system_metrics=True)
                 mlflow.set_tags(process_tags())
                 return Tracker(client, run_id)
@@ -196,8 +196,8 @@ def start_run(more_tags: dict[str, str], run_id: str = "") -> Tracker:
     return tracker
 
 
-def _is_there(client: "MlflowClient", run_id: str) -> bool:
-    """Return whether the experiment has this run; it may be deleted, or in another store."""
+def _exists(client: "MlflowClient", run_id: str) -> bool:
+    """Return whether the experiment has this run, which may be deleted or in another store."""
     runs = client.search_runs([experiment_id(client)], f"attributes.run_id = '{run_id}'")
     return bool(runs)
 
@@ -214,21 +214,20 @@ def end_run(status: str) -> None:
 
 
 def _keep_uncommitted_changes(client: "MlflowClient", run_id: str) -> None:
-    """Keep what the commit does not contain; within `dvc exp run`, DVC keeps it as well."""
+    """Keep what the commit does not contain, and say so."""
     client.log_text(run_id, uncommitted_diff(), "uncommitted.diff")
-    if "DVC_EXP_NAME" not in os.environ:
-        changed = changed_files()
-        if changed is None:
-            print(
-                "note: Git says nothing of this folder; the run cannot name its commit", flush=True
-            )
-            return
-        names = ", ".join(changed[:3]) + (" and more" if len(changed) > 3 else "")
-        print(
-            f"note: files that are not committed: {len(changed)} ({names}). The commit alone does "
-            "not reproduce this model; the MLflow run has them in uncommitted.diff",
-            flush=True,
-        )
+    if "DVC_EXP_NAME" in os.environ:  # DVC keeps it, too
+        return
+    changed = changed_files()
+    if changed is None:
+        print("note: Git cannot read this folder; the run cannot name its commit", flush=True)
+        return
+    names = ", ".join(changed[:3]) + (" and more" if len(changed) > 3 else "")
+    print(
+        f"note: files that are not committed: {len(changed)} ({names}). The commit alone does not "
+        "reproduce this model; the MLflow run has them in uncommitted.diff",
+        flush=True,
+    )
 
 
 def _flat_params() -> dict[str, Any]:

@@ -17,8 +17,8 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.labels import CLASS_NAMES
 from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
 from stages.lib.detector.hardware import Hardware
+from stages.lib.detector.inference import gather_logits
 from stages.lib.detector.model import Detector, fake_logit
-from stages.lib.detector.scoring import gather_logits
 from stages.lib.training.batches import TrainingSampler
 from stages.lib.training.optimization import (
     make_mixup,
@@ -247,7 +247,7 @@ def validate(detector: Detector, loader: DataLoader, hardware: Hardware) -> dict
     """Return AUC, accuracy at 0.5 and loss on the images of validation_loader, in every process."""
     detector.eval()
     logits = gather_logits(
-        lambda inputs: fake_logit(detector(inputs))[:, None], loader, hardware, "validate"
+        lambda inputs: fake_logit(detector(inputs)), loader, hardware, "validate"
     )[:, 0]
     images: Any = loader.dataset
     targets = images.targets

@@ -1,1 +1,1 @@
-"""From an image to its verdict (real, fake or unsure), its record, and the server with its page."""
+"""Verdicts on images: the examiner, explanations, records, the command's output, the server."""

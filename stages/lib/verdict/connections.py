@@ -1,4 +1,4 @@
-"""How uvicorn serves. It has no option that ends silent connections, so they end here."""
+"""Ending connections that ask nothing, for which uvicorn has no option."""
 
 import asyncio
 from typing import Any
@@ -10,7 +10,7 @@ from stages.lib.verdict.guard import Guard
 
 
 def server_config(guard: Guard, **options: Any) -> uvicorn.Config:
-    """Return how to serve; options: of uvicorn.Config."""
+    """Return the configuration of uvicorn for a guarded server; options: more of uvicorn.Config."""
 
     class Connection(TimedConnection):
         seconds = guard.limits.seconds
@@ -19,33 +19,33 @@ def server_config(guard: Guard, **options: Any) -> uvicorn.Config:
 
 
 class TimedConnection(H11Protocol):
-    """Ends a connection whose next request is not there in time, with all of its headers.
+    """Ends a connection where the headers of its next request are not complete in time.
 
-    The time begins with the connection, and again with each answer: bytes alone do not renew it.
-    How long a request with headers may take is the matter of Guard.
+    The time starts with the connection, and again after each answer; bytes alone do not renew it.
+    Guard limits how long a request may take after its headers.
     """
 
-    seconds: float
+    seconds: float  # until the headers are complete
     deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyrefly: ignore
-        """Begin to wait for the first request."""
+        """Start to wait for the first request."""
         super().connection_made(transport)
         self._wait()
 
     def handle_events(self) -> None:
-        """Take what has arrived; a request that has begun is waited for no longer."""
+        """Take what has arrived; when all headers of a request are there, stop waiting."""
         super().handle_events()
         if self.deadline and self.cycle and not self.cycle.response_complete:
             self.deadline.cancel()
 
     def on_response_complete(self) -> None:
-        """Begin to wait for the next request, which may be there already."""
+        """Start to wait for the next request, which may be there already."""
         self._wait()
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
+        """Stop waiting."""
         super().connection_lost(exc)
         if self.deadline:
             self.deadline.cancel()

@@ -8,9 +8,10 @@ from matplotlib import colormaps
 from PIL import Image
 
 from stages.lib.core.schema import FrozenModel
-from stages.lib.report.forensics import FORENSIC_VIEWS, middle_of, white_level
+from stages.lib.images.decoding import middle_of
+from stages.lib.report.forensics import FORENSIC_VIEWS, white_level
 from stages.lib.verdict.examiner import Examiner
-from stages.lib.verdict.explanation import heatmap_of, not_told, verdict_in_words
+from stages.lib.verdict.explanation import explained_faces, not_told, verdict_in_words
 from stages.lib.verdict.record import Record
 
 MOST_DRAWN = 4  # faces of an image, the largest ones
@@ -38,20 +39,22 @@ class Explanation(FrozenModel):
 def explain(examiner: Examiner, record: Record, content: bytes) -> Explanation:
     """Return the drawings for an image; content: the bytes of its file, which record is of."""
     drawings = []
-    for part in examiner.open(content).parts[:MOST_DRAWN]:
-        _, heat = heatmap_of(examiner, part)
-        largest = float(np.abs(heat).max())
-        colours = colormaps["RdBu_r"](heat / (largest or 1) / 2 + 0.5)
-        colours[..., 3] = np.abs(heat) / (largest or 1)
-        image = part.permute(1, 2, 0).numpy()
-        whole = middle_of(image)
-        views = {name: _url(_brightness(view(whole))) for name, view in FORENSIC_VIEWS.items()}
+    for face in explained_faces(examiner, record, content, MOST_DRAWN):
+        largest = float(np.abs(face.heat).max())
+        colours = colormaps["RdBu_r"](face.heat / (largest or 1) / 2 + 0.5)
+        colours[..., 3] = np.abs(face.heat) / (largest or 1)
         heatmap = _url(np.round(255 * colours).astype(np.uint8))
-        drawings.append(FaceDrawings(image=_url(image), heatmap=heatmap, heat=largest, views=views))
+        middle = middle_of(face.image)
+        views = {name: _url(_brightness(view(middle))) for name, view in FORENSIC_VIEWS.items()}
+        drawings.append(
+            FaceDrawings(image=_url(face.image), heatmap=heatmap, heat=largest, views=views)
+        )
     return Explanation(
-        record=record, in_words=verdict_in_words(record), not_told=not_told(record.doubt),
+        record=record,
+        in_words=verdict_in_words(record),
+        not_told=not_told(record.doubt),
         faces=drawings,
-    )  # fmt: skip
+    )
 
 
 def _brightness(view: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """From the bytes of an image to its verdict: the faces in it, their scores, and what they mean."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,16 +17,16 @@ from stages.lib.core.errors import UserError, short
 from stages.lib.core.files import sha256_of
 from stages.lib.core.schema import FrozenModel
 from stages.lib.detector.hardware import Hardware
-from stages.lib.detector.model import CONFIG_FILE, load_detector
-from stages.lib.detector.views import CHANGED_VIEWS, SCORED_VIEWS, plain_and_changed
+from stages.lib.detector.inference import CHANGED_VIEWS, Inference, inputs_of_views, score_table
+from stages.lib.detector.model import CONFIG_FILE
+from stages.lib.detector.preprocessing import Preprocessing, crops_of, decode
 from stages.lib.evaluation.verdict_rules import UNSURE, Doubt, read_rules
-from stages.lib.images.decoding import UnusableImage, decode_image
-from stages.lib.images.faces import Face, crop_face, find_faces, smallest_found
+from stages.lib.images.decoding import DecodedImage, UnusableImage
+from stages.lib.images.faces import Face, find_faces, smallest_found
 from stages.lib.verdict.networks import choose_network
 
 RULES_FILE = paths.VERDICT_RULES.name
-MOST_FACES = 32  # of an image that are judged, the largest ones
-NUM_VIEWS = 1 + len(CHANGED_VIEWS)
+MOST_FACES = 32  # of an image that are examined, the largest ones
 VerdictName = Literal["real", "fake", "unsure"]
 RANKING: tuple[VerdictName, ...] = ("fake", "unsure", "real")  # of a face decides for the image
 
@@ -71,24 +71,24 @@ class ImageVerdict(FrozenModel):
         """Return in words which faces the verdict does not count, or nothing."""
         told = []
         if self.not_judged:
-            told.append(f"of the faces found, {self.not_judged} smaller ones were not judged")
+            told.append(f"of the faces found, {self.not_judged} smaller ones were not examined")
         if self.missed_below:
             told.append(f"faces below {self.missed_below} pixels were not looked for")
         return "; ".join(told)
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A decoded image, and the parts of it that are judged."""
+class PreparedImage:
+    """What is known of an image before it is scored, without its pixels."""
 
-    sha256: str
+    sha256: str  # of the file
     format: str
     size: tuple[int, int]  # width and height
     jpeg_quality: int | None
-    faces: list[Face | None]  # of each part, in pixels of the file; None: no face found
-    parts: list[torch.Tensor]  # what the detector sees, uint8 (3, h, w) each
-    not_judged: int = 0  # see ImageVerdict
-    missed_below: int = 0
+    faces: list[Face | None]  # that are scored, in pixels of the file; None: no face found
+    inputs: torch.Tensor  # of each of them, uint8 (F, 1 + V, 3, S, S)
+    not_judged: int  # see ImageVerdict
+    missed_below: int
 
 
 def rules_file(folder: Path) -> Path:
@@ -98,157 +98,158 @@ def rules_file(folder: Path) -> Path:
 
 
 class Examiner:
-    """Judges images with a detector and its rules."""
+    """Examines images with a detector and its rules."""
 
-    def __init__(
-        self, folder: Path, hardware: Hardware, crop: bool, max_pixels: int, batch_size: int = 32
-    ) -> None:
+    def __init__(self, folder: Path, hardware: Hardware, crop: bool, max_pixels: int) -> None:
         """Load the model in a folder, and the rules in it or beside it; raises UserError.
 
-        crop: judge each face in an image by itself, cut out as the training images were.
+        crop: examine each face in an image by itself, cut out as the training images were.
         max_pixels: of the largest image.
         """
-        self.detector, self.config = load_detector(folder)
-        self.detector = self.detector.to(hardware.device).to(memory_format=torch.channels_last)
-        self.network = choose_network(folder, self.detector, self.config, hardware)
+        inference = Inference.load(folder, hardware)
+        self.config = inference.config
+        self.network = choose_network(folder, inference)
         rules = rules_file(folder)
         self.rules = read_rules(rules, self.config.weights_sha256)
+        self.inference = replace(inference, network=self.network.run, views=self.rules.views)
         self.digests = {
             "weights": self.config.weights_sha256,
             "config": sha256_of(folder / CONFIG_FILE),
             "rules": sha256_of(rules),
             "network": self.network.sha256,
         }
-        self.hardware, self.crop = hardware, crop
-        self.max_pixels, self.batch_size = max_pixels, batch_size
+        self.crop, self.max_pixels = crop, max_pixels
         self.pool = ThreadPoolExecutor(torch.get_num_threads())  # decodes and finds faces
 
     @property
-    def face_share(self) -> float | None:
-        """Side of the square that is cut out, in sizes of the face; None: the image is not cut.
+    def preprocessing(self) -> Preprocessing:
+        """How images become inputs here.
 
-        Where the detector was trained on whole images, it is the median of those.
+        Where the detector was trained on whole images of faces, each face is cut out with the
+        median margin of those.
         """
-        if not self.crop:
-            return None
-        return self.config.preprocessing.face_crop or self.rules.trained_on.face_margin
+        own, margin = self.config.preprocessing, self.rules.trained_on.face_margin
+        if own.face_crop or not self.crop or not margin:
+            return own
+        return own.model_copy(update={"face_crop": margin, "scaled_decoding": False})
+
+    @property
+    def face_share(self) -> float | None:
+        """Side of the square that is cut out, in sizes of the face; None: the image is not cut."""
+        return self.preprocessing.face_crop if self.crop else None
 
     @property
     def arithmetic(self) -> str:
         """In what the scores are computed; nothing pins the kernels of ONNX Runtime."""
-        return self.hardware.arithmetic if self.network.runtime == "torch" else "native"
+        is_torch = self.network.runtime == "torch"
+        return self.inference.hardware.arithmetic if is_torch else "native"
 
     def examine(self, contents: Sequence[bytes]) -> list[ImageVerdict | UnusableImage]:
-        """Return the verdict of each image file, or why it cannot be judged; in their order."""
-        ready = list(self.pool.map(self._ready, contents))
-        good = [one for one in ready if not isinstance(one, UnusableImage)]
-        verdicts = iter(self._verdicts(good))
-        return [one if isinstance(one, UnusableImage) else next(verdicts) for one in ready]
+        """Return the verdict of each image file, or why it has none; in their order."""
+        prepared = list(self.pool.map(self._prepare_file, contents))
+        usable = [image for image in prepared if not isinstance(image, UnusableImage)]
+        verdicts = iter(self._verdicts(usable))
+        return [image if isinstance(image, UnusableImage) else next(verdicts) for image in prepared]
 
-    def examine_opened(self, opened: Sequence[Opened]) -> list[ImageVerdict]:
-        """Return the verdict of each opened image."""
-        return self._verdicts([(one, self._inputs(one)) for one in opened])
+    def examine_decoded(self, images: Iterable[DecodedImage]) -> list[ImageVerdict]:
+        """Return the verdict of each decoded image, without the digest of a file."""
+        return self._verdicts([self._prepare(image) for image in images])
 
-    def open(self, content: bytes) -> Opened:
-        """Decode an image file and find what to judge in it; raises UnusableImage."""
-        preprocessing = self.config.preprocessing
-        at_least = preprocessing.image_size if preprocessing.scaled_decoding else None
-        image = decode_image(content, self.max_pixels, None if self.face_share else at_least)
-        return self.open_pixels(
-            torch.from_numpy(image.pixels).permute(2, 0, 1),
-            Opened(hashlib.sha256(content).hexdigest(), image.format, image.size,
-                   image.jpeg_quality, [], []),
-        )  # fmt: skip
+    def decode(self, content: bytes) -> DecodedImage:
+        """Decode an image file; raises UnusableImage."""
+        return decode(content, self.preprocessing, self.max_pixels)
 
-    def open_pixels(self, pixels: torch.Tensor, opened: Opened) -> Opened:
-        """Return what is known of an image with its parts; pixels: uint8 (3, H, W)."""
-        is_cut = bool(self.face_share)
-        faces = find_faces(pixels, small=is_cut)
-        share = self.face_share or self.config.preprocessing.face_crop
-        judged = faces[: MOST_FACES if is_cut else 1]
-        parts = [crop_face(pixels, face, share).clone() for face in judged if share] or [pixels]
-        scale = opened.size[0] / pixels.shape[2]  # not 1 where a JPEG was decoded smaller
-        found = replace(
-            opened, faces=[face.scaled(scale) for face in judged] or [None], parts=parts
-        )
-        if not is_cut:
-            return found
-        missed = smallest_found(*opened.size)
-        return replace(found, not_judged=len(faces) - len(judged), missed_below=missed)
+    def crops(self, content: bytes) -> list[torch.Tensor]:
+        """Return what the detector sees of each face in an image file, uint8 (3, h, w)."""
+        pixels = self.decode(content).tensor
+        faces, _ = self._find_faces(pixels)
+        return crops_of(pixels, faces, self.preprocessing)
 
-    def _ready(self, content: bytes) -> tuple[Opened, list[torch.Tensor]] | UnusableImage:
-        """Return an opened image without its pixels, and its inputs; or what is wrong with it."""
+    def _find_faces(self, pixels: torch.Tensor) -> tuple[list[Face], int]:
+        """Return the faces in an image that are examined, and how many more there are."""
+        if not self.face_share:
+            return find_faces(pixels, small=False)[:1], 0
+        faces = find_faces(pixels, small=True)
+        return faces[:MOST_FACES], max(0, len(faces) - MOST_FACES)
+
+    def _prepare_file(self, content: bytes) -> PreparedImage | UnusableImage:
+        """Return an image file as _prepare does, or what is wrong with it."""
         try:
-            opened = self.open(content)
-            return replace(opened, parts=[]), self._inputs(opened)
+            return self._prepare(self.decode(content), hashlib.sha256(content).hexdigest())
         except UnusableImage as error:
             return error
         except MemoryError:
             return UnusableImage("too large for the memory of this machine")
 
-    def _inputs(self, opened: Opened) -> list[torch.Tensor]:
-        """Return the inputs of each part, uint8 (V, 3, S, S); raises UnusableImage."""
+    def _prepare(self, image: DecodedImage, sha256: str = "") -> PreparedImage:
+        """Find the faces in an image and make their inputs; raises UnusableImage."""
+        pixels = image.tensor
+        faces, not_judged = self._find_faces(pixels)
+        crops = crops_of(pixels, faces, self.preprocessing)
         try:
-            return [plain_and_changed(part, self.config.preprocessing) for part in opened.parts]
+            inputs = [inputs_of_views(crop, self.preprocessing) for crop in crops]
         except (ValueError, RuntimeError, OSError) as error:  # of an encoder of the changed views
             raise UnusableImage(f"cannot be compressed again: {short(error, 100)}") from error
+        scale = image.size[0] / pixels.shape[2]  # not 1 where a JPEG was decoded smaller
+        return PreparedImage(
+            sha256=sha256,
+            format=image.format,
+            size=image.size,
+            jpeg_quality=image.jpeg_quality,
+            faces=[face.scaled(scale) for face in faces] or [None],
+            inputs=torch.stack(inputs),
+            not_judged=not_judged,
+            missed_below=smallest_found(*image.size) if self.face_share else 0,
+        )
 
-    def _verdicts(self, ready: Sequence[tuple[Opened, list[torch.Tensor]]]) -> list[ImageVerdict]:
+    def _verdicts(self, images: Sequence[PreparedImage]) -> list[ImageVerdict]:
         """Return the verdicts of images; all their faces are scored together."""
-        logits = iter(self._logits([one for _, inputs in ready for one in inputs]))
-        return [self._verdict(opened, [next(logits) for _ in inputs]) for opened, inputs in ready]
-
-    def _logits(self, inputs: list[torch.Tensor]) -> np.ndarray:
-        """Return float64 (N, V): the logits of all views; inputs: N times uint8 (V, 3, S, S)."""
-        if not inputs:
-            return np.empty((0, NUM_VIEWS))
-        batches = torch.cat(inputs).split(self.batch_size)
-        logits = torch.cat([self.score(batch) for batch in batches]).view(len(inputs), NUM_VIEWS)
+        if not images:
+            return []
+        logits = self.inference.logits(torch.cat([image.inputs for image in images]))
         if not logits.isfinite().all():
             raise UserError(
-                f"weights {self.config.weights_sha256[:12]} give scores that are no numbers; take "
+                f"weights {self.config.weights_sha256[:12]} give scores that are not numbers; take "
                 "another model, or train again with a lower train.lr"
             )
-        return logits.numpy()
+        of_images = logits.split([len(image.faces) for image in images])
+        return [self._verdict(*pair) for pair in zip(images, of_images, strict=True)]
 
-    def score(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the mean logits of the scored views: uint8 (N, 3, S, S) to float64 (N,)."""
-        views = [self.network.run(SCORED_VIEWS[view](images)) for view in self.rules.views]
-        return torch.stack(views).mean(dim=0).double()
-
-    def _verdict(self, opened: Opened, logits: list[np.ndarray]) -> ImageVerdict:
-        """Return the verdict of an image from the logits of the views of its parts."""
-        width, height = opened.size
-        table = pd.DataFrame(
-            {
-                "logit": [one[0] for one in logits],
-                "low": [one[1:].min() for one in logits],
-                "high": [one[1:].max() for one in logits],
-                "face": [face.size if face else 0.0 for face in opened.faces],
-                "width": width,
-                "height": height,
-                "jpeg_quality": np.nan if opened.jpeg_quality is None else opened.jpeg_quality,
-            }
+    def _verdict(self, image: PreparedImage, logits: torch.Tensor) -> ImageVerdict:
+        """Return the verdict of an image; logits: of its faces, float64 (F, 1 + V)."""
+        width, height = image.size
+        table = score_table(logits.numpy()).assign(
+            face=[face.size if face else 0.0 for face in image.faces],
+            width=width,
+            height=height,
+            jpeg_quality=np.nan if image.jpeg_quality is None else image.jpeg_quality,
         )
         verdicts, reasons = self.rules.apply(table)
         faces = [
-            self._face_verdict(face, logits[row], verdicts[row], reasons.loc[row])
-            for row, face in enumerate(opened.faces)
+            self._face_verdict(face, logits[row].numpy(), verdicts[row], reasons.loc[row])
+            for row, face in enumerate(image.faces)
         ]
-        found = {face.verdict for face in faces}
-        verdict = next(name for name in RANKING if name in found)
+        verdict = min((face.verdict for face in faces), key=RANKING.index)
+        probabilities = [face.probability for face in faces if face.probability is not None]
         return ImageVerdict(
-            sha256=opened.sha256, format=opened.format, width=width, height=height,
-            jpeg_quality=opened.jpeg_quality, doubt=self.rules.doubt, verdict=verdict,
-            probability=max((face.probability for face in faces if face.probability is not None),
-                            default=None),
+            sha256=image.sha256,
+            format=image.format,
+            width=width,
+            height=height,
+            jpeg_quality=image.jpeg_quality,
+            doubt=self.rules.doubt,
+            verdict=verdict,
+            probability=max(probabilities, default=None),
             reasons=[name for name in reasons if verdict == UNSURE and reasons[name].any()],
-            faces=faces, not_judged=opened.not_judged, missed_below=opened.missed_below,
-        )  # fmt: skip
+            faces=faces,
+            not_judged=image.not_judged,
+            missed_below=image.missed_below,
+        )
 
     def _face_verdict(
         self, face: Face | None, logits: np.ndarray, verdict: VerdictName, reasons: pd.Series
     ) -> FaceVerdict:
+        """Return the verdict of a face; logits: of all its inputs, float64 (1 + V,)."""
         limits, scores = self.rules.thresholds, expit(logits)
         same_side = (scores[1:] >= limits.middle) == (scores[0] >= limits.middle)
         return FaceVerdict(

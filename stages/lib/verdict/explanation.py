@@ -2,39 +2,28 @@
 
 from html import escape
 
-import numpy as np
-import torch
-
-from stages.lib.detector.preprocessing import part_to_input
+from stages.lib.detector.preprocessing import input_of
 from stages.lib.evaluation.verdict_rules import DOUBTS, REASONS, UNSURE, Doubt
 from stages.lib.report.heatmap import STRIDE, WINDOW, occlusion_map
 from stages.lib.report.html import html_image, html_page
-from stages.lib.report.sheets import HOW_TO_READ, Row, draw_sheet
+from stages.lib.report.sheets import HOW_TO_READ, SheetRow, draw_sheet
 from stages.lib.verdict.examiner import Examiner, FaceVerdict
 from stages.lib.verdict.record import Record
 
-MOST_SHOWN = 8  # faces of an image that are drawn, the largest ones
-NO_PROOF = "It is no proof, in neither direction. It is a reason to look closer, or one less."
+MOST_SHOWN = 8  # faces on the page, the largest ones of the image
+NO_PROOF = "A verdict is a reason to look closer. It does not prove that an image is real or fake."
 NOT_TOLD = [
-    "A detector finds fakes like those that it was trained on. On fakes of other makers it is "
-    "wrong more often than its figures say.",
-    "It looks for traces of manipulation in faces. It does not tell who is shown, when or where a "
+    "A detector recognises fakes like those that it was trained on. On fakes of other generators "
+    "it is wrong more often than its figures say.",
+    "It looks for traces of manipulation in faces. It does not tell who is shown, when or where an "
     "image was taken, or whether its caption is true.",
-    "A file without provenance says nothing by that: most platforms remove it.",
+    "Missing provenance says nothing about an image: most platforms remove it.",
 ]
 
 
 def explain_image(examiner: Examiner, record: Record, content: bytes) -> str:
     """Return the page of an image; content: the bytes of its file, which record is of."""
-    rows = []
-    parts = examiner.open(content).parts[:MOST_SHOWN]
-    for number, (part, face) in enumerate(zip(parts, record.faces, strict=False), 1):
-        seen, heat = heatmap_of(examiner, part)
-        image = part.permute(1, 2, 0).numpy()
-        title = f"face {number}\n{face.verdict}"
-        if face.probability is not None:
-            title += f", {face.probability:.1%}"
-        rows.append(Row(title, image, seen, heat))
+    rows = explained_faces(examiner, record, content, MOST_SHOWN)
     body = [
         f"<h1>{escape(record.file)}</h1>",
         _verdict(record),
@@ -50,24 +39,30 @@ def explain_image(examiner: Examiner, record: Record, content: bytes) -> str:
     return html_page(f"Verdict: {record.file}", "\n".join(body))
 
 
-def heatmap_of(examiner: Examiner, part: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
-    """Return what the detector sees, uint8 (3, S, S), and its heatmap, float (S, S).
-
-    part: of an opened image, uint8 (3, h, w).
-    """
-    seen = part_to_input(part, examiner.config.preprocessing)
-    on_device = seen.to(examiner.hardware.device)
-    return seen, occlusion_map(examiner.detector, on_device, WINDOW, STRIDE, examiner.batch_size)
+def explained_faces(
+    examiner: Examiner, record: Record, content: bytes, most: int
+) -> list[SheetRow]:
+    """Return the first faces of an image with their heatmaps and verdicts; most: how many."""
+    rows, inference = [], examiner.inference
+    crops = examiner.crops(content)[:most]
+    for number, (crop, face) in enumerate(zip(crops, record.faces, strict=False), 1):
+        seen = input_of(crop, examiner.preprocessing)
+        heat = occlusion_map(inference.detector, seen, WINDOW, STRIDE, inference.batch_size)
+        title = f"face {number}\n{face.verdict}"
+        if face.probability is not None:
+            title += f", {face.probability:.1%}"
+        rows.append(SheetRow(title, crop.permute(1, 2, 0).numpy(), seen, heat))
+    return rows
 
 
 def not_told(doubt: Doubt | None) -> list[str]:
-    """Return what a verdict does not tell; one of a doubted detector is no reason to look."""
+    """Return what a verdict does not tell; that of a doubted detector is no reason to look."""
     return NOT_TOLD if doubt else [NO_PROOF, *NOT_TOLD]
 
 
 def verdict_in_words(record: Record) -> str:
     """Return what the verdict of an image means, in sentences."""
-    told = f" Not judged: {record.not_searched}." if record.not_searched else ""
+    told = f" Not examined: {record.not_searched}." if record.not_searched else ""
     if record.doubt:
         return f"{DOUBTS[record.doubt]} Its verdict is: {record.verdict}.{told}"
     if record.verdict == UNSURE:
@@ -94,16 +89,11 @@ def _verdict(record: Record) -> str:
 def _stability(faces: list[FaceVerdict]) -> str:
     names = list(faces[0].views)
     head = "".join(f"<th>{escape(name)}" for name in ("face", "as it is", *names, "same side"))
-    rows = [
-        "".join(
-            f"<td>{cell}"
-            for cell in (
-                number, f"{face.score:.3f}", *(f"{face.views[name]:.3f}" for name in names),
-                f"{face.stability:.0%}",
-            )
-        )
-        for number, face in enumerate(faces, 1)
-    ]  # fmt: skip
-    table = f"<table><tr>{head}" + "".join(f"<tr>{row}" for row in rows) + "</table>"
+    table = f"<table><tr>{head}"
+    for number, face in enumerate(faces, 1):
+        scores = [face.score, *(face.views[name] for name in names)]
+        cells = [str(number), *(f"{score:.3f}" for score in scores), f"{face.stability:.0%}"]
+        table += "<tr>" + "".join(f"<td>{cell}" for cell in cells)
+    table += "</table>"
     words = "<p>The score, P(fake), after a little compression or resizing:</p>"
     return f"<h2>Stability</h2>\n{words}\n{table}"

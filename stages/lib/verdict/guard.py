@@ -1,4 +1,4 @@
-"""What stands before the server: limits, refusals in words, and headers that protect its page."""
+"""What every request passes first: limits, refusals, and headers that protect the page."""
 
 import asyncio
 import re
@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stages.lib.verdict.uploads import Uploads
 
-FORM_BYTES = 10_000  # of a request around its image
-OPEN_TO_ALL = "/health"  # under any name: who balances load knows an address alone
+FORM_BYTES = 10_000  # of a request, around its image
+OPEN_TO_ALL = "/health"  # under any name: a load balancer knows the address alone
 HOST = re.compile(r"(\[[^]]*\]|[^:]*)(:\d*)?")  # a name or an address, and a port
 PROTECTION = {
     "Content-Security-Policy": "default-src 'none'; img-src data: blob:; style-src "
@@ -25,32 +25,35 @@ PROTECTION = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server takes."""
+    """What the server accepts."""
 
     megabytes: float = 20.0  # of an image's file
-    requests: int = 64  # at once, whose bodies are there
+    requests: int = 64  # at once, with whole bodies
     seconds: float = 60.0  # for one request, with its upload
-    batch_size: int = 16  # images that are judged together
+    batch_size: int = 16  # images that are examined together
 
     @property
-    def largest_body(self) -> float:
-        """Return how many bytes a request may have."""
+    def max_bytes(self) -> float:
+        """Return how many bytes the body of a request may have."""
         return self.megabytes * 1e6 + FORM_BYTES
 
 
 class Guard:
-    """An ASGI application around another one.
+    """An ASGI application that passes requests to another one, within limits.
 
-    A request that takes too long is cancelled, and so is its work where it has not begun.
+    A request that takes too long is cancelled, and so is its work if that has not begun.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits, hosts: list[str]) -> None:
-        """Protect app; hosts: names under which it may be called, so that a page of a stranger
-        whose name leads to this machine cannot call it."""
-        self.app, self.limits = app, limits
+        """Protect an app; hosts: the names under which it may be called.
+
+        A foreign page whose name leads to this machine (DNS rebinding) cannot call it.
+        """
+        self.app = app
+        self.limits = limits
         self.hosts = {plain_host(host) for host in hosts} - {""}
         self.num_requests = 0
-        self.uploads = Uploads(limits.requests * limits.largest_body)
+        self.uploads = Uploads(limits.requests * limits.max_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -58,7 +61,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         deadline = asyncio.get_running_loop().time() + self.limits.seconds
-        method, headers = scope["method"], Headers(scope=scope)
+        method = scope["method"]
+        headers = Headers(scope=scope)
         is_open = scope["path"] == OPEN_TO_ALL and method in ("GET", "HEAD")
         refusal = None if is_open else self._refusal(method, headers)
         if refusal:
@@ -72,25 +76,25 @@ class Guard:
     async def _answer_post(
         self, scope: Scope, receive: Receive, send: Send, deadline: float, size: int
     ) -> None:
-        """Answer a request with a body of so many bytes.
+        """Answer a request with a body of `size` bytes.
 
-        It takes one of the places when all of it is there: who sends nothing keeps nobody out.
+        It takes one of the places when its body is whole: a silent caller keeps nobody out.
         """
         try:
-            async with self.uploads.whole(receive, size, deadline) as receive_again:
+            async with self.uploads.store(receive, size, deadline) as receive_again:
                 if receive_again:
                     await self._answer_in_turn(scope, receive_again, send, deadline)
         except TimeoutError:
             words = "the image did not arrive in time; send it again"
-            await error(408, words, {"Connection": "close"})(scope, receive, send)
+            await error_response(408, words, {"Connection": "close"})(scope, receive, send)
 
     async def _answer_in_turn(
         self, scope: Scope, receive: Receive, send: Send, deadline: float
     ) -> None:
-        """Answer a request if there is a place for it."""
+        """Answer a request if a place is free."""
         if self.num_requests >= self.limits.requests:
             words = f"{self.limits.requests} requests are waiting; try again in a moment"
-            await error(503, words, {"Retry-After": "1"})(scope, receive, send)
+            await error_response(503, words, {"Retry-After": "1"})(scope, receive, send)
             return
         self.num_requests += 1
         try:
@@ -115,25 +119,27 @@ class Guard:
         except TimeoutError:
             words = f"no answer within {self.limits.seconds:g} seconds; try again later"
             if not has_begun:
-                await error(504, words)(scope, receive, send)
+                await error_response(504, words)(scope, receive, send)
 
     def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
-        """Return the answer to a request that is not let in."""
+        """Return the answer to a request that is refused, or None."""
         if plain_host(headers.get("host", "")) not in self.hosts:
-            return error(400, "this server does not answer under that name")
+            return error_response(400, "this server does not answer under that name")
         if method != "POST":
             return None
         if not self._is_own_page(headers):
-            return error(403, "pages of other sites may not send images")
+            return error_response(403, "pages of other sites may not send images")
         length = headers.get("content-length", "")
         if "transfer-encoding" in headers or not length.isdigit():
-            return error(411, "send the length of the request in the header Content-Length")
-        if int(length) > self.limits.largest_body:
-            return error(413, f"the file is larger than {self.limits.megabytes:g} MB")
+            return error_response(
+                411, "send the length of the request in the header Content-Length"
+            )
+        if int(length) > self.limits.max_bytes:
+            return error_response(413, f"the file is larger than {self.limits.megabytes:g} MB")
         return None
 
     def _is_own_page(self, headers: Headers) -> bool:
-        """Return whether a page of this server asks, or a program, which names no origin."""
+        """Return whether the caller is a page of this server, or a program without an origin."""
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return False
         origin = headers.get("origin")
@@ -141,19 +147,19 @@ class Guard:
 
 
 def plain_host(text: str) -> str:
-    """Return a name or address of a host in one form, without its port; "" for none.
+    """Return a name or address of a host in one form, without its port; "" for anything else.
 
-    Names differ in upper and lower case, and an address of IPv6 has brackets where a port follows.
+    A name may have capital letters, and an address of IPv6 has brackets where a port follows.
     """
-    is_bare_address = text.count(":") > 1 and not text.startswith("[")
-    found = HOST.fullmatch(f"[{text}]" if is_bare_address else text)
-    name = found[1].strip("[]").lower().rstrip(".") if found else ""
+    is_bare_ipv6 = text.count(":") > 1 and not text.startswith("[")
+    match = HOST.fullmatch(f"[{text}]" if is_bare_ipv6 else text)
+    name = match[1].strip("[]").lower().rstrip(".") if match else ""
     try:
         return str(ip_address(name))
     except ValueError:
         return name
 
 
-def error(status: int, words: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def error_response(status: int, words: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """Return an answer with one sentence in `detail`."""
     return JSONResponse({"detail": words}, status, headers)

@@ -1,4 +1,4 @@
-"""Loading a judge: from a folder, or from MLflow's registry."""
+"""Loading an examiner: from a folder, or from MLflow's registry."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from stages.lib.verdict.examiner import Examiner
 def load_examiner(
     model: str, device: DeviceName, num_threads: int, crop: bool, max_megapixels: float
 ) -> Examiner:
-    """Return a judge; model: a folder with weights.safetensors, or models:/NAME@ALIAS of MLflow.
+    """Return an examiner with the model in a folder, or with models:/NAME@ALIAS of MLflow.
 
     Scores are computed in fp32, so that a verdict can be repeated elsewhere. Raises UserError where
     the model or its rules are missing, damaged or do not belong together.

@@ -1,14 +1,13 @@
-"""The network of a detector as a function, in PyTorch or in ONNX Runtime, and its export.
+"""Exporting the network of a detector, and the choice between it and its exports.
 
-An int8 network rounds weights and activations to 256 levels, which is faster and changes scores.
-
-Both take uint8 (N, 3, S, S), RGB, with the normalisation inside, and return log(P(fake) / P(real)),
-float32 (N,).
+Each has the normalisation inside, takes uint8 (N, 3, S, S), RGB, and returns
+log(P(fake) / P(real)), float32 (N,). An int8 network rounds weights and activations to 256 levels,
+which is faster and changes scores.
 """
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +18,14 @@ import torch
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import sha256_of
 from stages.lib.core.schema import FrozenModel
-from stages.lib.detector.hardware import Hardware
-from stages.lib.detector.model import Detector, DetectorConfig, fake_logit
+from stages.lib.detector.inference import Inference, Network
+from stages.lib.detector.model import Detector, fake_logit
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 ONNX_FILE, TORCH_FILE, INT8_FILE = "detector.onnx", "detector.pt2", "detector.int8.onnx"
 EXPORT_FILE = "export.json"  # their digests, and how well they agree with the detector
-Network = Callable[[torch.Tensor], torch.Tensor]
 
 
 class FakeLogit(torch.nn.Module):
@@ -40,17 +38,6 @@ class FakeLogit(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (N, 3, S, S) -> float32 (N,)."""
         return fake_logit(self.detector(images))
-
-
-def torch_network(detector: Detector, hardware: Hardware) -> Network:
-    """Return the detector as a function on its hardware."""
-    network = FakeLogit(detector)
-
-    def run(images: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode(), hardware.autocast():
-            return network(images.to(hardware.device)).cpu()
-
-    return run
 
 
 class Export(FrozenModel):
@@ -67,7 +54,7 @@ class Export(FrozenModel):
 
 @dataclass(frozen=True)
 class ChosenNetwork:
-    """The network that a judge runs."""
+    """The network that an examiner runs."""
 
     run: Network
     runtime: str  # torch or onnxruntime
@@ -75,29 +62,25 @@ class ChosenNetwork:
     quantised: bool  # to int8
 
 
-def choose_network(
-    folder: Path, detector: Detector, config: DetectorConfig, hardware: Hardware
-) -> ChosenNetwork:
-    """Return the fastest network in a folder.
+def choose_network(folder: Path, inference: Inference) -> ChosenNetwork:
+    """Return the fastest network of the detector in a folder.
 
     That is the ONNX file of an exported detector on the CPU, and the one in int8 where there is
     one. Raises UserError where it is damaged, or not that of the detector.
     """
-    file, facts = folder / INT8_FILE, folder / EXPORT_FILE
+    config, file = inference.config, folder / INT8_FILE
     if not file.is_file():
         file = folder / ONNX_FILE
-    if hardware.device.type != "cpu" or not file.is_file():
-        run = torch_network(detector, hardware)
-        return ChosenNetwork(run, "torch", config.weights_sha256, quantised=False)
+    if inference.hardware.device.type != "cpu" or not file.is_file():
+        return ChosenNetwork(inference.network, "torch", config.weights_sha256, quantised=False)
     digest = sha256_of(file)
+    wanted = (config.weights_sha256, config.config_sha256, digest)
     try:
-        known = Export.model_validate_json(facts.read_bytes())
+        export = Export.model_validate_json((folder / EXPORT_FILE).read_bytes())
+        stored = (export.weights_sha256, export.config_sha256, export.sha256.get(file.name))
     except (OSError, pydantic.ValidationError):
-        known = None
-    belongs = known and (known.weights_sha256, known.config_sha256) == (
-        config.weights_sha256, config.config_sha256,
-    )  # fmt: skip
-    if not known or not belongs or known.sha256.get(file.name) != digest:
+        stored = None
+    if stored != wanted:
         raise UserError(
             f"{file}: damaged, or not of the detector beside it, as {EXPORT_FILE} says; export it "
             "again with `python -m stages.tools.export`"
@@ -134,9 +117,14 @@ def export_network(detector: Detector, side: int, folder: Path) -> None:
         program = torch.export.export(FakeLogit(detector).eval(), (images,), dynamic_shapes=shapes)
         torch.export.save(program, folder / TORCH_FILE)
         torch.onnx.export(
-            program, f=folder / ONNX_FILE, input_names=["images"], output_names=["logit"],
-            dynamo=True, external_data=False, verbose=False,
-        )  # fmt: skip
+            program,
+            f=folder / ONNX_FILE,
+            input_names=["images"],
+            output_names=["logit"],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
 
 
 def quantise(source: Path, target: Path, images: torch.Tensor, batch_size: int) -> None:
@@ -159,6 +147,10 @@ def quantise(source: Path, target: Path, images: torch.Tensor, batch_size: int) 
     logging.getLogger().setLevel(logging.ERROR)  # it advises to do what is done here
     quant_pre_process(source, target)
     quantization.quantize_static(
-        target, target, Reader(), per_channel=True, activation_type=quantization.QuantType.QUInt8,
+        target,
+        target,
+        Reader(),
+        per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
-    )  # fmt: skip
+    )

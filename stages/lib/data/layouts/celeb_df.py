@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
 from stages.lib.data.layouts.clips import find_clips
-from stages.lib.data.layouts.image_set import ImageSet, LeftOut, Row, sets_of
+from stages.lib.data.layouts.image_set import ImageSet, LeftOut, ListedImage, sets_of
 
 FOLDERS = {"Celeb-real": REAL, "YouTube-real": REAL, "Celeb-synthesis": FAKE}
 LIST = "List_of_testing_videos.txt"
@@ -26,29 +26,30 @@ def is_celeb_df(root: Path) -> bool:
 
 def celeb_df_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
     """Return the sets train and test; raises UserError for a damaged list."""
-    testing = _testing(root / LIST)
-    rows: dict[str, list[Row]] = {"train": [], "test": []}
-    found_clips = set()
+    for_testing = _read_list(root / LIST)
+    missing = set(for_testing)
+    sets: dict[str, list[ListedImage]] = {"train": [], "test": []}
     for folder, target in FOLDERS.items():
         column = "family" if target == FAKE else "source"
-        for clip, found in find_clips(root, folder, left_out).items():
+        for clip, images in find_clips(root, folder, left_out).items():
             person = clip.split("_")[0] if clip.startswith("id") else clip
-            more = {"target": target, column: folder, "given_group": f"{folder[:5]}/{person}"}
-            found_clips.add(f"{folder}/{clip}")
-            set_name = "test" if f"{folder}/{clip}" in testing else "train"
-            rows[set_name] += [row | more for row in found]
-    if gone := testing - found_clips:
-        print(f"{root}: lacks {len(gone)} of the {len(testing)} videos for testing", flush=True)
-    return sets_of(root, rows)
+            facts = {"target": target, column: folder, "given_group": f"{folder[:5]}/{person}"}
+            set_name = "test" if f"{folder}/{clip}" in for_testing else "train"
+            sets[set_name] += [image | facts for image in images]
+            missing.discard(f"{folder}/{clip}")
+    if missing:
+        count = f"{len(missing)} of the {len(for_testing)}"
+        left_out.notes.append(f"lacks {count} videos for testing")
+    return sets_of(root, sets)
 
 
-def _testing(file: Path) -> set[str]:
-    """Return the clips for testing, without suffixes."""
+def _read_list(file: Path) -> set[str]:
+    """Return the clips for testing, without suffixes; raises UserError."""
     if not file.is_file():
         raise UserError(
             f"{file}: no such file; it came with the videos and lists those for testing"
         )
-    found = set()
+    clips = set()
     text = file.read_text(encoding="utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -56,5 +57,5 @@ def _testing(file: Path) -> set[str]:
         label, _, path = line.strip().partition(" ")
         if label not in ("0", "1") or "/" not in path:
             raise UserError(f"{file}:{number}: '{short(line)}', expected `1 Folder/video.mp4`")
-        found.add(PurePosixPath(path.strip()).with_suffix("").as_posix())
-    return found
+        clips.add(PurePosixPath(path.strip()).with_suffix("").as_posix())
+    return clips

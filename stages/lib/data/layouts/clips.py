@@ -10,7 +10,7 @@ import pandas as pd
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE, REAL
-from stages.lib.data.layouts.image_set import LeftOut, Row, is_video, media_files
+from stages.lib.data.layouts.image_set import LeftOut, ListedImage, is_video, media_files
 
 FRAME_FOLDERS = ("frames", "images")
 NO_CLIPS = ("videos", "masks", "landmarks")
@@ -18,15 +18,15 @@ PLACES = ("img_name", "video")  # where a clip may be named
 PAIR = r"\b\d{3}_\d{3}\b"
 
 
-def find_clips(root: Path, folder: str, left_out: LeftOut) -> dict[str, list[Row]]:
-    """Return the rows of each clip in a folder, by the clip's name: one video, or its frames.
+def find_clips(root: Path, folder: str, left_out: LeftOut) -> dict[str, list[ListedImage]]:
+    """Return the images of each clip in a folder, by the clip's name: one video, or its frames.
 
     A clip is `[videos/]NAME.mp4`, or the images in `[frames/ or images/]NAME/`; frames count where
-    both are there. folder: relative to root, from which the names of the rows start. left_out
+    both are there. folder: relative to root, from which the names of the images start. left_out
     counts other files. Raises UserError where a clip is there twice.
     """
-    videos: dict[str, list[Row]] = {}
-    frames: dict[str, list[Row]] = defaultdict(list)
+    videos: dict[str, list[ListedImage]] = {}
+    frames: dict[str, list[ListedImage]] = defaultdict(list)
     for path in media_files(root / folder, left_out) if (root / folder).is_dir() else ():
         *inside, file = path.split("/")
         name = (PurePosixPath(folder) / path).as_posix()
@@ -40,10 +40,13 @@ def find_clips(root: Path, folder: str, left_out: LeftOut) -> dict[str, list[Row
             frames[inside[-1]].append({"img_name": name, "video": video})
         else:
             left_out.num_elsewhere += 1
-    for clip, rows in frames.items():
-        if len(places := {str(row["video"]) for row in rows}) > 1:
-            raise UserError(f"{root}: has the frames of {short(clip)} twice, in "
-                            f"{short(' and '.join(sorted(places)), 200)}; remove one")  # fmt: skip
+    for clip, images in frames.items():
+        places = sorted({str(image["video"]) for image in images})
+        if len(places) > 1:
+            raise UserError(
+                f"{root}: has the frames of {short(clip)} twice, in "
+                f"{short(' and '.join(places), 200)}; remove one"
+            )
     return videos | frames
 
 
@@ -69,8 +72,8 @@ def pair_groups(rows: pd.DataFrame) -> pd.Series:
 
     A fake 033_097 and the reals 033 and 097 are of the pair 033_097.
     """
-    has_pair = [rows[column].str.contains(PAIR, regex=True, na=False) for column in PLACES]
-    if not any(found.any() for found in has_pair):  # a look at each of millions of names takes time
+    with_pair = [rows[column].str.contains(PAIR, regex=True, na=False).any() for column in PLACES]
+    if not any(with_pair):  # a look at each of millions of names takes time
         return pd.Series(None, rows.index, dtype="str")
     clips = pd.Series(map(_clip_name, rows["img_name"], rows["video"]), rows.index, dtype="str")
     reals = set(clips[rows["target"] == REAL].dropna())
@@ -89,7 +92,7 @@ def _clip_name(name: str, video: object) -> str | None:
         places += [PurePosixPath(video).name, PurePosixPath(video).stem]
     else:
         places += [PurePosixPath(name).stem]
-    return next((one for one in places if re.fullmatch(r"\d{3}(_\d{3})?", one)), None)
+    return next((place for place in places if re.fullmatch(r"\d{3}(_\d{3})?", place)), None)
 
 
 @cache

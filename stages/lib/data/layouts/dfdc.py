@@ -19,7 +19,7 @@ from stages.lib.data.layouts.image_set import (
     VIDEO_SUFFIXES,
     ImageSet,
     LeftOut,
-    Row,
+    ListedImage,
     folders_in,
     sets_of,
 )
@@ -34,33 +34,39 @@ LABELS = {"REAL": REAL, "FAKE": FAKE, "0": REAL, "1": FAKE}
 
 def is_dfdc(root: Path) -> bool:
     """Return whether a folder, or one inside it, has a metadata.json with labels of videos."""
-    return any(BEGINNING.match(start) and (b'"is_fake"' in start or b'"label"' in start)
-               for file in _files(root) if (start := _start(file)))  # fmt: skip
+    for file in _files(root):
+        start = _start(file)
+        if BEGINNING.match(start) and (b'"is_fake"' in start or b'"label"' in start):
+            return True
+    return False
 
 
 def dfdc_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
     """Return the sets under root; raises UserError for a damaged file."""
-    rows: dict[str, list[Row]] = {name: [] for name in SET_NAMES}
-    num_gone, num_unnamed = 0, 0
+    sets: dict[str, list[ListedImage]] = {name: [] for name in SET_NAMES}
+    num_missing, num_unnamed = 0, 0
     for file in _files(root):
         folder = file.parent.relative_to(root).as_posix()
-        clips, named = find_clips(root, folder, left_out), _read(file)
-        for name, facts in named.items():
-            target, set_name = _meaning(file, name, facts)
-            found = clips.pop(Path(name).stem, [])
-            num_gone += not found
-            more = {"target": target, "source": folder if target == REAL else None,
-                    "given_group": str(facts.get("original") or name)}  # fmt: skip
-            rows[set_name] += [row | more for row in found]
+        clips = find_clips(root, folder, left_out)
+        for name, facts in _read(file).items():
+            target, set_name = _target_and_set(file, name, facts)
+            images = clips.pop(Path(name).stem, [])
+            num_missing += not images
+            source = folder if target == REAL else None
+            group = str(facts.get("original") or name)
+            told = {"target": target, "source": source, "given_group": group}
+            sets[set_name] += [image | told for image in images]
         num_unnamed += len(clips)
         left_out.suffixes.subtract({file.suffix: 1})  # which has just been read
-    if num_gone or num_unnamed:
-        print(f"{root}: left out {num_gone} videos that a {FILE} names and its folder lacks, and "
-              f"{num_unnamed} that none names", flush=True)  # fmt: skip
-    return sets_of(root, rows)
+    if num_missing or num_unnamed:
+        left_out.notes.append(
+            f"left out {num_missing} videos that a {FILE} names and its folder lacks, and "
+            f"{num_unnamed} that none names"
+        )
+    return sets_of(root, sets)
 
 
-def _meaning(file: Path, name: str, facts: dict[str, str | int]) -> tuple[int, str]:
+def _target_and_set(file: Path, name: str, facts: dict[str, str | int]) -> tuple[int, str]:
     """Return the target and the set of a video; raises UserError."""
     if "label" not in facts and "is_fake" not in facts:
         raise UserError(f"{file}: '{short(name)}' has neither label nor is_fake")
@@ -83,10 +89,11 @@ def _files(root: Path) -> list[Path]:
 
 
 def _read(file: Path) -> dict[str, dict[str, str | int]]:
+    """Return the facts of each video; raises UserError."""
     try:
-        found = json.loads(file.read_bytes())
-        if isinstance(found, dict) and all(isinstance(one, dict) for one in found.values()):
-            return found
+        videos = json.loads(file.read_bytes())
+        if isinstance(videos, dict) and all(isinstance(facts, dict) for facts in videos.values()):
+            return videos
     except ValueError as error:
         raise UserError(f"{file}: not JSON: {short(error)}; unpack it again") from None
     raise UserError(

@@ -18,9 +18,25 @@ from stages.lib.data.layouts.folders import folder_sets
 from stages.lib.data.layouts.image_set import ImageSet, LeftOut, folders_in
 from stages.lib.data.layouts.manifest import ManifestParams, manifest_sets
 
-LayoutName = Literal["auto", "competition", "manifest", "faceforensics", "celeb_df", "dfdc",
-                     "deepfakebench", "folders"]  # fmt: skip
-# Where the data set is an evaluation set: the first of these that has both classes.
+LayoutName = Literal[
+    "auto", "competition", "manifest", "faceforensics", "celeb_df", "dfdc", "deepfakebench",
+    "folders",
+]  # fmt: skip
+READERS: dict[str, Callable[[Path, LeftOut], dict[str, ImageSet]]] = {
+    "faceforensics": faceforensics_sets,
+    "celeb_df": celeb_df_sets,
+    "dfdc": dfdc_sets,
+    "deepfakebench": deepfakebench_sets,
+    "folders": folder_sets,
+}
+CHECKS: dict[str, Callable[[Path], object]] = {  # whether a folder has a layout, in this order
+    "competition": is_competition,
+    "faceforensics": is_faceforensics,
+    "celeb_df": is_celeb_df,
+    "dfdc": is_dfdc,
+    "deepfakebench": lists_of,
+}
+# The first of these that has both classes is evaluated.
 BEST_FOR_EVALUATION = ("test", "val", "train")
 
 
@@ -37,18 +53,14 @@ def find_sets(
         raise UserError(
             f"{parameter} = '{root}' is not a folder; give the folder with the data set{hint}"
         )
-    name = _look(root, manifest, parameter) if layout == "auto" else layout
+    name = _find_layout(root, manifest, parameter) if layout == "auto" else layout
     left_out = LeftOut()
-    readers: dict[str, Callable[[Path], dict[str, ImageSet]]] = {
-        "competition": competition_sets,
-        "manifest": lambda root: manifest_sets(root, manifest),
-        "faceforensics": lambda root: faceforensics_sets(root, left_out),
-        "celeb_df": lambda root: celeb_df_sets(root, left_out),
-        "dfdc": lambda root: dfdc_sets(root, left_out),
-        "deepfakebench": deepfakebench_sets,
-        "folders": lambda root: folder_sets(root, left_out),
-    }
-    sets = readers[name](root)
+    if name == "competition":
+        sets = competition_sets(root)
+    elif name == "manifest":
+        sets = manifest_sets(root, manifest)
+    else:
+        sets = READERS[name](root, left_out)
     for line in left_out.lines():
         print(f"{root}: {line}", flush=True)
     if not sets:
@@ -58,8 +70,8 @@ def find_sets(
     for image_set in sets.values():
         _refuse_line_breaks(image_set)
     if name in ("manifest", "folders"):
-        sets = with_pairs(sets, root, is_group_kept=name == "manifest")
-    counts = ", ".join(f"{len(one.rows)} {one.name}" for one in sets.values())
+        sets = _with_pairs(sets, root, is_group_kept=name == "manifest")
+    counts = ", ".join(f"{len(image_set.rows)} {image_set.name}" for image_set in sets.values())
     print(f"{root}: layout {name}: {counts}", flush=True)
     return sets
 
@@ -70,42 +82,45 @@ def _refuse_line_breaks(image_set: ImageSet) -> None:
         words = image_set.rows[column]
         broken = words[words.str.contains("[\r\n]", regex=True, na=False)]
         if len(broken):
-            name = short(repr(broken.iloc[0]))
-            raise UserError(f"{image_set.folder}: {name} has a line break in it; rename it")
+            word = short(repr(broken.iloc[0]))
+            raise UserError(f"{image_set.folder}: {word} has a line break in it; rename it")
 
 
-def with_pairs(sets: dict[str, ImageSet], root: Path, is_group_kept: bool) -> dict[str, ImageSet]:
+def _with_pairs(sets: dict[str, ImageSet], root: Path, is_group_kept: bool) -> dict[str, ImageSet]:
     """Return the sets with the pairs of FaceForensics++ as groups, where files have their names.
 
-    Such a pair shows the same two people, so a split must not divide it. is_group_kept: a group
+    Such a pair shows the same two people, so no split may divide it. is_group_kept: a group
     that is known already counts.
     """
-    rows = pd.concat({name: one.rows for name, one in sets.items()})
+    rows = pd.concat({name: image_set.rows for name, image_set in sets.items()})
     pairs = pair_groups(rows)
     if is_group_kept:
         pairs = pairs.mask(rows["given_group"].notna())
     if pairs.isna().all():
         return sets
-    print(f"{root}: {pairs.count()} files have names as in FaceForensics++ (033, 033_097): each "
-          "pair is one group", flush=True)  # fmt: skip
+    print(
+        f"{root}: {pairs.count()} files have names as in FaceForensics++ (033, 033_097): each pair "
+        "is one group",
+        flush=True,
+    )
     groups = pairs.fillna(rows["given_group"])
     return {
-        name: replace(one, rows=one.rows.assign(given_group=groups[name]))
-        for name, one in sets.items()
+        name: replace(image_set, rows=image_set.rows.assign(given_group=groups[name]))
+        for name, image_set in sets.items()
     }
 
 
-def _look(root: Path, manifest: ManifestParams, parameter: str) -> str:
+def _find_layout(root: Path, manifest: ManifestParams, parameter: str) -> str:
     """Return the name of the layout that fits a folder; folders fit where nothing else does.
 
     A manifest that is named is wanted: only an evaluation set may do without it.
     """
     if manifest.file and (parameter == "data.root" or (root / manifest.file).is_file()):
         return "manifest"
-    if name := _named(root):
+    if name := _known_layout(root):
         return name
     for folder in folders_in(root):
-        if name := _named(folder):
+        if name := _known_layout(folder):
             raise UserError(
                 f"{parameter} = '{root}': {folder.name} in it has the layout {name}; give "
                 f"'{folder}', or set data.layout"
@@ -113,16 +128,9 @@ def _look(root: Path, manifest: ManifestParams, parameter: str) -> str:
     return "folders"
 
 
-def _named(root: Path) -> str | None:
-    """Return the name of the known data set or list that a folder has."""
-    tests: dict[str, Callable[[Path], object]] = {
-        "competition": is_competition,
-        "faceforensics": is_faceforensics,
-        "celeb_df": is_celeb_df,
-        "dfdc": is_dfdc,
-        "deepfakebench": lists_of,
-    }
-    return next((name for name, fits in tests.items() if fits(root)), None)
+def _known_layout(root: Path) -> str | None:
+    """Return the layout of the known data set or list that a folder has; None: it has none."""
+    return next((name for name, fits in CHECKS.items() if fits(root)), None)
 
 
 def training_sets(sets: dict[str, ImageSet], root: Path) -> dict[str, ImageSet]:
@@ -133,7 +141,7 @@ def training_sets(sets: dict[str, ImageSet], root: Path) -> dict[str, ImageSet]:
 
 
 def evaluation_set(sets: dict[str, ImageSet], root: Path) -> ImageSet:
-    """Return the set that is judged: the first of test, val and train that has both classes."""
+    """Return the set to evaluate: the first of test, val and train that has both classes."""
     for name in BEST_FOR_EVALUATION:
         if name in sets and sets[name].rows["target"].nunique() == 2:
             return sets[name]

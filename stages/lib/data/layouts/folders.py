@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import FAKE
@@ -19,7 +20,7 @@ from stages.lib.data.layouts.image_set import (
     SET_NAMES,
     ImageSet,
     LeftOut,
-    Row,
+    ListedImage,
     media_files,
     sets_of,
 )
@@ -27,58 +28,82 @@ from stages.lib.data.layouts.words import class_of, has_set_word, is_digit, set_
 
 MOST_FAMILIES = 30
 FRAME = re.compile(r"(frame|img|image)?[ _-]?\d+", re.IGNORECASE)
+Member = tuple[ListedImage, list[str]]  # with the names of the folders below that of its class
 EXPECTED = (
     "a folder named real, 0 or original and one named fake, 1 or manipulated, in folders named "
     "train, val and test or in none"
 )
 
 
+class Meaning(NamedTuple):
+    """What the path of a folder says of the files in it."""
+
+    set_name: str | None  # None: it is not clear
+    target: int | None  # None: it is not clear, or not said
+    source: str | None  # the folders between those of set and class
+    class_folder: str  # path of the folder that says the class
+    inner: list[str]  # names of the folders below that one
+
+
 def folder_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
     """Return the sets under root; raises UserError where the names of folders do not tell."""
     paths = list(media_files(root, left_out))
-    used = {path.rpartition("/")[0] for path in paths}
-    classes = _classes(used, root)
-    has_sets = any(set_of(name) for folder in used for name in folder.split("/"))
-    rows: dict[str, list[Row]] = {name: [] for name in SET_NAMES}
+    meanings = _meanings({path.rpartition("/")[0] for path in paths}, root)
+    sets: dict[str, list[ListedImage]] = {name: [] for name in SET_NAMES}
+    members: dict[tuple[str, int], list[Member]] = defaultdict(list)
     unclear: list[str] = []
-    below: dict[tuple[str, int], list[tuple[Row, list[str]]]] = defaultdict(list)
     for path in paths:
-        folders = path.split("/")[:-1]
-        class_at = classes.get("/".join(folders))
-        set_name = _set_name(folders, class_at, has_sets)
-        target = None if class_at is None else class_of(folders[class_at])
-        row: Row = {"img_name": path, "target": target}
-        if set_name is None or (target is None and set_name != "test"):
+        meaning = meanings[path.rpartition("/")[0]]
+        if meaning.set_name is None or (meaning.target is None and meaning.set_name != "test"):
             unclear.append(path)
             continue
-        rows[set_name].append(row)
-        if class_at is not None and target is not None:
-            sets = [at for at in range(class_at) if set_of(folders[at])]
-            between = folders[sets[-1] + 1 : class_at] if sets else []
-            row["source"] = "/".join(between) or None
-            inner = [name for name in folders[class_at + 1 :] if not set_of(name)]
-            below["/".join(folders[: class_at + 1]), target].append((row, inner))
+        of_folder = {"target": meaning.target, "source": meaning.source}
+        image: ListedImage = {"img_name": path} | of_folder
+        sets[meaning.set_name].append(image)
+        if meaning.target is not None:
+            members[meaning.class_folder, meaning.target].append((image, meaning.inner))
     if unclear:
         raise UserError(
             f"{root}: no layout fits: looked for {EXPECTED}; found {len(unclear)} of {len(paths)} "
             f"files of no clear set or class, the first: {short(unclear[0], 60)}; see data.layout"
         )
-    for (_, target), members in below.items():
-        _name_families(target, members)
-    return sets_of(root, rows)
+    for (_, target), images in members.items():
+        _name_families(target, images)
+    return sets_of(root, sets)
 
 
-def _classes(folders: Collection[str], root: Path) -> dict[str, int | None]:
+def _meanings(folders: Collection[str], root: Path) -> dict[str, Meaning]:
+    """Return what the paths of folders with files say; raises UserError as _class_places does."""
+    class_places = _class_places(folders, root)
+    has_sets = any(set_of(name) for folder in folders for name in folder.split("/"))
+    meanings = {}
+    for folder in folders:
+        names, class_at = folder.split("/"), class_places.get(folder)
+        set_name = _set_name(names, class_at, has_sets)
+        if class_at is None:
+            meanings[folder] = Meaning(set_name, None, None, "", [])
+            continue
+        set_places = [at for at in range(class_at) if set_of(names[at])]
+        between = names[set_places[-1] + 1 : class_at] if set_places else []
+        meanings[folder] = Meaning(
+            set_name,
+            target=class_of(names[class_at]),
+            source="/".join(between) or None,
+            class_folder=_beginning(folder, class_at),
+            inner=[name for name in names[class_at + 1 :] if not set_of(name)],
+        )
+    return meanings
+
+
+def _class_places(folders: Collection[str], root: Path) -> dict[str, int | None]:
     """Return which part of the path of a folder says the class; None: two say different ones.
 
     folders: those with files; the result lacks those of which no part says a class. Words go before
     digits: the `1` in `real/1` is a number where `fake` is there too. Raises UserError where words
     tell one class alone, and digits both.
     """
-    words, digits = (_told(folders, kind) for kind in (False, True))
-    by_words, by_digits = ({class_of(folder.split("/")[at]) for folder, at in found.items()
-                            if at is not None} for found in (words, digits))  # fmt: skip
-    if len(by_words) == 1 and len(by_digits) == 2:
+    words, digits = _clear_places(folders, in_digits=False), _clear_places(folders, in_digits=True)
+    if len(_classes(words)) == 1 and len(_classes(digits)) == 2:
         raise UserError(
             f"{root}: words in the names of its folders tell one class alone, and the folders 0 "
             "and 1 both; give the folder with 0 and 1 in it, or name those real and fake"
@@ -86,58 +111,72 @@ def _classes(folders: Collection[str], root: Path) -> dict[str, int | None]:
     return digits | words
 
 
-def _told(folders: Collection[str], in_digits: bool) -> dict[str, int | None]:
-    """Return what _classes does, of digits alone or of words alone.
+def _classes(places: dict[str, int | None]) -> set[int | None]:
+    """Return the classes that these parts of the paths of folders say."""
+    return {class_of(folder.split("/")[at]) for folder, at in places.items() if at is not None}
+
+
+def _clear_places(folders: Collection[str], in_digits: bool) -> dict[str, int | None]:
+    """Return what _class_places does, of digits alone or of words alone.
 
     A folder with folders of both classes in it says nothing by its own name.
     """
-    found: dict[str, list[tuple[int, str, int]]] = {}
-    inside: dict[str, set[int]] = defaultdict(set)
+    said: dict[str, list[tuple[int, int]]] = {}  # of each folder: part of its path, and class
+    inside: dict[str, set[int]] = defaultdict(set)  # classes that folders in a folder say
     for folder in folders:
-        names = folder.split("/")
-        classes = [(at, class_of(name)) for at, name in enumerate(names)
-                   if is_digit(name) == in_digits]  # fmt: skip
-        found[folder] = [(at, "/".join(names[: at + 1]), target) for at, target in classes
-                         if target is not None]  # fmt: skip
-        for number, (_, outer, _) in enumerate(found[folder]):
-            inside[outer] |= {target for _, _, target in found[folder][number + 1 :]}
-    result: dict[str, int | None] = {}
-    for folder, places in found.items():
-        clear = [(at, target) for at, outer, target in places if len(inside[outer]) < 2]
+        said[folder] = []
+        for at, name in enumerate(folder.split("/")):
+            target = class_of(name)
+            if target is None or is_digit(name) != in_digits:
+                continue
+            for outer, _ in said[folder]:
+                inside[_beginning(folder, outer)].add(target)
+            said[folder].append((at, target))
+    places: dict[str, int | None] = {}
+    for folder, parts in said.items():
+        clear = [(at, target) for at, target in parts if len(inside[_beginning(folder, at)]) < 2]
         if clear:
-            same = len({target for _, target in clear}) == 1
-            result[folder] = clear[0][0] if same else None
-    return result
+            is_one_class = len({target for _, target in clear}) == 1
+            places[folder] = clear[0][0] if is_one_class else None
+    return places
 
 
-def _set_name(folders: Sequence[str], class_at: int | None, has_sets: bool) -> str | None:
+def _beginning(folder: str, at: int) -> str:
+    """Return a path up to its part of that number."""
+    return "/".join(folder.split("/")[: at + 1])
+
+
+def _set_name(names: Sequence[str], class_at: int | None, has_sets: bool) -> str | None:
     """Return the set that folders say, train where none does; None: it is not clear.
 
     Only folders down to the one below that of the class count. It is not clear where two say
     different sets, or where a name such as `val_2` has the word of a set among others, and other
     files are in folders of clear sets.
     """
-    end = len(folders) if class_at is None else class_at + 2
-    found = {name for folder in folders[:end] if (name := set_of(folder))}
-    if not found and has_sets and any(map(has_set_word, folders[:class_at])):
+    end = len(names) if class_at is None else class_at + 2
+    sets = {set_of(name) for name in names[:end]} - {None}
+    if len(sets) == 1:
+        return sets.pop()
+    if sets or (has_sets and any(map(has_set_word, names[:class_at]))):
         return None
-    return found.pop() if len(found) == 1 else None if found else "train"
+    return "train"
 
 
-def _name_families(target: int, members: Sequence[tuple[Row, list[str]]]) -> None:
-    """Fill in family, source, group and video of the images of one folder of a class.
-
-    members: their rows, and the folders below that of the class.
-    """
+def _name_families(target: int, members: Sequence[Member]) -> None:
+    """Fill in family, source, group and video of the images of one folder of a class."""
     depth = max(len(inner) for _, inner in members)
-    counts = [len({tuple(inner[: at + 1]) for _, inner in members}) for at in range(depth)]
-    unit_at = next((at for at, count in enumerate(counts) if count > MOST_FAMILIES), depth)
-    for row, inner in members:
+    unit_at = depth  # which of the inner folders are persons or videos
+    for at in range(depth):
+        if len({tuple(inner[: at + 1]) for _, inner in members}) > MOST_FAMILIES:
+            unit_at = at
+            break
+    for image, inner in members:
         if inner and unit_at > 0:
-            row["family" if target == FAKE else "source"] = inner[0]
+            image["family" if target == FAKE else "source"] = inner[0]
         if len(inner) > unit_at:
-            folders, _, file = str(row["img_name"]).rpartition("/")
-            unit = "/".join(folders.split("/")[: -(len(inner) - unit_at - 1) or None])
-            row["given_group"] = unit
+            *folders, file = str(image["img_name"]).split("/")
+            num_below = len(inner) - unit_at - 1  # folders in that of the person or video
+            unit = "/".join(folders[: len(folders) - num_below])
+            image["given_group"] = unit
             if FRAME.fullmatch(Path(file).stem):
-                row["video"] = unit
+                image["video"] = unit

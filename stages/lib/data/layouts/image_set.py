@@ -11,13 +11,13 @@ import pandas as pd
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.images.decoding import SUFFIXES
-from stages.lib.images.ignored_files import is_dropping
+from stages.lib.images.ignored_files import is_ignored
 
 SET_NAMES = ("train", "val", "test")
 ROW_TYPES = {
     "img_name": "str",  # path of the file in the folder, with /; unique
     "target": "Int8",  # 0 real, 1 fake, empty: unknown
-    "family": "str",  # the method of a fake, empty: unknown
+    "family": "str",  # the manipulation method of a fake, empty: unknown
     "source": "str",  # the collection that an image is from, empty: unknown
     "given_group": "str",  # images of one person or source share it, empty: not said
     "video": "str",  # frames of one video share it, empty: a single image, or a whole video
@@ -25,55 +25,57 @@ ROW_TYPES = {
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".webm", ".mkv", ".m4v"}
 MEDIA_SUFFIXES = SUFFIXES | VIDEO_SUFFIXES
 MOST_SUFFIXES = 8  # that are named
-
-
-Row = dict[str, str | int | None]  # a row of such a table; what it does not have is empty
+ListedImage = dict[str, str | int | None]  # a row of such a table; what it does not have is empty
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one set. rows: a table with the columns of ROW_TYPES."""
+    """The images of one set and where they are."""
 
-    name: str  # one of SET_NAMES; `sets/NAME` of an evaluation set
+    name: str  # one of SET_NAMES; `NAME.set` of an evaluation set
     folder: Path
-    rows: pd.DataFrame
+    rows: pd.DataFrame  # with the columns of ROW_TYPES
 
 
 @dataclass
 class LeftOut:
-    """What a search for images and videos has not taken."""
+    """What is not taken from a data set."""
 
+    notes: list[str] = field(default_factory=list)  # what the layout itself has to say
     suffixes: Counter[str] = field(default_factory=Counter)  # of files of other kinds
-    num_droppings: int = 0  # files and folders, without what is in those
+    num_ignored: int = 0  # files and folders, without what is in those
     num_elsewhere: int = 0  # images and videos in folders in which the layout has none
 
     def lines(self) -> list[str]:
         """Return what to say of it, such as `left out 2 files ...: 1 .mpg, 1 without a suffix`."""
-        lines = []
+        lines = list(self.notes)
         if total := self.suffixes.total():
             common = self.suffixes.most_common(MOST_SUFFIXES)
             parts = [f"{count} {suffix or 'without a suffix'}" for suffix, count in common]
             if more := total - sum(count for _, count in common):
                 parts.append(f"{more} others")
-            lines.append(f"left out {total} files that are neither images nor videos: "
-                         + ", ".join(parts))  # fmt: skip
+            kinds = ", ".join(parts)
+            lines.append(f"left out {total} files that are neither images nor videos: {kinds}")
         if self.num_elsewhere:
-            lines.append(f"left out {self.num_elsewhere} images and videos in folders in which "
-                         "this layout has none, such as masks")  # fmt: skip
-        if self.num_droppings:
-            lines.append(f"passed over {self.num_droppings} hidden files and folders, thumbnails "
-                         "and the like")  # fmt: skip
+            lines.append(
+                f"left out {self.num_elsewhere} images and videos in folders in which this layout "
+                "has none, such as masks"
+            )
+        if self.num_ignored:
+            lines.append(
+                f"passed over {self.num_ignored} hidden files and folders, thumbnails and the like"
+            )
         return lines
 
 
-def table_of(rows: Sequence[Row]) -> pd.DataFrame:
+def table_of(images: Sequence[ListedImage]) -> pd.DataFrame:
     """Return a table with the columns of ROW_TYPES."""
-    return pd.DataFrame(rows, columns=list(ROW_TYPES)).astype(ROW_TYPES)
+    return pd.DataFrame(images, columns=list(ROW_TYPES)).astype(ROW_TYPES)
 
 
-def sets_of(root: Path, rows: Mapping[str, Sequence[Row]]) -> dict[str, ImageSet]:
-    """Return the sets that have rows, whose names start at root; rows: by the name of the set."""
-    return {name: ImageSet(name, root, table_of(found)) for name, found in rows.items() if found}
+def sets_of(root: Path, images: Mapping[str, Sequence[ListedImage]]) -> dict[str, ImageSet]:
+    """Return the sets that have images, whose names start at root; images: by the set's name."""
+    return {name: ImageSet(name, root, table_of(of)) for name, of in images.items() if of}
 
 
 def is_video(name: str) -> bool:
@@ -84,29 +86,28 @@ def is_video(name: str) -> bool:
 def media_files(root: Path, left_out: LeftOut) -> Iterator[str]:
     """Yield the paths of all images and videos below root, relative to it, with /, in order.
 
-    Thumbnails and the like (is_dropping) are passed over; left_out counts them, and other files by
-    suffix. Linked folders are followed, each place once. Raises UserError for what cannot be read
-    or named.
+    left_out counts what it ignores (is_ignored), and files of other kinds by suffix. Linked folders
+    are followed, each place once. Raises UserError for what cannot be read or named.
     """
-    seen = set()
+    visited = set()
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: {error.strerror}; make the folder readable")
 
     for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
         place = os.path.realpath(folder)
-        if place in seen:
+        if place in visited:
             folders.clear()
             continue
-        seen.add(place)
-        wanted = sorted(name for name in folders if not is_dropping(PurePath(name)))
-        left_out.num_droppings += len(folders) - len(wanted)
+        visited.add(place)
+        wanted = sorted(name for name in folders if not is_ignored(PurePath(name)))
+        left_out.num_ignored += len(folders) - len(wanted)
         folders[:] = wanted
         inside = Path(folder).relative_to(root)
         for name in sorted(files):
             suffix = os.path.splitext(name)[1].lower()
-            if is_dropping(PurePath(name)):
-                left_out.num_droppings += 1
+            if is_ignored(PurePath(name)):
+                left_out.num_ignored += 1
             elif suffix in MEDIA_SUFFIXES:
                 path = (inside / name).as_posix()
                 if not path.isprintable() and any("\ud800" <= mark <= "\udfff" for mark in path):
@@ -119,9 +120,9 @@ def media_files(root: Path, left_out: LeftOut) -> Iterator[str]:
 
 
 def folders_in(root: Path) -> list[Path]:
-    """Return the folders in a folder, in order, without those that a search passes over."""
-    return [path for path in sorted(root.iterdir())
-            if path.is_dir() and not is_dropping(path.relative_to(root))]  # fmt: skip
+    """Return the folders in a folder, in order, without those that a search ignores."""
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
+    return [folder for folder in folders if not is_ignored(folder.relative_to(root))]
 
 
 def file_of(folder: Path, name: str) -> Path:

@@ -17,7 +17,7 @@ from pyarrow import json, parquet
 from stages.lib.core.errors import UserError, did_you_mean, short
 from stages.lib.core.labels import FAKE, REAL
 from stages.lib.core.params import StageParams
-from stages.lib.data.csv_rows import read_rows
+from stages.lib.data.csv_rows import read_csv, refuse_twice
 from stages.lib.data.layouts.image_set import ROW_TYPES, SET_NAMES, ImageSet
 from stages.lib.data.layouts.words import SET_WORDS
 
@@ -40,6 +40,12 @@ class ManifestParams(StageParams):
     video: str
     labels: dict[str | int | bool, Literal[0, 1]]
 
+    @property
+    def columns(self) -> list[str]:
+        """Those of the file that are read; no two with one name."""
+        named = self.model_dump(exclude={"file", "labels"})
+        return list(dict.fromkeys(named.values()))
+
 
 def manifest_sets(root: Path, params: ManifestParams) -> dict[str, ImageSet]:
     """Return the sets that a manifest lists; raises UserError for what it does not explain."""
@@ -50,16 +56,11 @@ def manifest_sets(root: Path, params: ManifestParams) -> dict[str, ImageSet]:
         raise UserError(
             f"data.manifest.file = '{params.file}': {file} is not a {', '.join(SUFFIXES)} file"
         )
-    columns = (params.path, params.label, params.split, params.family, params.source,
-               params.group, params.video)  # fmt: skip
-    table = _read(file, columns)
-    names = table.attrs["names"]
+    columns, table = _read(file, params.columns)
     for name, column in (("path", params.path), ("label", params.label)):
         if column not in table:
-            raise UserError(
-                f"{file}: has no column '{column}' (data.manifest.{name})"
-                f"{did_you_mean(column, names) or '; it has ' + short(', '.join(names))}"
-            )
+            hint = did_you_mean(column, columns) or f"; it has {short(', '.join(columns))}"
+            raise UserError(f"{file}: has no column '{column}' (data.manifest.{name}){hint}")
     rows = pd.DataFrame(
         {
             "img_name": _names(table[params.path], root, file),
@@ -79,8 +80,8 @@ def manifest_sets(root: Path, params: ManifestParams) -> dict[str, ImageSet]:
     }
 
 
-def _read(file: Path, wanted: Collection[str]) -> pd.DataFrame:
-    """Return the wanted columns as text, a missing cell empty; attrs["names"] has all names.
+def _read(file: Path, wanted: Collection[str]) -> tuple[list[str], pd.DataFrame]:
+    """Return the names of all columns, and the wanted ones as text, a missing cell empty.
 
     The index has the number of each row: of its line, where the file has lines. Raises UserError
     for a file that cannot be read, a line break in a cell, and a wanted column that is there twice.
@@ -88,61 +89,51 @@ def _read(file: Path, wanted: Collection[str]) -> pd.DataFrame:
     kind = file.suffix.lower()
     try:
         if kind in SEPARATORS:
-            names, table = _read_lines(file, wanted, SEPARATORS[kind])
+            columns, table = _read_lines(file, wanted, SEPARATORS[kind])
         else:
-            names, table = _read_typed(file, wanted)
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: not UTF-8; save it as {kind[1:].upper()} in UTF-8") from None
-    except (pa.ArrowException, OSError) as error:
+            columns, table = _read_typed(file, wanted)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read as {kind}: {short(error, 120)}") from None
     if not len(table):
         raise UserError(f"{file}: lists no image")
-    table.attrs["names"] = names
-    return table
+    return columns, table
 
 
 def _read_lines(
     file: Path, wanted: Collection[str], separator: str
 ) -> tuple[list[str], pd.DataFrame]:
     """Return the names of all columns of a CSV, and the wanted ones."""
-    with file.open(newline="", encoding="utf-8-sig") as opened:
-        rows = read_rows(opened, str(file), separator)
-        _, names = next(rows, (1, []))
-        _refuse_twice(names, wanted, file)
-        places = [names.index(name) for name in dict.fromkeys(wanted) if name in names]
-        found = [(line, *[cells[place] for place in places]) for line, cells in rows]
-    columns = ["line", *[names[place] for place in places]]
-    table = pd.DataFrame(found, columns=columns).set_index("line")
-    return names, table.astype("str")
+    columns, rows = read_csv(file.read_bytes(), str(file), separator)
+    refuse_twice(columns, wanted, str(file))
+    present = [column for column in wanted if column in columns]
+    lines = [(line, *[cells[column] for column in present]) for line, cells in rows]
+    table = pd.DataFrame(lines, columns=["line", *present]).set_index("line")
+    return columns, table.astype("str")
 
 
 def _read_typed(file: Path, wanted: Collection[str]) -> tuple[list[str], pd.DataFrame]:
     """Return the names of all columns of JSON lines or a Parquet file, and the wanted ones."""
     if file.suffix.lower() == ".parquet":
-        names = parquet.read_schema(file).names
-        table = parquet.read_table(file, columns=[one for one in names if one.strip() in wanted])
+        columns = parquet.read_schema(file).names
+        read = [name for name in columns if name.strip() in wanted]
+        table = parquet.read_table(file, columns=read)
     else:
         table = json.read_json(file)
-        names = table.column_names
-    names = [name.strip() for name in names]
+        columns = table.column_names
+    columns = [name.strip() for name in columns]
+    refuse_twice(columns, wanted, str(file))
     table = table.rename_columns([name.strip() for name in table.column_names])
-    _refuse_twice(names, wanted, file)
-    index = pd.RangeIndex(1, len(table) + 1)
-    found = {name: _as_text(table[name]) for name in wanted if name in names}
-    for name, column in found.items():
-        broken = column.str.contains("[\r\n]", regex=True)
+    text = pd.DataFrame({name: _as_text(table[name]) for name in wanted if name in columns})
+    text.index = pd.RangeIndex(1, len(table) + 1)
+    for name in text:
+        broken = text[name].str.contains("[\r\n]", regex=True)
         if broken.any():
-            at = _where(file, int(broken.idxmax()) + 1)
-            raise UserError(f"{at}: '{short(column[broken].iloc[0])}' has a line break in it; take "
-                            f"it out of the column {short(name)}")  # fmt: skip
-    stripped = {name: column.str.strip() for name, column in found.items()}
-    return names, pd.DataFrame(stripped).set_index(index)
-
-
-def _refuse_twice(names: list[str], wanted: Collection[str], file: Path) -> None:
-    twice = [name for name in wanted if names.count(name) > 1]
-    if twice:
-        raise UserError(f"{file}: the column '{short(twice[0])}' is there twice; remove one")
+            row = int(broken.idxmax())
+            raise UserError(
+                f"{_where(file, row)}: '{short(text[name][row])}' has a line break in it; take it "
+                f"out of the column {short(name)}"
+            )
+    return columns, text.apply(lambda column: column.str.strip())
 
 
 def _as_text(column: pa.ChunkedArray) -> pd.Series:
@@ -185,13 +176,15 @@ def _targets(words: pd.Series, labels: Mapping[str | int | bool, int], file: Pat
 
     A number means the same in every spelling: who says what 1 is also says what 1.0 and True are.
     """
-    said: dict[str, int] = {}
+    meanings: dict[str, int] = {}
     for word, label in labels.items():
-        if said.setdefault(_plain(str(word)), label) != label:
-            raise UserError(f"data.manifest.labels: '{short(word)}' is there twice, in two "
-                            "spellings, as 0 and as 1; remove one")  # fmt: skip
-    known = {word: _plain(word) for word in words.unique()}
-    targets = words.map(known).map(PLAIN_LABELS | said).astype("Int8")
+        if meanings.setdefault(_plain(str(word)), label) != label:
+            raise UserError(
+                f"data.manifest.labels: '{short(word)}' is there twice, in two spellings, as 0 and "
+                "as 1; remove one"
+            )
+    plain = {word: _plain(word) for word in words.unique()}
+    targets = words.map(plain).map(PLAIN_LABELS | meanings).astype("Int8")
     unknown = sorted(words[targets.isna() & (words != "")].unique())
     if unknown:
         listed = ", ".join(repr(short(word, 30)) for word in unknown[:8])
@@ -241,5 +234,5 @@ def _check(rows: pd.DataFrame, sets: pd.Series, file: Path) -> None:
         row = int(unlabelled.idxmax())
         raise UserError(
             f"{_where(file, row)}: no label, and the {sets[row]} set needs one; give each image "
-            "0 or 1, or make it part of the split test"
+            "0 or 1, or put it into the test set"
         )

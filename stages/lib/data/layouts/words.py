@@ -9,17 +9,17 @@ SET_WORDS = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "valset": "val",
     "test": "test", "testing": "test", "testset": "test", "eval": "test",
 }  # fmt: skip
-CLASS_WORDS = dict.fromkeys(
-    ("real", "reals", "original", "originals", "authentic", "genuine", "pristine", "0"), REAL
-) | dict.fromkeys(
-    ("fake", "fakes", "manipulated", "deepfake", "deepfakes", "synthetic", "synthesis", "generated",
-     "forged", "altered", "tampered", "1"), FAKE,
+REAL_WORDS = ("real", "reals", "original", "originals", "authentic", "genuine", "pristine")
+FAKE_WORDS = (
+    "fake", "fakes", "manipulated", "deepfake", "deepfakes", "synthetic", "synthesis", "generated",
+    "forged", "altered", "tampered",
 )  # fmt: skip
-_REAL_WORDS = [word for word, label in CLASS_WORDS.items() if label == REAL and not word.isdigit()]
+CLASS_WORDS = dict.fromkeys((*REAL_WORDS, "0"), REAL) | dict.fromkeys((*FAKE_WORDS, "1"), FAKE)
 # Words that mean nothing beside others, as in `real_images` or `ai_generated`.
-_IDLE = {"image", "images", "img", "imgs", "face", "faces", "frame", "frames", "video", "videos",
-         "photo", "photos", "data", "dataset", "set", "sequences", "ai",
-         "cropped", "crops"}  # fmt: skip
+IDLE_WORDS = {
+    "image", "images", "img", "imgs", "face", "faces", "frame", "frames", "video", "videos",
+    "photo", "photos", "data", "dataset", "set", "sequences", "ai", "cropped", "crops",
+}  # fmt: skip
 
 
 def words_of(name: str) -> list[str]:
@@ -28,7 +28,7 @@ def words_of(name: str) -> list[str]:
     Letters of every script are parts of words: the name `\u975ereal`, not real, is one word.
     """
     words = [word for word in re.split(r"[\W_]+", name.casefold()) if word]
-    return [word for word in words if word not in _IDLE] or words
+    return [word for word in words if word not in IDLE_WORDS] or words
 
 
 def set_of(name: str) -> str | None:
@@ -37,8 +37,8 @@ def set_of(name: str) -> str | None:
     So `training_fake` says it, and the person `Dev_Patel` does not.
     """
     words = [word for word in words_of(name) if word not in CLASS_WORDS]
-    found = {SET_WORDS.get(word) for word in words}
-    return found.pop() if len(found) == 1 else None
+    sets = {SET_WORDS.get(word) for word in words}
+    return sets.pop() if len(sets) == 1 else None
 
 
 def has_set_word(name: str) -> bool:
@@ -52,10 +52,10 @@ def class_of(name: str) -> int | None:
     Digits count beside words, as in `0_real`, and alone; in `video_1` they are a number.
     """
     words = [word for word in words_of(name) if word not in SET_WORDS]
-    found = {CLASS_WORDS.get(word) for word in words}
-    if len(found) != 1 or (all(map(str.isdigit, words)) and not is_digit(name)):
+    classes = {CLASS_WORDS.get(word) for word in words}
+    if len(classes) != 1 or (all(map(str.isdigit, words)) and not is_digit(name)):
         return None
-    return found.pop()
+    return classes.pop()
 
 
 def is_digit(name: str) -> bool:
@@ -70,8 +70,8 @@ def class_of_label(label: str) -> int | None:
     as in `whichisreal`: such a label may mean either.
     """
     words = [word for word in words_of(label) if not word.isdigit()]
-    found = {CLASS_WORDS[word] for word in words if word in CLASS_WORDS}
-    is_hidden = any(real in word for real in _REAL_WORDS for word in words)
-    if len(found) > 1 or (is_hidden and not found):
+    classes = {CLASS_WORDS[word] for word in words if word in CLASS_WORDS}
+    is_hidden = any(real in word for real in REAL_WORDS for word in words)
+    if len(classes) > 1 or (is_hidden and not classes):
         raise ValueError(label)
-    return found.pop() if found else None
+    return classes.pop() if classes else None

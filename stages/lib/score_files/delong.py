@@ -31,46 +31,44 @@ def placements(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.
     return below_fakes / (len(targets) - num_fake), 1 - below_reals / num_fake
 
 
-def auc_variance(targets: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
-    """Return the estimated variance of the AUC; NaN where a class is of fewer than two groups.
-
-    groups: int (N,); images that are not independent share one.
-    """
-    return _variance(targets, *placements(targets, scores), groups)
-
-
 def delong_p(
     targets: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray
 ) -> float:
     """Return the two-sided p-value of the AUCs of two scores of the same images being equal.
 
-    It is 1 where a class is of fewer than FEWEST_GROUPS groups, because the test is one for many
-    and is too sure of few, and where the two rank all images alike.
+    groups: int (N,); images that are not independent share one. The p-value is 1 where a class is
+    of fewer than FEWEST_GROUPS groups, because the test needs many and is too sure with few, and
+    where the two rank all images alike.
     """
-    pairs = zip(placements(targets, first), placements(targets, second), strict=True)
-    of_fakes, of_reals = (ours - theirs for ours, theirs in pairs)
+    first_fakes, first_reals = placements(targets, first)
+    second_fakes, second_reals = placements(targets, second)
+    fakes, reals = first_fakes - second_fakes, first_reals - second_reals
     if min(len(np.unique(groups[targets == target])) for target in (REAL, FAKE)) < FEWEST_GROUPS:
         return 1.0
-    difference, variance = of_fakes.mean(), _variance(targets, of_fakes, of_reals, groups)
+    difference, variance = fakes.mean(), variance_of_mean(targets, fakes, reals, groups)
     if variance == 0:
         return float(np.isclose(difference, 0))
     return float(2 * ndtr(-abs(difference) / np.sqrt(variance)))
 
 
-def _variance(
-    targets: np.ndarray, of_fakes: np.ndarray, of_reals: np.ndarray, groups: np.ndarray
+def variance_of_mean(
+    targets: np.ndarray, fakes: np.ndarray, reals: np.ndarray, groups: np.ndarray
 ) -> float:
-    """Return the variance of the mean placement, which is the same in both classes."""
+    """Return the estimated variance of the mean placement, which is the same in both classes.
+
+    fakes and reals: what `placements` returns, or its difference between two scores. It is NaN
+    where a class is of fewer than two groups.
+    """
     names, member_of = np.unique(groups, return_inverse=True)
     sums, factors = [], []
-    for placed, target in ((of_fakes, FAKE), (of_reals, REAL)):
+    for placed, target in ((fakes, FAKE), (reals, REAL)):
         members = member_of[targets == target]
         centred = (placed - placed.mean()) / len(placed)
         sums.append(np.bincount(members, centred, minlength=len(names)))
         factors.append(_small_sample(len(np.unique(members))))
-    fakes, reals = sums
-    both = 2 * _small_sample(len(names)) * (fakes @ reals)  # 0 where no group has both classes
-    return float(factors[0] * (fakes @ fakes) + factors[1] * (reals @ reals) + both)
+    of_fakes, of_reals = sums
+    both = 2 * _small_sample(len(names)) * (of_fakes @ of_reals)  # 0: no group has both classes
+    return float(factors[0] * (of_fakes @ of_fakes) + factors[1] * (of_reals @ of_reals) + both)
 
 
 def _small_sample(num_groups: int) -> float:

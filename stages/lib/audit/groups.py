@@ -1,4 +1,7 @@
-"""Near-duplicates: images with almost the same perceptual hash, such as a face and its fakes."""
+"""Groups of images that belong together: near-duplicates, and images of one person or video.
+
+Near-duplicates have almost the same perceptual hash, as a face and its fakes do.
+"""
 
 from itertools import combinations, pairwise
 from typing import Any
@@ -8,8 +11,35 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from stages.lib.data.layouts.image_set import SET_NAMES
+
 HASH_BITS = 64
 PAIRS_AT_ONCE = 4_000_000  # hash pairs compared in one step, bounds the memory
+
+
+def group_images(facts: pd.DataFrame, max_bits: int) -> np.ndarray:
+    """Return the groups, int (N,), of the images of data.root or of all sets."""
+    groups = near_duplicate_groups(facts["phash"].to_numpy(dtype=np.uint64), max_bits)
+    # Evaluation sets may have the same names as data.root, so theirs begin with the set.
+    data_set = facts["set"].where(~facts["set"].isin(SET_NAMES), "own")
+    for column in ("given_group", "video"):
+        groups = join_groups(groups, data_set.str.cat(facts[column], sep="/"))
+    return groups
+
+
+def group_further_images(own: pd.DataFrame, further: pd.DataFrame, max_bits: int) -> np.ndarray:
+    """Return the groups of evaluation sets: those of near-duplicates in `own`, or new ones.
+
+    The column group of `own` stays as it is, so an evaluation set changes no other set.
+    """
+    if further.empty:
+        return np.empty(0, dtype=int)
+    groups = group_images(pd.concat([own, further], ignore_index=True), max_bits)
+    of_own, of_further = groups[: len(own)], groups[len(own) :]
+    numbers = own.groupby(of_own)["group"].first()
+    new = pd.Series(of_further).where(~np.isin(of_further, numbers.index))
+    new_numbers = int(own["group"].max()) + 1 + pd.factorize(new)[0]
+    return np.where(new.isna(), numbers.reindex(of_further).fillna(-1).astype(int), new_numbers)
 
 
 def near_duplicate_groups(hashes: np.ndarray, max_bits: int) -> np.ndarray:
@@ -55,7 +85,7 @@ def _close_pairs(hashes: np.ndarray, band: tuple[int, int], max_bits: int) -> np
     keys = (hashes >> np.uint64(low)) & mask
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
-    found = [np.empty((0, 2), dtype=np.int64)]
+    pairs = [np.empty((0, 2), dtype=np.int64)]
     for members in np.split(order, starts[1:]):
         rows_at_once = max(1, PAIRS_AT_ONCE // len(members))
         for first in range(0, len(members) if len(members) > 1 else 0, rows_at_once):
@@ -63,26 +93,25 @@ def _close_pairs(hashes: np.ndarray, band: tuple[int, int], max_bits: int) -> np
             differing = np.bitwise_count(hashes[some][:, None] ^ hashes[members][None, :])
             i, j = np.nonzero(differing <= max_bits)
             keep = some[i] < members[j]
-            found.append(np.stack([some[i][keep], members[j][keep]], axis=1))
-    return np.concatenate(found)
+            pairs.append(np.stack([some[i][keep], members[j][keep]], axis=1))
+    return np.concatenate(pairs)
 
 
-def duplicates_report(splits: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Count copies and groups inside and across splits, and copies with different labels."""
-    everything = pd.concat(splits, names=["split"]).reset_index("split")
-    labelled = everything.dropna(subset=["target"])
-    copies = labelled.groupby("sha256")["target"].agg(["size", "nunique"])
-    firsts = {name: rows.groupby("group")["img_name"].first() for name, rows in splits.items()}
-    shared = {(a, b): firsts[a].index.intersection(firsts[b].index)
-              for a, b in combinations(firsts, 2)}  # fmt: skip
+def duplicates_report(sets: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Count copies and groups inside and across sets, and copies with different labels."""
+    images = pd.concat(sets, ignore_index=True)
+    classes = images.dropna(subset=["target"]).groupby("sha256")["target"].nunique()
+    firsts = {name: rows.groupby("group")["img_name"].first() for name, rows in sets.items()}
+    counts, examples = {}, {}
+    for one, other in combinations(firsts, 2):
+        shared = firsts[one].index.intersection(firsts[other].index)
+        counts[f"{one}/{other}"] = len(shared)
+        if len(shared):
+            examples[f"{one}/{other}"] = [firsts[one][shared[0]], firsts[other][shared[0]]]
     return {
-        "exact_copies": int(everything.duplicated("sha256").sum()),
-        "exact_copies_with_both_labels": int((copies["nunique"] > 1).sum()),
-        "largest_group": int(everything["group"].value_counts().max()),
-        "groups_across_splits": {f"{a}/{b}": len(found) for (a, b), found in shared.items()},
-        "first_across_splits": {
-            f"{a}/{b}": [firsts[a][found[0]], firsts[b][found[0]]]
-            for (a, b), found in shared.items()
-            if len(found)
-        },
+        "exact_copies": int(images.duplicated("sha256").sum()),
+        "exact_copies_with_both_labels": int((classes > 1).sum()),
+        "largest_group": int(images["group"].value_counts().max()),
+        "groups_across_sets": counts,
+        "first_across_sets": examples,
     }

@@ -127,7 +127,7 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
         ("img_name,target\na.jpg,1\na.jpg,1\n", "labels.txt:3: 'a.jpg' is listed before, line 2, "
          "with the same target"),
         ("img_name,target\na.jpg,1\na.jpg,0\n", "line 2, with another target"),
-        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "not a CSV text file"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "labels.txt: not UTF-8; save it as CSV"),
         ('img_name,target\n"a.jpg,1\nb.jpg,0\n', "labels.txt:2: not valid CSV: a quote opens in"),
         ('img_name,target\na.jpg,1\nb.jpg,"0\n', "labels.txt:3: not valid CSV: a quote opens in"),
         ('img_name,target,family\na.jpg,1,"swap\nb.jpg,0,"\n', "labels.txt:2: not valid CSV: a qu"),
