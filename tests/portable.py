@@ -2,8 +2,8 @@
 
 Run: python -m tests.portable      writes tests/portable.json; a change of it needs a reason
 
-They were written by one kind of CPU (README.md names those that agree). Another one on which the
-tests run confirms them or shows what is not portable.
+They were written by one kind of CPU (benchmarks/RESULTS.md names those that agree). Another one on
+which the tests run confirms them or shows what is not portable.
 """
 
 import hashlib

@@ -154,7 +154,7 @@ def test_what_was_not_measured_is_said() -> None:
     assert "There is only one labelled set" in text
     assert "Not measured" in text
     assert "| 1.0000 [0.9000, 1.0000] | 0.1000 [0.0000, 0.2000] | none is sure | 50, 60 |" in text
-    assert "where the data set says so) in two splits: train/val 2." in text
+    assert "where the data set says so) in two sets: train/val 2." in text
 
 
 def test_limits_name_the_shortcut_and_the_weakest_spots() -> None:

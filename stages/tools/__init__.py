@@ -1,1 +1,1 @@
-"""Commands for people, beside the stages: run as python -m stages.tools.NAME."""
+"""Commands for users, beside the stages: run as python -m stages.tools.NAME."""

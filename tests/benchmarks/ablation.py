@@ -4,7 +4,7 @@ Run: python -m tests.benchmarks.ablation --lfw FOLDER --dfdc FOLDER --weights FI
          [--rows plain fast ...] [--seeds 0 1 2] [--train lfw dfdc both] [--screen]
                                                                   (from the repository's root)
 
-The folders are in the competition's layout (tests/README.md says which data they are). Each row of
+The folders are in the competition's layout (RESULTS.md says which data they are). Each row of
 ROWS is the preset `fast` with some parameters changed; `plain` is the fine-tuning without all of
 it. `dvc repro` trains each one in a clone in .bench/ablation. The run cache there keeps results, so
 the command goes on where it was interrupted. `--screen` trains for three epochs, to see in a few

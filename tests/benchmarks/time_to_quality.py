@@ -3,7 +3,7 @@
 Run: python -m tests.benchmarks.time_to_quality --lfw FOLDER --weights FILE \
          [--auc 0.98] [--minutes 20] [--seeds 0 1 2]               (from the repository's root)
 
-The folder has the LFW face swaps of tests/README.md in the competition's layout. All three train
+The folder has the LFW face swaps of RESULTS.md in the competition's layout. All three train
 the same network from the same weights and are judged on the same images: LFW's validation set at
 224 px, compressed alike as JPEG of quality 90. The clock runs while they train, from the first
 image that is decoded, and stops while they are judged: after every twenty steps, the notebooks

@@ -1,6 +1,6 @@
 """How fast verdicts are: networks on the CPU side by side, and the server under load.
 
-Run: python -m tests.benchmarks.verdicts [--model data/model] [--images FOLDER] [--requests 2000]
+Run: python -m tests.benchmarks.verdicts [--model data/model] [--folder FOLDER] [--requests 2000]
 
 Run it where the pipeline has run. The networks score the validation images as PyTorch does eagerly,
 compiled, as ONNX in fp32 and in int8. The server is asked by 1, 8 and 32 clients that keep their
@@ -51,7 +51,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, default=paths.MODEL)
-    parser.add_argument("--images", type=Path, default=paths.SAMPLE / "phase1/valset")
+    parser.add_argument("--folder", type=Path, default=paths.SAMPLE / "phase1/valset")
     parser.add_argument("--images", type=int, default=512, help="validation images to score")
     parser.add_argument("--requests", type=int, default=2000, help="to the server, per clients")
     options = parser.parse_args()
@@ -61,7 +61,7 @@ def main() -> None:
     inputs = torch.stack([images[0, index][0] for index in range(len(images))])
     with TemporaryDirectory() as folder:
         compare_networks(networks_of(examiner, inputs, Path(folder)), inputs, images.targets)
-    files = sorted(options.images.iterdir())
+    files = sorted(options.folder.iterdir())
     for clients in CLIENTS:
         ask_server(options.model, files, clients, options.requests)
 

@@ -1,1 +1,1 @@
-"""From a data set on disk to packed images and facts about them."""
+"""From a data set on disk, in any layout, to packed images and facts about them."""

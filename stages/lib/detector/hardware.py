@@ -91,7 +91,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep the memory that a step has freed, for the next step.
 
     It gives large blocks back to the system at once, so each step on the CPU waits for new pages
-    of zeros. Without that wait training is 1.7 times as fast (tests/README.md has the figures), and
+    of zeros. Without that wait training is 1.7 times as fast (RESULTS.md has the figures), and
     needs an eighth more memory. Other C libraries have no mallopt.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -1,1 +1,1 @@
-"""Image files: decoding, faces, packed images, and files that a search for images ignores."""
+"""What only some stages need of image files: decoding, faces, packed images, files to ignore."""

@@ -1,1 +1,2 @@
-"""What goes to MLflow after the training: the run of a model, its files, the registry."""
+"""What goes to MLflow after the training: the run of a model, its files, the registry, the served
+model."""

@@ -1,1 +1,1 @@
-"""From scores to verdicts, real, fake or unsure, and what a person needs beside a verdict."""
+"""From an image to its verdict (real, fake or unsure), its record, and the server with its page."""

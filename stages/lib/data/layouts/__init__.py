@@ -1,1 +1,1 @@
-"""What a data set on disk says of each image, one module for each layout."""
+"""What a data set on disk says of each image: one module for each layout."""
