@@ -78,8 +78,7 @@ class KnownImages:
 
     def _sets_of(self, row: Row) -> set[str]:
         """Return the sets that a row may mean: an evaluation set has a short name too."""
-        meant = row.set.replace("\\", "/")
-        return self.sets & {meant, f"{meant}.set"}
+        return self.sets & {row.set, f"{row.set}.set"}
 
 
 def _normal(name: str) -> str:
