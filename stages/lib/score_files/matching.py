@@ -78,8 +78,7 @@ class ImageIndex:
 
     def _sets_of(self, row: ScoreRow) -> set[str]:
         """Return the sets that a row may mean: an evaluation set has a short name too."""
-        name = row.set.replace("\\", "/")
-        return self.sets & {name, f"{name}.set"}
+        return self.sets & {row.set, f"{row.set}.set"}
 
 
 def _normal(name: str) -> str:
