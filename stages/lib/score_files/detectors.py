@@ -1,12 +1,10 @@
 """Detectors to be judged: the labelled sets of the pipeline with scores of a file, or our own."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from stages.lib import paths
@@ -21,28 +19,23 @@ from stages.lib.evaluation.report import (
     perturbed_scores,
 )
 from stages.lib.score_files.matching import ImageIndex, Matches, match
+from stages.lib.score_files.perturbed import read_perturbed
 from stages.lib.score_files.reading import (
     ANY,
     LOGIT,
     POLARITIES,
     ScoreFile,
     ScoreRow,
-    read_score_file,
     shown,
 )
-from stages.lib.score_files.scaling import IDENTITY, Scaling, fit_platt
+from stages.lib.score_files.scaling import IDENTITY, VALUE, Scaling, fit_platt, with_scores
 
 OWN = "own"  # the name of the detector of this pipeline
 CALIBRATION = "calibration"
 REFUSE, WRONG, LEAVE_OUT = MISSING = ("refuse", "wrong", "leave_out")
 MOST_NAMED = 2  # sets that a message names
 MOST_LETTERS = 40  # of an image that a message names
-PERTURBED_COLUMNS = ("perturbation", "level")
-UNPERTURBED = ("none", 0.0)
-VALUE = "value"  # the column of the numbers of a file, NaN where an image has none
 Sets = dict[str, pd.DataFrame]
-# Of each perturbation and level: the row of each image, by its place in val.
-RowsOfVariants = dict[tuple[str, float], dict[int, ScoreRow]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ def foreign_detector(scores: ScoreFile, index: ImageIndex, missing: str) -> Scor
     tables |= labelled_sets(lambda table_name: _table_with_values(table_name, matches))
     judged = _judged_tables(tables, scores, matches, missing)
     scaling = _scaling_of(scores, judged[CALIBRATION])
-    scored = {name: _with_scores(table, scaling) for name, table in judged.items()}
+    scored = {name: with_scores(table, scaling) for name, table in judged.items()}
     facts = {
         "sha256": scores.sha256,
         "scale": scores.scale,
@@ -97,8 +90,7 @@ def foreign_detector(scores: ScoreFile, index: ImageIndex, missing: str) -> Scor
         facts["platt"] = scaling._asdict()
     perturbed = None
     if request.perturbed:
-        rows_of_variants = _rows_of_variants(request.perturbed, scores, index, scored["val"])
-        perturbed = _perturbed_table(request.perturbed, rows_of_variants, scaling, scored["val"])
+        perturbed = read_perturbed(request.perturbed, scores, index, scaling, scored["val"])
     return ScoredDetector(
         request.name,
         {name: table for name, table in scored.items() if name != CALIBRATION},
@@ -198,12 +190,6 @@ def _scaling_of(scores: ScoreFile, calibration: pd.DataFrame) -> Scaling:
     return fit_platt(targets, values, shown(scores.request.path))
 
 
-def _with_scores(table: pd.DataFrame, scaling: Scaling) -> pd.DataFrame:
-    """Return a table of values with logits and scores."""
-    logits = scaling.slope * table[VALUE] + scaling.offset
-    return table.assign(logit=logits, score=expit(logits))
-
-
 def _notes(matches: Matches, scored: Sets, left_out: list[str]) -> list[str]:
     """Return a line for each thing that the figures do not show."""
     notes = []
@@ -231,76 +217,3 @@ def _notes(matches: Matches, scored: Sets, left_out: list[str]) -> list[str]:
             f"between them: {num_tied}."
         )
     return notes
-
-
-# ---------------------------------------------------------------------------------------------
-# Perturbed images
-
-
-def _rows_of_variants(
-    path: Path, scores: ScoreFile, index: ImageIndex, val: pd.DataFrame
-) -> RowsOfVariants:
-    """Return the rows of a file of perturbed images; raises UserError where it names one twice.
-
-    It has the columns of the other file, perturbation and level.
-    """
-    name_column, score_column = scores.columns
-    request = replace(
-        scores.request,
-        path=path,
-        name_column=name_column,
-        score_column=score_column,
-        scale=scores.scale,
-    )
-    images = zip(val["set"], val["row"], strict=True)
-    places = {image: place for place, image in enumerate(images)}
-    rows_of_variants: RowsOfVariants = {}
-    for row in read_score_file(request, PERTURBED_COLUMNS).rows:
-        at = f"{shown(path)}:{row.line}"
-        image = index.find(row, shown(path))
-        if image not in places:
-            raise UserError(f"{at}: {short(row.name)} is no judged image of val; remove its rows")
-        kind, level = row.more_cells
-        rows = rows_of_variants.setdefault((kind, _level(level, at)), {})
-        place = places[image]
-        if place in rows:
-            raise UserError(
-                f"{at}: {short(row.name)} has a score for {short(f'{kind} {level}')} in line "
-                f"{rows[place].line} already; remove one"
-            )
-        rows[place] = row
-    return rows_of_variants
-
-
-def _perturbed_table(
-    path: Path, rows_of_variants: RowsOfVariants, scaling: Scaling, val: pd.DataFrame
-) -> pd.DataFrame:
-    """Return the scores of perturbed images, in the order of the unperturbed ones.
-
-    Raises UserError where a perturbation lacks an image.
-    """
-    places = list(rows_of_variants.get(UNPERTURBED, {}))
-    chosen = val.iloc[places]
-    are_same = all(rows.keys() == set(places) for rows in rows_of_variants.values())
-    if not are_same or not has_both_classes(chosen) or len(rows_of_variants) < 2:
-        raise UserError(
-            f"{shown(path)}: needs the same images of both classes for each perturbation and level "
-            "and once as they are (none, level 0); write it with `python -m stages.tools.score`"
-        )
-    tables = []
-    for (kind, level), rows in rows_of_variants.items():
-        values = [rows[place].value for place in places]
-        table = chosen[["img_name", "target", "group"]]
-        tables.append(table.assign(perturbation=kind, level=level, **{VALUE: values}))
-    return _with_scores(pd.concat(tables, ignore_index=True), scaling)
-
-
-def _level(cell: str, at: str) -> float:
-    """Return the level of a perturbation; raises UserError that begins with `at`."""
-    try:
-        return float(cell)
-    except ValueError:
-        raise UserError(
-            f"{at}: level = {short(cell)}: not a number; write the file with `python -m "
-            "stages.tools.score`"
-        ) from None

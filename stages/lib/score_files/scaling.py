@@ -3,12 +3,16 @@
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+from scipy.special import expit
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import FAKE
+
+VALUE = "value"  # the column of the numbers of a file, NaN where an image has none
 
 
 class Scaling(NamedTuple):
@@ -19,6 +23,12 @@ class Scaling(NamedTuple):
 
 
 IDENTITY = Scaling(1.0, 0.0)
+
+
+def with_scores(table: pd.DataFrame, scaling: Scaling) -> pd.DataFrame:
+    """Return a table of values with logits and scores."""
+    logits = scaling.slope * table[VALUE] + scaling.offset
+    return table.assign(logit=logits, score=expit(logits))
 
 
 def fit_platt(targets: np.ndarray, values: np.ndarray, file: str) -> Scaling:
