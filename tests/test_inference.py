@@ -26,7 +26,7 @@ def test_the_stage_the_examiner_and_the_served_model_give_an_image_one_score(
     folder = pipeline / "data/raw/sample/phase1/valset"
     contents = [(folder / name).read_bytes() for name in scores["img_name"]]
 
-    examiner = Examiner(pipeline / "data/model", set_up_hardware("cpu", 2), False, 1_000_000)
+    examiner = Examiner(pipeline / "data/model", set_up_hardware("cpu", 1), False, 1_000_000)
     verdicts = [one for one in examiner.examine(contents) if isinstance(one, ImageVerdict)]
     faces = [verdict.faces[0] for verdict in verdicts]
     assert [face.score for face in faces] == expected
