@@ -61,7 +61,7 @@ def test_files_folders_globs_and_lists_are_examined(there: Path, command: Comman
     assert files[:2] == [str(first), str(second)] and files[-2:] == files[:2]
     assert len(files) == 4 + len(list(there.iterdir()))
     assert {record["verdict"] for record in records} <= {"real", "fake", "unsure"}
-    assert code == 0 and "0 not examined" in err and "without provenance" in err
+    assert code == 0 and "0 not examined" in err and "Missing provenance" in err
 
 
 def test_the_three_forms_tell_the_same(there: Path, command: Command, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_a_detector_knows_what_its_training_images_were_like() -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "no such file, and without it a score is no verdict"),
+        (None, "no such file, and verdicts need it"),
         ("{}", "not the rules of verdicts: weights_sha256: Field required; write it again"),
         (RULES.model_dump_json(exclude={"doubt"}), "doubt: Field required; write it again with"),
         (RULES.model_dump_json(), "the rules of another detector"),

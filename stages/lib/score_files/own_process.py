@@ -20,9 +20,19 @@ def run_in_own_process(main: Callable[[], None]) -> NoReturn:
     context = multiprocessing.get_context()
     is_done = context.Value("b", 0, lock=False)
     process = context.Process(target=_run, args=(main, is_done))
-    signal.signal(signal.SIGTERM, lambda *_: process.pid and process.terminate())
+    is_terminated = False
+
+    def forward(*_: object) -> None:
+        nonlocal is_terminated
+        is_terminated = True
+        if process.pid:
+            process.terminate()
+
+    signal.signal(signal.SIGTERM, forward)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to both; the command says so
     process.start()
+    if is_terminated:  # before there was a process to forward it to
+        process.terminate()
     process.join()
     code = process.exitcode or 0
     if code < 0:
@@ -39,5 +49,6 @@ def run_in_own_process(main: Callable[[], None]) -> NoReturn:
 
 
 def _run(main: Callable[[], None], is_done: "Synchronized[int]") -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     run_command(main)
     is_done.value = 1
