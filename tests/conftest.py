@@ -55,9 +55,11 @@ LONGEST = ("pipeline", "train", "registry", "running", "tracking", "checkpoints"
            "web", "damage", "design", "score")  # fmt: skip
 # Of generated inputs: the same ones in each run, as many as the variable EXAMPLES says.
 EXAMPLES = settings(
-    max_examples=int(os.environ.get("EXAMPLES", 300)), derandomize=True, database=None,
+    max_examples=int(os.environ.get("EXAMPLES", 300)),
+    derandomize=True,
+    database=None,
     deadline=None,
-)  # fmt: skip
+)
 # Options of Chromium, which otherwise asks other machines for things.
 QUIET = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync",

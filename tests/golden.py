@@ -107,16 +107,26 @@ def untrained_examiner(folder: Path, preprocessing: Preprocessing) -> Examiner:
 def drawn_rules(weights_sha256: str) -> Rules:
     """Return rules that nothing was measured for, of the detector with these weights."""
     return Rules(
-        weights_sha256=weights_sha256, views=["plain", "mirrored"], stability=True,
+        weights_sha256=weights_sha256,
+        views=["plain", "mirrored"],
+        stability=True,
         thresholds=Thresholds(
-            false_alarms=0.02, misses=0.05, fake_from=0.6, real_below=0.4, middle=0.5,
-            temperature=1.5, false_alarms_high=0.1, misses_high=0.12, num_real=50, num_fake=50,
+            false_alarms=0.02,
+            misses=0.05,
+            fake_from=0.6,
+            real_below=0.4,
+            middle=0.5,
+            temperature=1.5,
+            false_alarms_high=0.1,
+            misses_high=0.12,
+            num_real=50,
+            num_fake=50,
         ),
         trained_on=TrainingSummary(
             num_images=1, side=(50, 300), jpeg_quality=(50, 95), face=(50, 200), face_margin=1.5
         ),
         doubt=None,
-    )  # fmt: skip
+    )
 
 
 def figures(verdict: Any) -> list[dict[str, Any]]:

@@ -85,8 +85,15 @@ def figures() -> dict[str, str]:
     logits = random.normal(targets * 2 - 1, 2)
     ranked = RankedScores(targets, 1 / (1 + np.exp(-logits)), 0.4, logits)
     rows = pd.DataFrame({cue: random.normal(targets, 3) for cue in IMAGE_CUES})
-    rows = rows.assign(target=targets, group=groups, num_bytes=groups, width=64, height=64,
-                       jpeg_quality=groups % 9, jpeg_tables=(groups % 9).astype(str))  # fmt: skip
+    rows = rows.assign(
+        target=targets,
+        group=groups,
+        num_bytes=groups,
+        width=64,
+        height=64,
+        jpeg_quality=groups % 9,
+        jpeg_tables=(groups % 9).astype(str),
+    )
     return {
         "audit": _digest(shortcuts(rows, 0)),
         "intervals": _digest(metric_intervals(ranked, groups, list(METRICS))),

@@ -103,8 +103,9 @@ def test_only_the_test_list_may_lack_labels(tmp_path: Path) -> None:
         read(tmp_path, "img_name\na.jpg\n")
 
 
-@pytest.mark.parametrize("name", ["../a.jpg", "/etc/passwd", "a/b.jpg", "a\\b.jpg", "..", ".",
-                                  "", "C:a.jpg"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["../a.jpg", "/etc/passwd", "a/b.jpg", "a\\b.jpg", "..", ".", "", "C:a.jpg"]
+)
 def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"labels.txt:3: img_name '.*' is not a plain file name"):
         read(tmp_path, f"img_name,target\nok.jpg,0\n{name},1\n")
@@ -124,8 +125,10 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
         ("img_name,target\na.jpg,fake\n", "labels.txt:2: target 'fake'"),
         ("img_name,target\na.jpg\n", "labels.txt:2: 1 cells, and the header has 2"),
         ("img_name,target\na.jpg,1,x\n", "labels.txt:2: 3 cells, and the header has 2"),
-        ("img_name,target\na.jpg,1\na.jpg,1\n", "labels.txt:3: 'a.jpg' is listed before, line 2, "
-         "with the same target"),
+        (
+            "img_name,target\na.jpg,1\na.jpg,1\n",
+            "labels.txt:3: 'a.jpg' is listed before, line 2, with the same target",
+        ),
         ("img_name,target\na.jpg,1\na.jpg,0\n", "line 2, with another target"),
         (b"\xff\xd8\xff\xe0\x00\x10JFIF", "labels.txt: not UTF-8; save it as CSV"),
         ('img_name,target\n"a.jpg,1\nb.jpg,0\n', "labels.txt:2: not valid CSV: a quote opens in"),
@@ -139,7 +142,7 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
         (f"img_name,target\na.jpg{',1' * 999}\n", "labels.txt:2: 1000 cells"),
         (f"{'x' * 999},target\na.jpg,1\n", "labels.txt:1: header 'xxx"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_list_is_one_line_with_file_and_line(
     tmp_path: Path, text: str | bytes, words: str
 ) -> None:

@@ -217,12 +217,14 @@ def second_row_is_elsewhere(table: pd.DataFrame) -> pd.DataFrame:
     [
         (empty_images, {"num_workers": 2}, "0 images, the labels name row"),
         pytest.param(
-            in_order(f"{LABELS}/val.csv", second_row_is_elsewhere), {"num_processes": 2},
-            "images, the labels name row 12345", marks=pytest.mark.slow,
+            in_order(f"{LABELS}/val.csv", second_row_is_elsewhere),
+            {"num_processes": 2},
+            "images, the labels name row 12345",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["worker", "second-process"],
-)  # fmt: skip
+)
 def test_a_process_that_meets_damage_ends_the_stage_with_one_line(
     pipeline: Path, clone: Path, damage: Damage, changes: dict[str, int], words: str
 ) -> None:

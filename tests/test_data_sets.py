@@ -150,9 +150,10 @@ def test_a_path_with_any_letters_is_quoted_as_the_front_page_shows(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("command", "layout"), list(zip(commands(), [*LAYOUTS, "competition"], strict=True)),
+    ("command", "layout"),
+    list(zip(commands(), [*LAYOUTS, "competition"], strict=True)),
     ids=[*LAYOUTS, "competition"],
-)  # fmt: skip
+)
 def test_a_data_set_is_trained_on_and_judged_by_its_command(
     clone: Path, tmp_path: Path, command: str, layout: str
 ) -> None:

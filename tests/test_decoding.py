@@ -260,9 +260,10 @@ def test_there_are_many_kinds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "shown", "tolerance"), [kind[1:] for kind in ACCEPTED],
+    ("content", "shown", "tolerance"),
+    [kind[1:] for kind in ACCEPTED],
     ids=[kind[0] for kind in ACCEPTED],
-)  # fmt: skip
+)
 def test_pixels_are_what_a_viewer_shows_at_every_door(
     content: bytes, shown: Image.Image, tolerance: float
 ) -> None:

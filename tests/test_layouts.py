@@ -15,9 +15,16 @@ from stages.lib.data.layouts.words import class_of, set_of
 from tests.test_competition import touch
 
 PLAIN = ManifestParams(
-    file=None, path="path", label="label", split="split", family="family", source="source",
-    group="group", video="video", labels={"real": 0, "fake": 1},
-)  # fmt: skip
+    file=None,
+    path="path",
+    label="label",
+    split="split",
+    family="family",
+    source="source",
+    group="group",
+    video="video",
+    labels={"real": 0, "fake": 1},
+)
 Rows = dict[str, tuple]
 
 
@@ -28,8 +35,9 @@ def find(root: Path, layout: LayoutName = "auto", **manifest: object) -> dict[st
 def rows(found: ImageSet, *columns: str) -> Rows:
     """Return the given columns of each image by its name, "" for what is empty."""
     table = found.rows.astype(object).where(found.rows.notna(), "")
-    return dict(zip(table["img_name"], table[list(columns)].itertuples(index=False, name=None),
-                    strict=True))  # fmt: skip
+    return dict(
+        zip(table["img_name"], table[list(columns)].itertuples(index=False, name=None), strict=True)
+    )
 
 
 def test_words_in_names_of_folders() -> None:
@@ -62,15 +70,18 @@ def test_folders_tell_set_class_family_and_source(
     ]
     columns = ("target", "family", "source")
     assert rows(sets["train"], *columns) == {
-        "data/train/fake/swap/deep/c.jpg": (1, "swap", ""), "data/train/real/a.jpg": (0, "", ""),
+        "data/train/fake/swap/deep/c.jpg": (1, "swap", ""),
+        "data/train/real/a.jpg": (0, "", ""),
         "data/train/real/museum/b.png": (0, "", "museum"),
-    }  # fmt: skip
+    }
     assert rows(sets["val"], "target") == {
-        "data/valid/0_real/e.jpg": (0,), "data/valid/1_fake/d.webp": (1,),
-    }  # fmt: skip
+        "data/valid/0_real/e.jpg": (0,),
+        "data/valid/1_fake/d.webp": (1,),
+    }
     assert rows(sets["test"], *columns) == {
-        "data/test/unknown/g.jpg": ("", "", ""), "data/test/web/fake/f.jpg": (1, "", "web"),
-    }  # fmt: skip
+        "data/test/unknown/g.jpg": ("", "", ""),
+        "data/test/web/fake/f.jpg": (1, "", "web"),
+    }
     assert sets["train"].folder == root
 
 
@@ -88,8 +99,9 @@ def test_folders_of_well_known_downloads(tmp_path: Path) -> None:
     assert [len(one.rows) for one in find(forensics).values()] == [2, 1, 1]
     plain = touch(tmp_path / "kaggle", "training_real/a.jpg", "training_fake/easy_1.jpg")
     assert rows(find(plain)["train"], "target") == {
-        "training_fake/easy_1.jpg": (1,), "training_real/a.jpg": (0,),
-    }  # fmt: skip
+        "training_fake/easy_1.jpg": (1,),
+        "training_real/a.jpg": (0,),
+    }
 
 
 @pytest.mark.parametrize(
@@ -148,8 +160,9 @@ def test_a_manifest_is_read_in_every_form(tmp_path: Path, form: str) -> None:
         TABLE.to_csv(file, index=False, sep="\t" if form == "tsv" else ",")
     sets = find(tmp_path, file=file.name)
     assert rows(sets["train"], "target", "family", "given_group") == {
-        "faces/a.jpg": (0, "", "anna"), "b.png": (1, "swap", "anna"),
-    }  # fmt: skip
+        "faces/a.jpg": (0, "", "anna"),
+        "b.png": (1, "swap", "anna"),
+    }
     assert rows(sets["val"], "target") == {"c.jpg": (1,)}
     assert rows(sets["test"], "target") == {"d.mp4": (0,)}
 
@@ -158,19 +171,27 @@ def test_a_manifest_has_columns_and_words_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(
         f'file,class,made by\n{tmp_path}/x.jpg,AI-generated,"GAN, new"\nodd".jpg,photo,NA\n'
     )
-    found = find(tmp_path, file="list.csv", path="file", label="class", family="made by",
-                 labels={"photo": 0, "AI-generated": 1})  # fmt: skip
+    found = find(
+        tmp_path,
+        file="list.csv",
+        path="file",
+        label="class",
+        family="made by",
+        labels={"photo": 0, "AI-generated": 1},
+    )
     assert rows(found["train"], "target", "family") == {
-        "x.jpg": (1, "GAN, new"), 'odd".jpg': (0, "NA"),
-    }  # fmt: skip
+        "x.jpg": (1, "GAN, new"),
+        'odd".jpg': (0, "NA"),
+    }
 
 
 @pytest.mark.parametrize("values", [[0, 1], [0.0, 1.0], [False, True]])
 def test_labels_in_a_parquet_file_may_be_numbers(tmp_path: Path, values: list) -> None:
     pd.DataFrame({"path": ["a.jpg", "b.jpg"], "label": values}).to_parquet(tmp_path / "l.parquet")
     assert rows(find(tmp_path, file="l.parquet")["train"], "target") == {
-        "a.jpg": (0,), "b.jpg": (1,),
-    }  # fmt: skip
+        "a.jpg": (0,),
+        "b.jpg": (1,),
+    }
 
 
 @pytest.mark.parametrize(
@@ -296,8 +317,11 @@ def test_faceforensics_has_the_splits_and_pairs_of_its_authors(
     touch(root, "manipulated_sequences/New/c40/videos/033_097.mp4")
     find(root)
     assert "left out New, without c23" in capsys.readouterr().out
-    other = touch(tmp_path / "other", "original_sequences/youtube/raw/videos/033.mp4",
-                  "manipulated_sequences/New/c40/videos/033_097.mp4")  # fmt: skip
+    other = touch(
+        tmp_path / "other",
+        "original_sequences/youtube/raw/videos/033.mp4",
+        "manipulated_sequences/New/c40/videos/033_097.mp4",
+    )
     with pytest.raises(UserError, match="has the compressions c40, raw; leave one, such as c23"):
         find(other)
 
@@ -334,8 +358,7 @@ def test_faceforensics_as_kaggle_has_it(tmp_path: Path) -> None:
         "DeepFakeDetection/01_02__talk.mp4": (1, "DeepFakeDetection", "", "01"),
     }
     other = touch(tmp_path / "other", "original/a.jpg", "Deepfakes/b.jpg")
-    assert rows(find(other)["train"], "target") == {
-        "Deepfakes/b.jpg": (1,), "original/a.jpg": (0,)}  # fmt: skip
+    assert rows(find(other)["train"], "target") == {"Deepfakes/b.jpg": (1,), "original/a.jpg": (0,)}
 
 
 def test_pairs_by_name_are_groups_in_folders_and_manifests(
@@ -344,8 +367,9 @@ def test_pairs_by_name_are_groups_in_folders_and_manifests(
     root = touch(tmp_path, "train/real/033.mp4", "val/real/097/000.png", "train/real/001.mp4",
                  "train/fake/033_097/001.png", "train/fake/x_1.mp4")  # fmt: skip
     sets = find(root)
-    groups = {name: group for one in sets.values()
-              for name, (group,) in rows(one, "given_group").items()}  # fmt: skip
+    groups = {
+        name: group for one in sets.values() for name, (group,) in rows(one, "given_group").items()
+    }
     assert groups == {
         "train/real/033.mp4": "033_097", "val/real/097/000.png": "033_097",
         "train/fake/033_097/001.png": "033_097", "train/real/001.mp4": "", "train/fake/x_1.mp4": "",
@@ -355,15 +379,22 @@ def test_pairs_by_name_are_groups_in_folders_and_manifests(
         "path,label,group,video\na/033.mp4,real,,\nb/033_097.mp4,fake,mine,\nc/1.png,fake,,097_033\n"
     )
     assert rows(find(root, file="list.csv")["train"], "given_group") == {
-        "a/033.mp4": ("033_097",), "b/033_097.mp4": ("mine",), "c/1.png": ("033_097",)}  # fmt: skip
+        "a/033.mp4": ("033_097",),
+        "b/033_097.mp4": ("mine",),
+        "c/1.png": ("033_097",),
+    }
     capsys.readouterr()
     find(touch(tmp_path / "numbers", "real/001.jpg", "fake/002_003.jpg"))
     assert "FaceForensics" not in capsys.readouterr().out
 
 
 def test_frames_of_celeb_df_may_lie_in_folders_of_clips(tmp_path: Path) -> None:
-    root = touch(tmp_path, "Celeb-real/id0_0000/0.png", "YouTube-real/00170/0.png",
-                 "Celeb-synthesis/id0_id1_0000/0.png")  # fmt: skip
+    root = touch(
+        tmp_path,
+        "Celeb-real/id0_0000/0.png",
+        "YouTube-real/00170/0.png",
+        "Celeb-synthesis/id0_id1_0000/0.png",
+    )
     (root / "List_of_testing_videos.txt").write_text("1 YouTube-real/00170\n")
     sets = find(root)
     assert rows(sets["train"], "given_group", "video") == {
@@ -401,23 +432,28 @@ def test_dfdc_groups_a_real_with_the_fakes_made_of_it(
     root = touch(tmp_path, "dfdc_train_part_0/a.mp4", "dfdc_train_part_0/b.mp4",
                  "dfdc_train_part_1/frames/c/0.png",
                  "dfdc_train_part_1/frames/c/1.png")  # fmt: skip
-    (root / "dfdc_train_part_0/metadata.json").write_text(json.dumps({
-        "a.mp4": {"label": "FAKE", "split": "train", "original": "b.mp4"},
-        "b.mp4": {"label": "REAL", "split": "train", "original": None},
-        "gone.mp4": {"label": "REAL", "split": "train", "original": None},
-    }))  # fmt: skip
+    (root / "dfdc_train_part_0/metadata.json").write_text(
+        json.dumps(
+            {
+                "a.mp4": {"label": "FAKE", "split": "train", "original": "b.mp4"},
+                "b.mp4": {"label": "REAL", "split": "train", "original": None},
+                "gone.mp4": {"label": "REAL", "split": "train", "original": None},
+            }
+        )
+    )
     other = root / "dfdc_train_part_1/metadata.json"
     other.write_text(json.dumps({"c.mp4": {"is_fake": 1}}))
     sets = find(root)
     told = "left out 1 videos that a metadata.json names and its folder lacks, and 0"
     assert told in capsys.readouterr().out
     assert rows(sets["train"], "target", "given_group", "video") == {
-        "dfdc_train_part_0/a.mp4": (1, "b.mp4", ""), "dfdc_train_part_0/b.mp4": (0, "b.mp4", ""),
-    }  # fmt: skip
+        "dfdc_train_part_0/a.mp4": (1, "b.mp4", ""),
+        "dfdc_train_part_0/b.mp4": (0, "b.mp4", ""),
+    }
     assert rows(sets["test"], "target", "given_group", "video") == {
         "dfdc_train_part_1/frames/c/0.png": (1, "c.mp4", "dfdc_train_part_1/frames/c"),
         "dfdc_train_part_1/frames/c/1.png": (1, "c.mp4", "dfdc_train_part_1/frames/c"),
-    }  # fmt: skip
+    }
     for content, words in (("{", "not JSON"), ("[]", "not one object for each video"),
                            ('{"x.mp4": {}}', "'x.mp4' has neither label nor is_fake"),
                            ('{"x.mp4": {"label": "ODD"}}', "label or split unknown")):  # fmt: skip
@@ -428,12 +464,20 @@ def test_dfdc_groups_a_real_with_the_fakes_made_of_it(
 
 def test_the_lists_of_deepfakebench(tmp_path: Path) -> None:
     frames = {name: [f"FF\\{name}\\00{i}.png" for i in range(2)] for name in ("033", "033_097")}
-    content = {"FaceForensics++": {
-        "FF-real": {"train": {"c23": {"033": {"label": "FF-real", "frames": frames["033"]}},
-                              "c40": {"033": {"label": "FF-real", "frames": ["no.png"]}}}},
-        "FF-DF": {"train": {"c23": {"033_097": {"label": "FF-DF", "frames": frames["033_097"]}}},
-                  "test": {"c23": {}}},
-    }}  # fmt: skip
+    content = {
+        "FaceForensics++": {
+            "FF-real": {
+                "train": {
+                    "c23": {"033": {"label": "FF-real", "frames": frames["033"]}},
+                    "c40": {"033": {"label": "FF-real", "frames": ["no.png"]}},
+                }
+            },
+            "FF-DF": {
+                "train": {"c23": {"033_097": {"label": "FF-DF", "frames": frames["033_097"]}}},
+                "test": {"c23": {}},
+            },
+        }
+    }
     (tmp_path / "FaceForensics++.json").write_text(json.dumps(content))
     found = find(tmp_path)
     assert list(found) == ["train"]
@@ -443,14 +487,17 @@ def test_the_lists_of_deepfakebench(tmp_path: Path) -> None:
         **{f"FF/033_097/00{i}.png": (1, "FF-DF", "FaceForensics++/033_097",
                                      "FaceForensics++/FF-DF/033_097") for i in range(2)},
     }  # fmt: skip
-    celebrities = {"Celeb-DF-v2": {
-        "CelebDFv2_real": {"test": {"id3_0001": {"frames": ["r.png"]}}},
-        "CelebDFv2_fake": {"test": {"id3_id5_0002": {"frames": ["f.png"]}}},
-    }}  # fmt: skip
+    celebrities = {
+        "Celeb-DF-v2": {
+            "CelebDFv2_real": {"test": {"id3_0001": {"frames": ["r.png"]}}},
+            "CelebDFv2_fake": {"test": {"id3_id5_0002": {"frames": ["f.png"]}}},
+        }
+    }
     (tmp_path / "FaceForensics++.json").write_text(json.dumps(celebrities))
     assert rows(find(tmp_path)["test"], "target", "given_group") == {
-        "r.png": (0, "Celeb-DF-v2/id3"), "f.png": (1, "Celeb-DF-v2/id3"),
-    }  # fmt: skip
+        "r.png": (0, "Celeb-DF-v2/id3"),
+        "f.png": (1, "Celeb-DF-v2/id3"),
+    }
     for label, target in (("whichisreal_Fake", 1), ("whichisreal_Real", 0), ("FF-DF", 1),
                           ("DFDCP_FakeA", 1), ("sd2.0_Fake", 1), ("DF_1.0_real", 0)):  # fmt: skip
         named = {"DF40": {label: {"train": {"a": {"frames": ["a.png"]}}}}}
@@ -477,11 +524,13 @@ def test_names_of_persons_and_wrappers_decide_nothing(tmp_path: Path) -> None:
     sets = find(root)
     found = {name: rows(one, "target") for name, one in sets.items()}
     assert found == {
-        "train": {"deepfake_dataset/real/train/2.jpg": (0,),
-                  "deepfake_dataset/train/fake/test_person/1.jpg": (1,),
-                  "deepfake_dataset/train/real/Dev_Patel/1.jpg": (0,)},
+        "train": {
+            "deepfake_dataset/real/train/2.jpg": (0,),
+            "deepfake_dataset/train/fake/test_person/1.jpg": (1,),
+            "deepfake_dataset/train/real/Dev_Patel/1.jpg": (0,),
+        },
         "val": {"deepfake_dataset/fake/val/2.jpg": (1,)},
-    }  # fmt: skip
+    }
     shards = touch(tmp_path / "shards", "0/real/a.jpg", "0/fake/b.jpg", "1/real/c.jpg")
     assert [target for (target,) in rows(find(shards)["train"], "target").values()] == [1, 0, 0]
     with pytest.raises(UserError, match="2 of 2 files of no clear set or class"):
@@ -523,8 +572,9 @@ def test_ignored_files_are_no_images_and_others_are_counted(
     root = root / "@eaDir/.root"
     assert list(rows(find(root)["train"])) == ["fake/2.jpg", "real/1.jpg"]
     out = capsys.readouterr().out
-    assert ("left out 3 files that are neither images nor videos: "
-            "2 without a suffix, 1 .mpg") in out  # fmt: skip
+    assert (
+        "left out 3 files that are neither images nor videos: 2 without a suffix, 1 .mpg"
+    ) in out
     assert "passed over 10 hidden files and folders" in out
 
 
@@ -549,8 +599,11 @@ def test_a_metadata_json_of_something_else_is_no_dfdc(tmp_path: Path, content: s
 
 
 def test_a_layout_without_images_names_the_parameter(tmp_path: Path) -> None:
-    root = touch(tmp_path, "original_sequences/youtube/c23/a/b/1.png",
-                 "manipulated_sequences/Deepfakes/c23/a/b/1.png")  # fmt: skip
+    root = touch(
+        tmp_path,
+        "original_sequences/youtube/c23/a/b/1.png",
+        "manipulated_sequences/Deepfakes/c23/a/b/1.png",
+    )
     with pytest.raises(UserError, match="no images in the layout faceforensics; .* data.layout"):
         find(root)
 
@@ -575,8 +628,11 @@ def test_linked_folders_are_followed_once_and_odd_names_refused(tmp_path: Path) 
 
 
 def test_a_known_data_set_one_folder_too_high_is_named(tmp_path: Path) -> None:
-    touch(tmp_path, "FF/original_sequences/youtube/c23/videos/033.mp4",
-          "FF/manipulated_sequences/Deepfakes/c23/videos/033_097.mp4")  # fmt: skip
+    touch(
+        tmp_path,
+        "FF/original_sequences/youtube/c23/videos/033.mp4",
+        "FF/manipulated_sequences/Deepfakes/c23/videos/033_097.mp4",
+    )
     with pytest.raises(UserError, match="FF in it has the layout faceforensics; give"):
         find(tmp_path)
     assert len(find(tmp_path, "folders")["train"].rows) == 2
@@ -601,9 +657,10 @@ def test_large_numbers_and_other_spellings_in_a_manifest(tmp_path: Path) -> None
     )  # fmt: skip
     table.to_parquet(tmp_path / "list.parquet")
     assert rows(find(tmp_path, file="list.parquet")["train"], "target", "given_group") == {
-        "x/a.jpg": (1, "1234567890123456789"), "b.jpg": (0, "1234567890123456790"),
+        "x/a.jpg": (1, "1234567890123456789"),
+        "b.jpg": (0, "1234567890123456790"),
         "c.jpg": (1, ""),
-    }  # fmt: skip
+    }
     (tmp_path / "list.csv").write_text("path,label\nx/a.jpg,0\nx/../x/a.jpg,1\n")
     with pytest.raises(UserError, match="'x/a.jpg' is listed before"):
         find(tmp_path, file="list.csv")
@@ -622,7 +679,9 @@ def test_a_clip_of_deepfakebench_is_in_one_set_alone(
     (tmp_path / "dataset_infos.json").write_text('{"default": {"download_size": 3}}')
     sets = find(tmp_path)
     assert {name: list(rows(one)) for name, one in sets.items()} == {
-        "train": ["b.png"], "test": ["a.png"]}  # fmt: skip
+        "train": ["b.png"],
+        "test": ["a.png"],
+    }
     assert "left out 1 clips of train, which the list has in another set" in capsys.readouterr().out
     (tmp_path / "more.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="needs one list .*, has Celeb-DF-v2.json, more.json"):
@@ -630,8 +689,12 @@ def test_a_clip_of_deepfakebench_is_in_one_set_alone(
 
 
 def test_two_videos_of_one_name_are_refused(tmp_path: Path) -> None:
-    root = touch(tmp_path, "Celeb-real/id0_0000.mp4", "Celeb-real/id0_0000.avi",
-                 "Celeb-synthesis/id0_id1_0000.mp4")  # fmt: skip
+    root = touch(
+        tmp_path,
+        "Celeb-real/id0_0000.mp4",
+        "Celeb-real/id0_0000.avi",
+        "Celeb-synthesis/id0_id1_0000.mp4",
+    )
     (root / "List_of_testing_videos.txt").write_text("\ufeff1 Celeb-real/id0_0000.mp4\n\n")
     with pytest.raises(UserError, match="Celeb-real: has two videos named id0_0000; remove one"):
         find(root)

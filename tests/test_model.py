@@ -36,11 +36,14 @@ PREPROCESSING = Preprocessing(
     image_size=32, interpolation="bicubic", mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.3]
 )
 CONFIG = DetectorConfig(
-    model="test_resnet", model_args={}, preprocessing=PREPROCESSING, initial_weights="random",
+    model="test_resnet",
+    model_args={},
+    preprocessing=PREPROCESSING,
+    initial_weights="random",
     trained_in="portable fp32",
     num_parameters=1,
     best_epoch=1,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +143,15 @@ def test_pretrained_weights_come_from_the_hub(
 
 def test_a_failed_download_stops_and_never_starts_from_scratch(hub: str, tmp_path: Path) -> None:
     done = run(
-        sys.executable, "-c", CREATE, "test_vit", cwd=ROOT, check=False,
-        HF_ENDPOINT=hub, HF_HOME=str(tmp_path),
-    )  # fmt: skip
+        sys.executable,
+        "-c",
+        CREATE,
+        "test_vit",
+        cwd=ROOT,
+        check=False,
+        HF_ENDPOINT=hub,
+        HF_HOME=str(tmp_path),
+    )
     assert (done.returncode, done.stdout) == (1, "")
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -160,7 +169,7 @@ def test_a_model_that_the_hub_has_no_weights_for_is_named() -> None:
     "model_args",
     [{"num_classes": 5}, {"act_layer": "nothing"}, {"no_such": 1}],
     ids=lambda model_args: next(iter(model_args)),
-)  # fmt: skip
+)
 def test_arguments_that_a_model_refuses_are_one_line(model_args: dict[str, Any]) -> None:
     with pytest.raises(
         UserError, match="train.model_args = .*test_resnet does not accept"

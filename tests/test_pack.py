@@ -69,8 +69,11 @@ def test_bytes_come_back_unchanged_and_in_order_from_many_files(
         find_faces=True,
         num_threads=3,
     )
-    monkeypatch.setattr(pack, "load_params", lambda section, model: (
-        load_params(section, model) if section == "data" else params))  # fmt: skip
+    monkeypatch.setattr(
+        pack,
+        "load_params",
+        lambda section, model: load_params(section, model) if section == "data" else params,
+    )
     pack.main()
     images = PackedImages(workspace / "data/packed/train")
     assert len(list((workspace / "data/packed/train").glob("*.arrow"))) > 2
@@ -128,8 +131,10 @@ def test_the_quality_of_a_jpeg_is_read_off_its_tables() -> None:
 
 
 def test_equal_tables_have_equal_digests() -> None:
-    digests = [image_facts.image_facts(encoded(i, quality=q))["jpeg_tables"] for i, q in
-               [(0, 80), (1, 80), (0, 81)]]  # fmt: skip
+    digests = [
+        image_facts.image_facts(encoded(i, quality=q))["jpeg_tables"]
+        for i, q in [(0, 80), (1, 80), (0, 81)]
+    ]
     assert digests[0] == digests[1] != digests[2]
 
 

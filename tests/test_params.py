@@ -37,10 +37,38 @@ def load(folder: Path, **changes: Any) -> Params:
 
 @pytest.mark.parametrize(
     "scalar",
-    ["5e-5", "1e3", "-2.5E+7", ".5", "1.", "010", "0o17", "0x1F", "-3", "+4", "on", "yes", "No",
-     "~", "null", "", "true", "False", "'5e-5'", '"true"', "a b", "1.2.3", "e5", "1e", "[1, 2e-3]",
-     "{a: 1e-3}", ".inf", "12abc", "0.1"],
-)  # fmt: skip
+    [
+        "5e-5",
+        "1e3",
+        "-2.5E+7",
+        ".5",
+        "1.",
+        "010",
+        "0o17",
+        "0x1F",
+        "-3",
+        "+4",
+        "on",
+        "yes",
+        "No",
+        "~",
+        "null",
+        "",
+        "true",
+        "False",
+        "'5e-5'",
+        '"true"',
+        "a b",
+        "1.2.3",
+        "e5",
+        "1e",
+        "[1, 2e-3]",
+        "{a: 1e-3}",
+        ".inf",
+        "12abc",
+        "0.1",
+    ],
+)
 def test_a_scalar_is_what_dvc_takes_it_for(tmp_path: Path, scalar: str) -> None:
     text = f"key: {scalar}\n"
     ours = read_yaml(write(tmp_path, text))["key"]
@@ -81,10 +109,20 @@ def test_a_wrong_parameter_is_named(tmp_path: Path, changes: dict[str, Any], wor
 
 @pytest.mark.parametrize(
     "name",
-    ["sample.num_train", "sample.seed", "pack.num_threads", "prepare.seed", "train.seed",
-     "train.num_threads", "train.num_workers", "train.num_processes", "predict.num_threads",
-     "predict.num_workers", "explain.num_threads"],
-)  # fmt: skip
+    [
+        "sample.num_train",
+        "sample.seed",
+        "pack.num_threads",
+        "prepare.seed",
+        "train.seed",
+        "train.num_threads",
+        "train.num_workers",
+        "train.num_processes",
+        "predict.num_threads",
+        "predict.num_workers",
+        "explain.num_threads",
+    ],
+)
 def test_a_number_that_no_machine_can_take_is_one_line(tmp_path: Path, name: str) -> None:
     section, key = name.split(".")
     model = loaded_params(section)[section]

@@ -261,8 +261,10 @@ def test_every_stage_gives_the_same_bytes_again(
     set_params(clone, {"data.root": str(draw_dataset(clone / "drawn", {"train": 60}))})
     for stage in ("pack", "prepare"):  # a set without a validation set reads one more parameter
         import_module(f"stages.{stage}").main()
-    set_params(clone, {"data.root": str(write_manifest(clone / "listed")),
-                       "data.manifest.file": "list.csv"})  # fmt: skip
+    set_params(
+        clone,
+        {"data.root": str(write_manifest(clone / "listed")), "data.manifest.file": "list.csv"},
+    )
     import_module("stages.pack").main()  # a manifest reads more parameters
     models = {
         model for model in models_below(StageParams) if model.__module__.startswith("stages.")
@@ -339,8 +341,9 @@ def test_other_data_is_read_with_nothing_else_to_edit(tmp_path: Path) -> None:
     assert "Running stage 'sample'" not in done.stdout
     assert "nothing to submit" in done.stdout
     assert (clone / "data/submission/submission.csv").read_text() == "img_name,y_pred\n"
-    parts = [pd.read_csv(clone / f"data/labels/{name}.csv")
-             for name in ("train", "val", "calibration")]  # fmt: skip
+    parts = [
+        pd.read_csv(clone / f"data/labels/{name}.csv") for name in ("train", "val", "calibration")
+    ]
     groups = [set(part["group"]) for part in parts]
     assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
     assert sum(map(len, parts)) == 119

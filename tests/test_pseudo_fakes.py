@@ -250,10 +250,14 @@ class Outside(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 12, 3, stride=2), torch.nn.ReLU(),
-            torch.nn.Conv2d(12, 24, 3, stride=2), torch.nn.ReLU(),
-            torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(24, 1),
-        )  # fmt: skip
+            torch.nn.Conv2d(3, 12, 3, stride=2),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(12, 24, 3, stride=2),
+            torch.nn.ReLU(),
+            torch.nn.AdaptiveAvgPool2d(1),
+            torch.nn.Flatten(),
+            torch.nn.Linear(24, 1),
+        )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images - avg_pool2d(images, 3, stride=1, padding=1))[:, 0]

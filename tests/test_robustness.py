@@ -37,9 +37,11 @@ from stages.lib.prediction.perturbations import (
 from tests.conftest import set_params
 
 RANDOM = np.random.default_rng(0)
-IMAGE = torch.from_numpy(
-    np.random.default_rng(1).integers(0, 256, (3, 12, 10), dtype=np.uint8)
-).repeat_interleave(10, dim=1).repeat_interleave(10, dim=2)  # fmt: skip
+IMAGE = (
+    torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, 12, 10), dtype=np.uint8))
+    .repeat_interleave(10, dim=1)
+    .repeat_interleave(10, dim=2)
+)
 
 
 @pytest.mark.parametrize("kind", LEVELS, ids=lambda kind: kind.__name__)
@@ -111,8 +113,10 @@ def test_auc_and_flips_of_an_example_worked_by_hand() -> None:
     of_one_group = summarise_robustness(perturbed.assign(group=0), rows)
     assert of_one_group == summary  # without an interval, of which nothing is known
     assert severities(rows).to_dict("list") == {
-        "severity": [0, 1], "jpeg": [1.0, 0.75], "blur": [1.0, 0.0],
-    }  # fmt: skip
+        "severity": [0, 1],
+        "jpeg": [1.0, 0.75],
+        "blur": [1.0, 0.0],
+    }
 
 
 def test_the_mean_auc_counts_every_kind_once_and_its_interval_takes_images_whole() -> None:

@@ -48,13 +48,25 @@ TRAINED_ON = TrainingSummary(
     num_images=100, side=(200, 400), jpeg_quality=(50, 95), face=(80, 160), face_margin=1.5
 )
 THRESHOLDS = Thresholds(
-    false_alarms=0.02, misses=0.05, fake_from=0.8, real_below=0.3, middle=0.5, temperature=2.0,
-    false_alarms_high=0.1, misses_high=0.12, num_real=50, num_fake=60,
-)  # fmt: skip
+    false_alarms=0.02,
+    misses=0.05,
+    fake_from=0.8,
+    real_below=0.3,
+    middle=0.5,
+    temperature=2.0,
+    false_alarms_high=0.1,
+    misses_high=0.12,
+    num_real=50,
+    num_fake=60,
+)
 RULES = Rules(
-    weights_sha256="a" * 64, views=["plain"], thresholds=THRESHOLDS, stability=True,
-    trained_on=TRAINED_ON, doubt=None,
-)  # fmt: skip
+    weights_sha256="a" * 64,
+    views=["plain"],
+    thresholds=THRESHOLDS,
+    stability=True,
+    trained_on=TRAINED_ON,
+    doubt=None,
+)
 GOOD = {"logit": 3.0, "low": 2.5, "high": 3.5, "face": 100.0, "width": 250, "height": 300,
         "jpeg_quality": 80.0}  # fmt: skip
 
@@ -186,10 +198,12 @@ def test_rules_that_do_not_fit_are_refused(tmp_path: Path, content: str | None, 
 @pytest.mark.parametrize(
     ("is_sample", "is_better", "doubt"),
     [
-        (False, 1, None), (False, 0, "no better than chance"),
-        (True, 1, "trained on drawn faces alone"), (True, 0, "trained on drawn faces alone"),
+        (False, 1, None),
+        (False, 0, "no better than chance"),
+        (True, 1, "trained on drawn faces alone"),
+        (True, 0, "trained on drawn faces alone"),
     ],
-)  # fmt: skip
+)
 def test_the_rules_say_what_a_detector_is_worth(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_sample: bool,
     is_better: int, doubt: Doubt | None,
@@ -361,8 +375,12 @@ def signed(source_type: str = "digitalCapture") -> bytes:
     """Return a JPEG with a C2PA manifest, signed by a certificate that nobody vouches for."""
 
     def name(common: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Example Newsroom"),
-                          x509.NameAttribute(NameOID.COMMON_NAME, common)])  # fmt: skip
+        return x509.Name(
+            [
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Example Newsroom"),
+                x509.NameAttribute(NameOID.COMMON_NAME, common),
+            ]
+        )
 
     authority, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
 
@@ -373,9 +391,13 @@ def signed(source_type: str = "digitalCapture") -> bytes:
         )  # fmt: skip
         begin = datetime(2026, 1, 1)
         builder = x509.CertificateBuilder(
-            name("Authority"), name(subject), owner.public_key(), x509.random_serial_number(),
-            begin, begin + timedelta(days=36500),
-        )  # fmt: skip
+            name("Authority"),
+            name(subject),
+            owner.public_key(),
+            x509.random_serial_number(),
+            begin,
+            begin + timedelta(days=36500),
+        )
         of_owner = x509.SubjectKeyIdentifier.from_public_key(owner.public_key())
         of_issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())
         builder = builder.add_extension(of_owner, False).add_extension(of_issuer, False)

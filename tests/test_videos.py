@@ -27,9 +27,12 @@ CODECS = {"mp4": "libx264", "mov": "libx264", "avi": "mpeg4", "webm": "libvpx-vp
 
 
 def write_video(
-    path: Path, num_frames: int = 40, first: int = 0, size: tuple[int, int] = (160, 120),
+    path: Path,
+    num_frames: int = 40,
+    first: int = 0,
+    size: tuple[int, int] = (160, 120),
     corner: bool = False,
-) -> bytes:  # fmt: skip
+) -> bytes:
     """Write a video of 25 frames a second, each brighter than the last one.
 
     size: width and height. corner: whether the right upper corner is dark.
@@ -192,8 +195,11 @@ def test_a_video_of_an_unknown_codec_has_a_reason(tmp_path: Path) -> None:
 def test_a_bad_video_has_a_reason(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     content = write_video(path)
-    for bad, words in ((b"", "damaged video: Invalid data"), (b"text" * 99, "damaged video"),
-                       (content[: len(content) // 2], "damaged video")):  # fmt: skip
+    for bad, words in (
+        (b"", "damaged video: Invalid data"),
+        (b"text" * 99, "damaged video"),
+        (content[: len(content) // 2], "damaged video"),
+    ):
         path.write_bytes(bad)
         with pytest.raises(UnusableImage, match=words):
             read_frames(path, 4, None)
@@ -260,8 +266,11 @@ def test_videos_are_packed_as_frames_and_read_once(
     shutil.rmtree("data/packed")
     read = []
     real_read = packing.read_file
-    monkeypatch.setattr(packing, "read_file", lambda folder, row, params: read.append(
-        row["img_name"]) or real_read(folder, row, params))  # fmt: skip
+    monkeypatch.setattr(
+        packing,
+        "read_file",
+        lambda folder, row, params: read.append(row["img_name"]) or real_read(folder, row, params),
+    )
     write_video(folders / "real/2.mp4", num_frames=30)
     pack.main()
     assert sorted(read) == ["fake/swap/bad.mp4", "real/2.mp4"]
@@ -287,8 +296,9 @@ def test_frames_that_an_interrupted_run_has_lost_are_read_again(folders: Path) -
 
 
 def test_of_a_folder_of_frames_as_many_are_taken_as_of_a_video() -> None:
-    table = pd.DataFrame({"img_name": [f"{i}.png" for i in range(12)],
-                          "video": ["a"] * 10 + [None] * 2})  # fmt: skip
+    table = pd.DataFrame(
+        {"img_name": [f"{i}.png" for i in range(12)], "video": ["a"] * 10 + [None] * 2}
+    )
     shuffled = table.iloc[[3, 11, 7, 0, 1, 2, 4, 5, 6, 8, 9, 10]]
     for rows in (table, shuffled):
         chosen = packing.choose_frames(rows, 2)["img_name"]

@@ -329,11 +329,16 @@ def test_a_form_of_a_browser_in_which_no_file_was_chosen_is_refused(address: str
 @pytest.mark.parametrize(
     ("name", "host"),
     [
-        ("::1", "[::1]:8000"), ("::1", "[0:0:0:0:0:0:0:1]"), ("0:0::1", "[::1]"),
-        ("[::1]", "[::1]:1"), ("FE80::A", "[fe80::a]"), ("localhost", "LOCALHOST:8000"),
-        ("Faces.Example", "faces.example"), ("localhost", "localhost.:8000"),
+        ("::1", "[::1]:8000"),
+        ("::1", "[0:0:0:0:0:0:0:1]"),
+        ("0:0::1", "[::1]"),
+        ("[::1]", "[::1]:1"),
+        ("FE80::A", "[fe80::a]"),
+        ("localhost", "LOCALHOST:8000"),
+        ("Faces.Example", "faces.example"),
+        ("localhost", "localhost.:8000"),
     ],
-)  # fmt: skip
+)
 def test_a_name_of_a_server_has_one_form(name: str, host: str) -> None:
     assert plain_host(name) == plain_host(host) != ""
     assert plain_host("127.0.0.1") not in (plain_host(""), plain_host("x127.0.0.1"))
@@ -344,11 +349,17 @@ def test_a_name_of_a_server_has_one_form(name: str, host: str) -> None:
 @pytest.mark.parametrize(
     ("origin", "is_let_in"),
     [
-        (None, True), ("http://127.0.0.1:8000", True), ("https://127.0.0.1", True),
-        ("http://example.org", False), ("http://127.0.0.1.example.org", False), ("null", False),
-        ("", False), ("http://127.0.0.1@example.org", False), ("http://[::1]:8000", False),
+        (None, True),
+        ("http://127.0.0.1:8000", True),
+        ("https://127.0.0.1", True),
+        ("http://example.org", False),
+        ("http://127.0.0.1.example.org", False),
+        ("null", False),
+        ("", False),
+        ("http://127.0.0.1@example.org", False),
+        ("http://[::1]:8000", False),
     ],
-)  # fmt: skip
+)
 def test_a_page_of_another_origin_may_not_send_images(
     address: str, images: list[bytes], origin: str | None, is_let_in: bool
 ) -> None:

@@ -25,9 +25,12 @@ def main() -> None:
     for side, wanted, scaled in CASES:
         content = photograph(side)
         preprocessing = Preprocessing(
-            image_size=wanted, interpolation="bilinear", mean=[0.5] * 3, std=[0.2] * 3,
+            image_size=wanted,
+            interpolation="bilinear",
+            mean=[0.5] * 3,
+            std=[0.2] * 3,
             scaled_decoding=scaled,
-        )  # fmt: skip
+        )
 
         def load(content: bytes = content, how: Preprocessing = preprocessing) -> object:
             return resize(decode(content, how).tensor, how)
@@ -38,9 +41,11 @@ def main() -> None:
         times = np.array([[milliseconds(load), milliseconds(digest)] for _ in range(ROUNDS)])
         loading, hashing = np.median(times, axis=0)
         low, high = times[:, 0].min(), times[:, 0].max()
-        print(f"{len(content) / 1e3:.1f} KB, {side} px to {wanted} px, scaled_decoding {scaled}: "
-              f"load {loading:.3f} ms ({low:.3f} to {high:.3f}), digest {hashing:.4f} ms, "
-              f"{hashing / loading:.2%}")  # fmt: skip
+        print(
+            f"{len(content) / 1e3:.1f} KB, {side} px to {wanted} px, scaled_decoding {scaled}: "
+            f"load {loading:.3f} ms ({low:.3f} to {high:.3f}), digest {hashing:.4f} ms, "
+            f"{hashing / loading:.2%}"
+        )
 
 
 def photograph(side: int) -> bytes:

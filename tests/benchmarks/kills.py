@@ -98,9 +98,12 @@ def kill(clone: Path, stage: str, victim: str, delay: float) -> dict[str, Any]:
     with log.open("w") as output:
         dvc = subprocess.Popen(
             ["dvc", "repro", "--force", "--single-item", stage],
-            cwd=clone, env=environment() | {MARK: clone.name}, stdout=output,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            cwd=clone,
+            env=environment() | {MARK: clone.name},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         started = wait_for_stage(dvc, stage)
         time.sleep(delay)
         hit = strike(dvc, started, victim)

@@ -116,9 +116,13 @@ def timed(clone: Path, name: str, *command: str) -> dict[str, float]:
     start = time.perf_counter()
     # By a small process: on Linux a peak begins at the size of the process that starts this one.
     done = subprocess.run(
-        (PYTHON, "-S", "-c", SMALL_PROCESS, *command), cwd=clone, env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True,
-    )  # fmt: skip
+        (PYTHON, "-S", "-c", SMALL_PROCESS, *command),
+        cwd=clone,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
     return {
         f"{name}_seconds": round(time.perf_counter() - start, 1),
         f"{name}_peak_mb": round(int(done.stdout) / 1024),
