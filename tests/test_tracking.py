@@ -108,7 +108,7 @@ def test_an_artifact_store_that_cannot_be_written_stops_nothing(
     (workspace / "mlartifacts").unlink()
     publish()
     assert [one for one in runs_of(client_of(workspace)) if "val.auc" in one.data.metrics]
-    mlflow.pyfunc.load_model("models:/deepfake-detector-generated-sample/1")
+    mlflow.pyfunc.load_model("models:/deepfake-detector/1")
 
 
 @pytest.mark.slow
