@@ -70,7 +70,7 @@ def rules_of(config: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def pretraining(initial_weights: str) -> tuple[str, str]:
-    """Return whether the first weights came from ImageNet-1K alone, and how that is known."""
+    """Return whether the first weights came only from ImageNet-1K, and how that is known."""
     if initial_weights == "random":
         return "yes", "no pretraining"
     kind, _, tag = initial_weights.partition(":")

@@ -5,7 +5,7 @@ metrics/data.json
   ->  metrics/evaluation.json, metrics/tables/*.csv, metrics/plots/*.csv, data/verdict_rules.json
 Run: python -m stages.evaluate
 
-The thresholds and the temperature are chosen on the calibration set alone, which had no part in
+The thresholds and the temperature are chosen only on the calibration set, which had no part in
 training or in choosing the epoch, and are the same for every set. The epoch was chosen on val,
 whose metrics therefore flatter the model a little. `held_out` is the reals of val and the fakes of
 prepare.hold_out_families. `pooled` is all labelled images together.

@@ -11,7 +11,7 @@ set the test set is packed; where that has not both classes, the validation or t
 Each packed set has `images-*.arrow` (column image: binary) and `facts.parquet`, both in the order
 of the list of the set. A video gives several images, its frames. An image that is missing, empty or
 unreadable gets an empty cell and its reason in the column `error`; stages.prepare decides what
-happens to it. A set that the data set lacks is packed as an empty one. Memory use does not grow
+happens to it. A set that is not in the data set is packed as an empty one. Memory use does not grow
 with the number of images.
 """
 

@@ -51,9 +51,9 @@ def listing() -> str:
 
 
 def with_preset(params: str, name: str) -> str:
-    """Return the text of params.yaml with the values of a preset; all else stays as it is.
+    """Return the text of params.yaml with the values of a preset; nothing else changes.
 
-    Raises UserError for an unknown preset, and where params.yaml lacks a parameter.
+    Raises UserError for an unknown preset, and where a parameter is missing in params.yaml.
     """
     names = [path.stem for path in _files()]
     if name not in names:

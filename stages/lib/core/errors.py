@@ -18,7 +18,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def short(words: object, length: int = 60) -> str:
-    """Return the words in one line of at most so many characters, for a message."""
+    """Return the words in one line of at most `length` characters, for a message."""
     line = "".join(mark if mark.isprintable() else " " for mark in str(words))
     line = " ".join(line.split())
     return line if len(line) <= length else f"{line[: length - 4]} ..."

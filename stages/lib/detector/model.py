@@ -34,7 +34,7 @@ WEIGHTS_FILE, CONFIG_FILE = paths.WEIGHTS.name, paths.CONFIG.name
 
 
 class DetectorConfig(FrozenModel):
-    """config.json: what is needed besides the weights to use them."""
+    """config.json: what is needed, in addition to the weights, to use them."""
 
     model: str  # timm's name
     model_args: dict[str, Any]
@@ -43,7 +43,7 @@ class DetectorConfig(FrozenModel):
     initial_weights: str  # what `provenance` returns
     trained_in: str  # "portable fp32", "native fp32" or "native bf16", see core/arithmetic.py
     best_epoch: int  # counted from 1
-    averaged_epochs: int = 1  # the weights are the mean of so many epochs, up to best_epoch
+    averaged_epochs: int = 1  # the weights are the mean of this number of epochs, up to best_epoch
     trained_on: TrainingSummary | None = None  # known after the training
     weights_sha256: str = ""  # of weights.safetensors, set by save_detector
     classes: tuple[str, ...] = CLASS_NAMES  # the score is P(classes[1])

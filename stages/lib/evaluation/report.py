@@ -36,7 +36,7 @@ INTERVAL_COLUMNS = ["set", "slice", "metric", "value", "low", "high", "num_real"
 PRINTED = ("auc", "tpr_at_fpr_1e-2", "tpr_at_fpr_1e-3", "ece", "balanced_accuracy")
 CHANCE = 0.5  # AUC
 DIGITS = 6  # of the tables, after the point
-# Of reports and curves: libraries on two machines agree on at least so many.
+# Of reports and curves: libraries on two machines agree on at least this number.
 SIGNIFICANT_DIGITS = 9
 Tables = dict[str, pd.DataFrame]
 

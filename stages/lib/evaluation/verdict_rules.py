@@ -18,7 +18,7 @@ from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL
 from stages.lib.core.schema import FrozenModel, TrainingSummary
 
 UNSURE = "unsure"
-# Why a verdict is unsure, in the order in which people are told.
+# Why a verdict is unsure, in the order in which people read the reasons.
 REASONS = {
     "no_face": "no face found",
     "small_face": "face smaller than in the training images",

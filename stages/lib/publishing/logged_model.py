@@ -58,7 +58,7 @@ def log_served_model(
         return tags[MODEL_TAG]
     with TemporaryDirectory() as folder:
         model_file = write_served_code(Path(folder))
-        # mlflow.pyfunc.log_model writes to the active run alone; this run may have ended long ago.
+        # mlflow.pyfunc.log_model writes only to the active run; this run may have ended long ago.
         logged = Model.log(
             artifact_path=None,
             name="model",

@@ -42,7 +42,7 @@ class Comparison:
 
 
 def compare(detectors: Sequence[ScoredDetector]) -> Iterator[Comparison]:
-    """Yield the comparison of each set of which all detectors have images of both classes."""
+    """Yield the comparison of each set in which all detectors have images of both classes."""
     sets_of = {detector.name: with_pooled(detector.sets) for detector in detectors}
     for set_name in sets_of[detectors[0].name]:
         if all(set_name in sets for sets in sets_of.values()):

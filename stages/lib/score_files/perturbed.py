@@ -23,7 +23,7 @@ def read_perturbed(
     """Return the scores of perturbed images, in the order of the unperturbed ones.
 
     scores and scaling: of the first file of the detector. Raises UserError where an image is none
-    of val, or where a perturbation lacks an image or has it twice.
+    of val, or where an image of a perturbation is missing or is there twice.
     """
     return _perturbed_table(path, _rows_of_variants(path, scores, index, val), scaling, val)
 
@@ -68,7 +68,7 @@ def _perturbed_table(
 ) -> pd.DataFrame:
     """Return the scores of perturbed images, in the order of the unperturbed ones.
 
-    Raises UserError where a perturbation lacks an image.
+    Raises UserError where an image of a perturbation is missing.
     """
     places = list(rows_of_variants.get(UNPERTURBED, {}))
     chosen = val.iloc[places]

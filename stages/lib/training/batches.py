@@ -71,7 +71,7 @@ def training_batches(
 ) -> list[list[Draw]]:
     """Return the micro-batches of this process for one epoch.
 
-    The order depends on the seed and the epoch alone. The images of each step are shared by the
+    The order depends only on the seed and the epoch. The images of each step are shared by the
     processes. The last images, too few for a whole step, are left out of this epoch. With
     pseudo-fakes a part of each micro-batch is pairs, a real and its pseudo-fake side by side, which
     take the place of other images.

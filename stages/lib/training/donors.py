@@ -1,4 +1,4 @@
-"""The donor of a face swap: another real in a like pose, moved onto the face of the real."""
+"""The donor of a face swap: another real in a similar pose, moved onto the face of the real."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as tv
 from stages.lib.images.faces import Face, largest_face
 from stages.lib.training.face_masks import Mask, Random, Source
 
-CANDIDATES = 4  # other reals, of which the one in the most alike pose is the donor
+CANDIDATES = 4  # other reals; the one with the most similar pose becomes the donor
 
 
 def draw_donor(source: Source, random: Random) -> torch.Tensor:

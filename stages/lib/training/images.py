@@ -18,7 +18,7 @@ from stages.lib.training.pseudo_fakes import make_pair
 class TrainingImages(LabelledImages):
     """The training images, changed at random.
 
-    What happens to an image at random depends on the seed, the epoch and the image alone, so the
+    What happens to an image at random depends only on the seed, the epoch and the image, so the
     numbers of workers and processes change nothing, and both images of a pair are changed alike.
     Every change of the whole image comes after the pseudo-fake is made.
     """

@@ -72,7 +72,7 @@ class PseudoFakes(StageParams):
 
 
 def make_pair(source: Source, kinds: Kinds, random: Random) -> tuple[torch.Tensor, ...]:
-    """Return (real, pseudo-fake), which differ inside of a mask alone.
+    """Return (real, pseudo-fake), which differ only inside a mask.
 
     A blended face or part is either the changed one in the given image, or the given one in the
     changed image. In the second case the real of the pair is the changed image.

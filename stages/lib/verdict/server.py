@@ -1,4 +1,4 @@
-"""The server of verdicts: a JSON interface and a page, for this machine alone.
+"""The server of verdicts: a JSON interface and a page, only for this machine.
 
 POST /detect         an image as the form field `file`; returns the record of its verdict
 POST /explain        the same image; returns the record, what it means in words, and drawings

@@ -103,7 +103,7 @@ def _target(label: str, file: Path) -> int:
 
 
 def _leave_in_one_set(sets: dict[str, list[ListedImage]], left_out: LeftOut) -> None:
-    """Leave each clip in one set alone, and note how many were in several."""
+    """Keep each clip in only one set, and note how many were in several."""
     taken: set[object] = set()
     for name in reversed(SET_NAMES):
         clips = {image["video"] for image in sets[name]}

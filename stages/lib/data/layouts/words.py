@@ -32,7 +32,7 @@ def words_of(name: str) -> list[str]:
 
 
 def set_of(name: str) -> str | None:
-    """Return train, val or test where the words of a name say one set, and besides at most a class.
+    """Return train, val or test where the words of a name say one set and at most a class.
 
     So `training_fake` says it, and the person `Dev_Patel` does not.
     """
