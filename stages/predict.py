@@ -56,10 +56,11 @@ def main() -> None:
 
 def predict(params: PredictParams, hardware: Hardware) -> None:
     """Score all images, this process its share of them; the first process writes."""
+    # First: a machine whose model is damaged would stop, and the others would wait for it.
+    wait_and_compare_files(hardware, str(paths.MODEL), paths.WEIGHTS)
     inference = Inference.load(paths.MODEL, hardware)
     inference = replace(inference, views=params.views, batch_size=params.batch_size)
     config = inference.config
-    wait_and_compare_files(hardware, str(paths.MODEL), paths.WEIGHTS)
     if params.compile:
         check_compile("predict", params.compile, hardware)
         inference.detector.compile(mode=params.compile)

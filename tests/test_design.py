@@ -24,7 +24,7 @@ CHANGE_NO_RESULT = {
     "stages/__init__.py",
     *(
         f"stages/lib/{name}.py"
-        for name in ("__init__", "paths", "running", "progress", "stopping", "launch")
+        for name in ("__init__", "paths", "running", "progress", "stopping", "torchrun")
     ),
 }
 MODULES = sorted(path for path in (ROOT / "stages").rglob("*.py"))

@@ -26,10 +26,10 @@ from selenium.webdriver.common.keys import Keys
 from stages.lib.core.errors import UserError
 from stages.lib.detector.hardware import set_up_hardware
 from stages.lib.evaluation.verdict_rules import DOUBTS
-from stages.lib.verdict.connections import server_config
 from stages.lib.verdict.examiner import Examiner, ImageVerdict
-from stages.lib.verdict.guard import Guard, Limits, plain_host
 from stages.lib.verdict.server import PAGE, make_app
+from stages.lib.verdict.server_connections import server_config
+from stages.lib.verdict.server_guard import Guard, Limits, plain_host
 from stages.tools import serve
 from tests.conftest import wait_for
 

@@ -13,10 +13,10 @@ from stages.lib import paths
 from stages.lib.core.errors import UserError
 from stages.lib.evaluation.verdict_rules import DOUBTS
 from stages.lib.running import run_command
-from stages.lib.verdict.connections import server_config
-from stages.lib.verdict.guard import Limits
 from stages.lib.verdict.load import load_examiner
 from stages.lib.verdict.server import make_app
+from stages.lib.verdict.server_connections import server_config
+from stages.lib.verdict.server_guard import Limits
 from stages.tools.command_line import (
     add_device_and_threads,
     count,

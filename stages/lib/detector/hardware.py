@@ -128,7 +128,8 @@ def wait_and_compare_files(hardware: Hardware, what: str, *paths: Path) -> None:
         return
     group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     digests: list[str | None] = [None] * hardware.world_size
-    dist.all_gather_object(digests, sha256_of(*paths), group)
+    own = sha256_of(*(path for path in paths if path.is_file()))  # the reader reports a missing one
+    dist.all_gather_object(digests, own, group)
     if len(set(digests)) > 1:
         raise UserError(
             f"{what} differs between the machines; put the clone on a file system that they share"
@@ -136,7 +137,7 @@ def wait_and_compare_files(hardware: Hardware, what: str, *paths: Path) -> None:
 
 
 def _become_torchrun(stage: str, num_processes: int) -> None:
-    launcher = [sys.executable, "-m", "stages.lib.launch"]
+    launcher = [sys.executable, "-m", "stages.lib.torchrun"]
     sys.stdout.flush()
     os.execv(sys.executable, [*launcher, f"stages.{stage}", str(num_processes)])
 

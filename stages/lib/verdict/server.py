@@ -28,13 +28,13 @@ from starlette.concurrency import run_in_threadpool
 from stages.lib.core.errors import short
 from stages.lib.evaluation.verdict_rules import DOUBTS, REASONS
 from stages.lib.images.decoding import UnusableImage
-from stages.lib.verdict.batches import Batches
-from stages.lib.verdict.drawings import Explanation, explain
 from stages.lib.verdict.examiner import Examiner
-from stages.lib.verdict.guard import OPEN_TO_ALL, Guard, Limits, error_response
 from stages.lib.verdict.record import Record, identity_of, make_record
+from stages.lib.verdict.server_batches import Batches
+from stages.lib.verdict.server_drawings import Explanation, explain
+from stages.lib.verdict.server_guard import OPEN_TO_ALL, Guard, Limits, error_response
 
-PAGE = Path(__file__).with_name("page.html")
+PAGE = Path(__file__).with_name("server_page.html")
 ONE_IMAGE = "send one image as the form field `file`, and nothing else"
 
 

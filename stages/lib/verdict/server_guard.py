@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stages.lib.verdict.uploads import Uploads
+from stages.lib.verdict.server_uploads import Uploads
 
 FORM_BYTES = 10_000  # of a request, around its image
 OPEN_TO_ALL = "/health"  # under any name: a load balancer knows the address alone

@@ -6,7 +6,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from stages.lib.verdict.guard import Guard
+from stages.lib.verdict.server_guard import Guard
 
 
 def server_config(guard: Guard, **options: Any) -> uvicorn.Config:

@@ -1,6 +1,6 @@
 """Start the processes of a stage on this machine with torchrun; an error is one line.
 
-Run: python -m stages.lib.launch stages.NAME NUM_PROCESSES
+Run: python -m stages.lib.torchrun stages.NAME NUM_PROCESSES
 
 Where a process fails, torchrun itself ends with a long report and a traceback. Here the process
 prints its own error, and this module prints that a process was killed.
