@@ -9,8 +9,8 @@ A score file has one row per row of its label file, in the same order: img_name,
 (log(P(fake) / P(real)), which keeps the digits that a score near 1 loses) and score (P(fake)).
 low and high are the least and the most of the logits of slightly changed views (CHANGED_VIEWS in
 stages/lib/detector/inference.py), which a verdict has to stand; they are empty in sets without
-labels, and where predict.stability is off. views.json says of which weights, views and label
-tables the scores are.
+labels, and where predict.stability is off. views.json says which weights, views and label
+tables gave the scores.
 robustness.csv has validation images, unchanged (perturbation `none`) and perturbed in every way of
 stages/lib/prediction/perturbations.py: img_name, perturbation, level, logit, score. With more than
 one of predict.views, the logit of an image is the mean over its views, which share one decoding.

@@ -57,6 +57,7 @@ def main() -> None:
     facts = _read_facts([*SET_NAMES, *map(packed_name, data.evaluation_sets)])
     is_bad, is_own = facts["error"].notna(), facts["set"].isin(SET_NAMES)
     bad, own, evaluation = facts[is_bad], facts[~is_bad & is_own], facts[~is_bad & ~is_own]
+    bad = bad.assign(set=bad["set"].str.removesuffix(".set"))  # as the user names it
     if params.bad_images == "refuse":
         _refuse_bad_images(bad)
     own = own.assign(group=group_images(own, params.near_duplicate_bits))
@@ -142,8 +143,8 @@ def hold_out(
 ) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
     """Take the fakes of these families out of train, val and calibration.
 
-    Returns the sets without them, and those of val, which measure how the detector does on methods
-    that it has not seen. Raises UserError for a family that val does not have, and where one of the
+    Returns the sets without them, and the fakes of val that were taken out. They measure how the
+    detector does on methods that it has not seen. Raises UserError for a family that val does not have, and where one of the
     three sets lacks one of the classes.
     """
     sets, is_held_out = dict(sets), {}

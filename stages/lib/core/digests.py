@@ -35,7 +35,7 @@ def write_folder_digests(folder: Path) -> None:
 
 
 def checked_tables(folder: Path, stage: str) -> list[Path]:
-    """Return the tables of which `write_folder_digests` has written digests; raises UserError."""
+    """Return the tables in a folder, compared with their digests; raises UserError."""
     digests, remedy = folder / OF_FOLDER, f"write it again: `dvc repro --force {stage}`"
     tables = [folder / name for name in _read(digests, folder, remedy)]
     for table in tables:

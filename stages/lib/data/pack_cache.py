@@ -134,7 +134,7 @@ class PackCache:
 
 
 def _method(params: PackParams) -> str:
-    """Return all that decides, besides the image files, what is packed of them."""
+    """Return everything except the image files that decides what is packed."""
     files = [Path(str(module.__file__)) for module in (decoding, image_facts, shards, clips)]
     # Both by their places: importing them loads PyTorch and FFmpeg.
     files += [files[0].with_name("faces.py"), files[1].with_name("videos.py")]

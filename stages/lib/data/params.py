@@ -30,8 +30,8 @@ SetName = Annotated[str, pydantic.AfterValidator(_check_set_name)]
 def packed_name(set_name: str) -> str:
     """Return the name of the folder in data/packed of an evaluation set; dvc.yaml has it too.
 
-    DVC removes that folder before any code can check the name of the set. The ending makes sure
-    that it is no folder of the user, even for a name such as `../../tests`.
+    DVC removes that folder before any code can check the name of the set. With the ending, even a
+    name such as `../../tests` leads to a folder of the user only where that is called `tests.set`.
     """
     return f"{set_name}.set"
 

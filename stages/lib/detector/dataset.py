@@ -164,7 +164,7 @@ def silence_lost_connections(_: int) -> None:
 def _batches_ahead(batch_bytes: int, num_workers: int) -> int | None:
     """Return how many batches each worker prepares ahead: as many as fit, at most MOST_AHEAD.
 
-    Workers hand over batches in /dev/shm, of which a container of Docker has 64 MB.
+    Workers hand over batches in /dev/shm. A Docker container has 64 MB of it.
     """
     shared_memory = Path("/dev/shm")
     if not num_workers:

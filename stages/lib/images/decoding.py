@@ -156,7 +156,7 @@ def _knows_heic() -> bool:
 def _decode_jpeg(
     content: bytes | memoryview, image: Image.Image, at_least: int | None
 ) -> np.ndarray | None:
-    """Return uint8 (H, W, 3) of a JPEG, or None for other files and for all that Pillow judges."""
+    """Return uint8 (H, W, 3) of a JPEG, or None where Pillow has to decode the file."""
     if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
         return None
     import simplejpeg  # here, so that all code can be imported without it

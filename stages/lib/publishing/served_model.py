@@ -22,8 +22,9 @@ variable DETECTOR_PATH_ROOT.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -41,6 +42,7 @@ from stages.lib.verdict.examiner import Examiner
 
 COLUMNS = ("image", "path", "pixels")
 Rows = list[tuple[int, dict[str, Any]]]  # each with its number
+T = TypeVar("T")
 
 
 class ServedDetector(PythonModel):
@@ -67,15 +69,18 @@ class ServedDetector(PythonModel):
         return pd.concat([answer(batch) for batch in batches] or [empty], ignore_index=True)
 
     def _scores(self, rows: Rows) -> pd.DataFrame:
-        how, inputs = self.examiner.preprocessing, []
-        for row in rows:
-            crop = crop_of(self._read(row).tensor, how)
-            inputs.append(input_of(crop, how)[None])
-        logits = self.examiner.inference.logits(torch.stack(inputs))
+        how = self.examiner.preprocessing
+
+        def prepare(image: DecodedImage) -> torch.Tensor:
+            return input_of(crop_of(image.tensor, how), how)[None]
+
+        inputs = torch.stack([self._prepared(row, prepare) for row in rows])
+        logits = self.examiner.inference.logits(inputs)
         return pd.DataFrame({"score": torch.sigmoid(logits[:, 0]).numpy()})
 
     def _verdicts(self, rows: Rows) -> pd.DataFrame:
-        verdicts = self.examiner.examine_decoded(map(self._read, rows))
+        prepared = [self._prepared(row, self.examiner.prepare) for row in rows]
+        verdicts = self.examiner.verdicts(prepared)
         return pd.DataFrame(
             {
                 "score": [image.faces[0].score for image in verdicts],
@@ -86,8 +91,10 @@ class ServedDetector(PythonModel):
             }
         )
 
-    def _read(self, numbered_row: tuple[int, dict[str, Any]]) -> DecodedImage:
-        """Return the image of a row."""
+    def _prepared(
+        self, numbered_row: tuple[int, dict[str, Any]], prepare: Callable[[DecodedImage], T]
+    ) -> T:
+        """Return what a function makes of the image of a row."""
         number, row = numbered_row
         try:
             given = {name: value for name, value in row.items() if not _is_missing(value)}
@@ -95,9 +102,9 @@ class ServedDetector(PythonModel):
                 raise ValueError(f"fill one of {', '.join(COLUMNS)}, not {len(given)}")
             ((name, value),) = given.items()
             if name == "pixels":
-                return _from_pixels(value, self.examiner.max_pixels)
+                return prepare(_from_pixels(value, self.examiner.max_pixels))
             content = _read_file(value, self.path_root) if name == "path" else value
-            return self.examiner.decode(content)
+            return prepare(self.examiner.decode(content))
         except (ValueError, TypeError, RuntimeError) as error:  # of a value that is no image
             raise MlflowException.invalid_parameter_value(f"row {number}: {error}") from error
 

@@ -21,7 +21,7 @@ RESULTS = {
     "ece": "ECE",
     "ece_scaled": "ECE after temperature scaling",
 }
-# What Markdown does not show as it is. Brackets do no harm unless they make a link, and neither
+# Characters that Markdown does not show unchanged. Brackets do no harm unless they make a link, and neither
 # does an underscore inside a word.
 MARKS = re.compile(r"[\\`*|~$]|(?<=\])\(|(?<![^\W_])_|_(?![^\W_])")
 Tables = dict[str, pd.DataFrame]
@@ -30,8 +30,8 @@ Tables = dict[str, pd.DataFrame]
 def fill(template: str, **content: Any) -> str:
     """Return a page in Markdown; template: the name of a file beside this one.
 
-    All text in the content is plain: a name of the data that looks like Markdown or HTML is shown
-    as it is written. What is Markdown stands in the templates.
+    All text in the content is plain: a name in the data that looks like Markdown or HTML is shown
+    unchanged. Only the templates have Markdown.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -56,7 +56,7 @@ def _plain(content: Any) -> Any:
 
 
 def plain_markdown(text: str) -> str:
-    """Return Markdown that shows the text as it is, in one line, also in a cell of a table."""
+    """Return Markdown that shows the text unchanged, in one line, also in a cell of a table."""
     return escape(MARKS.sub(r"\\\g<0>", " ".join(text.split())), quote=False)
 
 

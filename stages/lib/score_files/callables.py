@@ -170,7 +170,7 @@ def _of_onnx(file: Path, threads: int, scale: str | None) -> Run:
     outputs = _outputs_of_onnx(file, threads)
     print(
         f"{file}: gets whole images, resized to a square; for another input, such as the face "
-        "alone, write a function around it",
+        "only, write a function around it",
         file=sys.stderr,
     )
     _try_onnx(file, outputs, scale)

@@ -53,9 +53,9 @@ def changed_files() -> list[str] | None:
 
 
 def uncommitted_diff() -> str:
-    """Return the `git diff` of all that the commit lacks, except what the stages write.
+    """Return the `git diff` of all that is not in the commit, except what the stages write.
 
-    It contains files that Git does not track, and the names alone of those above LARGEST_NEW_FILE.
+    It contains files that Git does not track; of those above LARGEST_NEW_FILE only the names.
     """
     parts = [_git("diff", "HEAD", "--", ".", *WRITTEN_BY_STAGES)]
     new = _git("ls-files", "-o", "--exclude-standard", "-z", "--", ".", *WRITTEN_BY_STAGES)

@@ -11,7 +11,7 @@ from stages.lib.core.labels import REAL
 from stages.lib.detector.hardware import Hardware
 from stages.lib.training.params import TrainParams
 
-PLAIN, PAIR_REAL, PAIR_FAKE = range(3)  # a role: as it is, or in a pair with its pseudo-fake
+PLAIN, PAIR_REAL, PAIR_FAKE = range(3)  # a role: unchanged, or in a pair with its pseudo-fake
 
 
 class Draw(NamedTuple):

@@ -50,9 +50,9 @@ class TrainingLoop:
         self.sampler = TrainingSampler(params, images.targets, hardware)
         size = params.micro_batch_size(hardware.world_size)
         self.loader = make_loader(images, self.sampler, params.num_workers, is_cuda, largest=size)
-        set_trainable(detector.model, params.trainable)
         self.optimizer = make_optimizer(params, detector.model)
         self.schedule = make_schedule(params, self.optimizer, self.steps_per_epoch)
+        set_trainable(detector.model, params.trainable)
         self.parallel: DistributedDataParallel | None = None
         if hardware.world_size > 1:
             self.parallel = DistributedDataParallel(detector.model)

@@ -1,7 +1,7 @@
 """From the bytes of an image to its verdict: the faces in it, their scores, and what they mean."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,12 +148,8 @@ class Examiner:
         """Return the verdict of each image file, or why it has none; in their order."""
         prepared = list(self.pool.map(self._prepare_file, contents))
         usable = [image for image in prepared if not isinstance(image, UnusableImage)]
-        verdicts = iter(self._verdicts(usable))
+        verdicts = iter(self.verdicts(usable))
         return [image if isinstance(image, UnusableImage) else next(verdicts) for image in prepared]
-
-    def examine_decoded(self, images: Iterable[DecodedImage]) -> list[ImageVerdict]:
-        """Return the verdict of each decoded image, without the digest of a file."""
-        return self._verdicts([self._prepare(image) for image in images])
 
     def decode(self, content: bytes) -> DecodedImage:
         """Decode an image file; raises UnusableImage."""
@@ -173,15 +169,15 @@ class Examiner:
         return faces[:MOST_FACES], max(0, len(faces) - MOST_FACES)
 
     def _prepare_file(self, content: bytes) -> PreparedImage | UnusableImage:
-        """Return an image file as _prepare does, or what is wrong with it."""
+        """Return an image file as `prepare` does, or what is wrong with it."""
         try:
-            return self._prepare(self.decode(content), hashlib.sha256(content).hexdigest())
+            return self.prepare(self.decode(content), hashlib.sha256(content).hexdigest())
         except UnusableImage as error:
             return error
         except MemoryError:
             return UnusableImage("too large for the memory of this machine")
 
-    def _prepare(self, image: DecodedImage, sha256: str = "") -> PreparedImage:
+    def prepare(self, image: DecodedImage, sha256: str = "") -> PreparedImage:
         """Find the faces in an image and make their inputs; raises UnusableImage."""
         pixels = image.tensor
         faces, not_judged = self._find_faces(pixels)
@@ -202,7 +198,7 @@ class Examiner:
             missed_below=smallest_found(*image.size) if self.face_share else 0,
         )
 
-    def _verdicts(self, images: Sequence[PreparedImage]) -> list[ImageVerdict]:
+    def verdicts(self, images: Sequence[PreparedImage]) -> list[ImageVerdict]:
         """Return the verdicts of images; all their faces are scored together."""
         if not images:
             return []

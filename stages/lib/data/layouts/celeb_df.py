@@ -39,7 +39,7 @@ def celeb_df_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
             missing.discard(f"{folder}/{clip}")
     if missing:
         count = f"{len(missing)} of the {len(for_testing)}"
-        left_out.notes.append(f"lacks {count} videos for testing")
+        left_out.notes.append(f"{count} videos for testing are missing")
     return sets_of(root, sets)
 
 

@@ -98,14 +98,14 @@ def _meanings(folders: Collection[str], root: Path) -> dict[str, Meaning]:
 def _class_places(folders: Collection[str], root: Path) -> dict[str, int | None]:
     """Return which part of the path of a folder says the class; None: two say different ones.
 
-    folders: those with files; the result lacks those of which no part says a class. Words go before
-    digits: the `1` in `real/1` is a number where `fake` is there too. Raises UserError where words
-    tell one class alone, and digits both.
+    folders: those with files. The result has only folders whose path says a class. Words win over
+    digits: the `1` in `real/1` is a number if there is a `fake` too. Raises UserError if words name
+    only one class, and digits both.
     """
     words, digits = _clear_places(folders, in_digits=False), _clear_places(folders, in_digits=True)
     if len(_classes(words)) == 1 and len(_classes(digits)) == 2:
         raise UserError(
-            f"{root}: words in the names of its folders tell one class alone, and the folders 0 "
+            f"{root}: words in the names of its folders name only one class, and the folders 0 "
             "and 1 both; give the folder with 0 and 1 in it, or name those real and fake"
         )
     return digits | words
@@ -117,7 +117,7 @@ def _classes(places: dict[str, int | None]) -> set[int | None]:
 
 
 def _clear_places(folders: Collection[str], in_digits: bool) -> dict[str, int | None]:
-    """Return what _class_places does, of digits alone or of words alone.
+    """Do what _class_places does, with digits only or with words only.
 
     A folder with folders of both classes in it says nothing by its own name.
     """

@@ -47,9 +47,10 @@ def has_set_word(name: str) -> bool:
 
 
 def class_of(name: str) -> int | None:
-    """Return 0 or 1 where all words of a name, besides those of sets, say one class.
+    """Return 0 or 1 if all words of a name say one class; words of sets are ignored.
 
-    Digits count beside words, as in `0_real`, and alone; in `video_1` they are a number.
+    A digit counts beside the word of a class, as in `0_real`, or if it is the whole name. In
+    `video_1` it is a number.
     """
     words = [word for word in words_of(name) if word not in SET_WORDS]
     classes = {CLASS_WORDS.get(word) for word in words}
