@@ -144,8 +144,8 @@ def hold_out(
     """Take the fakes of these families out of train, val and calibration.
 
     Returns the sets without them, and the fakes of val that were taken out. They measure how the
-    detector does on methods that it has not seen. Raises UserError for a family that val does not have, and where one of the
-    three sets lacks one of the classes.
+    detector does on methods that it has not seen. Raises UserError for a family that val does not
+    have, and if a class is missing in one of the three sets.
     """
     sets, is_held_out = dict(sets), {}
     for name in ("train", "val", "calibration"):

@@ -444,7 +444,7 @@ def test_dfdc_groups_a_real_with_the_fakes_made_of_it(
     other = root / "dfdc_train_part_1/metadata.json"
     other.write_text(json.dumps({"c.mp4": {"is_fake": 1}}))
     sets = find(root)
-    told = "left out 1 videos that a metadata.json names and its folder lacks, and 0"
+    told = "left out 1 videos that a metadata.json names and that are not in its folder, and 0"
     assert told in capsys.readouterr().out
     assert rows(sets["train"], "target", "given_group", "video") == {
         "dfdc_train_part_0/a.mp4": (1, "b.mp4", ""),
@@ -544,7 +544,7 @@ def test_a_number_in_the_name_of_a_folder_is_no_class_beside_words(tmp_path: Pat
         found = rows(find(root)["train"], "target")
         assert {Path(path).name: target for path, (target,) in found.items()} == {
             "a.jpg": 0, "b.jpg": 0, "c.jpg": 1, "d.jpg": 1}  # fmt: skip
-    with pytest.raises(UserError, match="tell one class alone, and the folders 0 and 1 both"):
+    with pytest.raises(UserError, match="name only one class, and the folders 0 and 1 both"):
         find(touch(tmp_path / "odd", "deepfakes/0/a.jpg", "deepfakes/1/b.jpg"))
 
 

@@ -82,7 +82,7 @@ def check_compile(stage: str, mode: CompileMode | None, hardware: Hardware) -> N
     """Raise UserError where code compiled for this CPU would not round as other CPUs do."""
     if mode and hardware.device.type == "cpu" and arithmetic_in_use() == "portable":
         raise UserError(
-            f"{stage}.compile = {mode} makes code that is only for this CPU, and train.arithmetic = "
+            f"{stage}.compile = {mode} makes code only for this CPU, and train.arithmetic = "
             "portable promises the same numbers on all CPUs; set train.arithmetic: native"
         )
 

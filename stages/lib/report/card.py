@@ -21,8 +21,8 @@ RESULTS = {
     "ece": "ECE",
     "ece_scaled": "ECE after temperature scaling",
 }
-# Characters that Markdown does not show unchanged. Brackets do no harm unless they make a link, and neither
-# does an underscore inside a word.
+# Characters that Markdown does not show unchanged. Brackets do no harm unless they make a link, and
+# neither does an underscore inside a word.
 MARKS = re.compile(r"[\\`*|~$]|(?<=\])\(|(?<![^\W_])_|_(?![^\W_])")
 Tables = dict[str, pd.DataFrame]
 

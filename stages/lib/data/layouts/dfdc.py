@@ -60,8 +60,8 @@ def dfdc_sets(root: Path, left_out: LeftOut) -> dict[str, ImageSet]:
         left_out.suffixes.subtract({file.suffix: 1})  # which has just been read
     if num_missing or num_unnamed:
         left_out.notes.append(
-            f"left out {num_missing} videos that a {FILE} names but that are not in its folder, and "
-            f"{num_unnamed} that none names"
+            f"left out {num_missing} videos that a {FILE} names and that are not in its folder, "
+            f"and {num_unnamed} that none names"
         )
     return sets_of(root, sets)
 
