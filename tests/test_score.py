@@ -498,3 +498,8 @@ def test_without_images_to_perturb_nothing_is_loaded(
         lambda: call(monkeypatch, "no_module:score", "--out", "a.csv", "--perturbed", "p.csv"),
     )
     assert not written(place)
+
+
+def test_help_is_no_failure_though_it_ends_the_program() -> None:
+    done = run("python", "-m", "stages.tools.score", "--help", cwd=ROOT)
+    assert done.stdout.startswith("usage: ") and not done.stderr

@@ -38,7 +38,7 @@ def run_stage(main: Callable[[], None], *parts: str) -> None:
         main()
 
 
-def run_command(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], object]) -> None:
     """Run the main of a command that writes no outputs of a stage; errors as in run_stage."""
     with _errors_in_one_line():
         try:

@@ -39,6 +39,7 @@ from stages.lib.prediction.perturbations import (
     variants_of,
 )
 from stages.lib.progress import progress_bar
+from stages.lib.running import run_command
 from stages.lib.score_files.callables import CallableDetector, load_callable
 from stages.lib.score_files.matching import JUDGED_TABLES
 from stages.lib.score_files.own_process import run_in_own_process
@@ -180,4 +181,5 @@ def images_of(labels: pd.DataFrame) -> Iterator[np.ndarray]:
 
 
 if __name__ == "__main__":
+    run_command(lambda: parse(sys.argv[1:]))  # --help and a wrong command end here
     run_in_own_process(main)
