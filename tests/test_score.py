@@ -31,7 +31,7 @@ from stages.lib.prediction.perturbations import VARIANTS, variants_of
 from stages.lib.score_files.callables import CallableDetector, load_callable
 from stages.lib.verdict.networks import export_network
 from stages.tools import score as tool
-from tests.conftest import ROOT, set_params
+from tests.conftest import ROOT, run, set_params
 
 Images = list[np.ndarray]
 NUM_VAL, NUM_CALIBRATION, NUM_PERTURBED = 6, 5, 2
