@@ -1,4 +1,4 @@
-"""Every layout of a data set: a miniature of each is read as its makers mean it."""
+"""Every layout of a data set: a miniature of each is read as its authors mean it."""
 
 import json
 import os
@@ -669,7 +669,7 @@ def test_large_numbers_and_other_spellings_in_a_manifest(tmp_path: Path) -> None
 def test_a_clip_of_deepfakebench_is_in_one_set_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The makers' list of Celeb-DF has all clips in train, and those of test in val again."""
+    """The authors' list of Celeb-DF has all clips in train, and those of test in val again."""
     clip = {"id0_0001": {"frames": ["a.png"]}}
     other = {"id2_0001": {"frames": ["b.png"]}}
     content = {

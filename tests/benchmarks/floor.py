@@ -4,7 +4,7 @@ Run: python -m tests.benchmarks.floor   (from the repository's root; half a minu
 
 Operations are counted by PyTorch's FlopCounterMode (a multiplication with its addition is two).
 The CPU's rate is measured here, by a matrix product in fp32 on all its cores; those of the GPUs are
-their makers' figures for dense bf16 and for memory. A floor is what no loop can go below.
+their manufacturers' figures for dense bf16 and for memory. A floor is what no loop can go below.
 """
 
 import os
