@@ -68,9 +68,10 @@ def test_a_server_gets_runs_artifacts_and_versions(tmp_path: Path) -> None:
         files = {file.path for file in client.list_artifacts(latest.info.run_id)}
         assert {"figures", "explanations", "scores", "submission.csv", "params.yaml"} <= files
         mlflow.set_tracking_uri(address)
-        model = mlflow.pyfunc.load_model(f"models:/{NAME}/1")
-        scores = pd.read_csv(clone / "data/scores/test.csv").head(3)
         test_set = clone / "data/raw/sample/phase2/testset1_seen"
+        config = {"path_root": str(test_set)}
+        model = mlflow.pyfunc.load_model(f"models:/{NAME}/1", model_config=config)
+        scores = pd.read_csv(clone / "data/scores/test.csv").head(3)
         paths = [str(test_set / name) for name in scores["img_name"]]
         predicted = model.predict(pd.DataFrame({"path": paths}))["score"]
         assert predicted.tolist() == pytest.approx(scores["score"].tolist(), abs=1e-6)
