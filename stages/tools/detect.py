@@ -169,7 +169,8 @@ def examine_files(
             results[file] = error
     new = []
     for file, content in contents.items():
-        record = record_of.get(hashlib.sha256(content).hexdigest())
+        # The examiner computes the digest itself; without --resume nothing is looked up by it.
+        record = record_of.get(hashlib.sha256(content).hexdigest()) if record_of else None
         if record:
             results[file] = record.model_copy(update={"file": printable_name(file)})
         else:
