@@ -21,10 +21,11 @@ from stages.lib import paths
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import atomic_folder, sha256_of, write_text
 from stages.lib.core.labels import read_labels
-from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
 from stages.lib.detector.inference import BATCH_SIZE, Inference, Network
 from stages.lib.detector.model import CONFIG_FILE, WEIGHTS_FILE
 from stages.lib.evaluation.verdict_rules import Thresholds
+from stages.lib.progress import progress_bar
 from stages.lib.running import run_command
 from stages.lib.verdict.examiner import RULES_FILE, Examiner, rules_file
 from stages.lib.verdict.load import load_examiner
@@ -112,9 +113,8 @@ def _compare(
 ) -> Export:
     """Return how well the exported networks agree with the detector."""
     detector = replace(examiner.inference, views=["plain"])
-    logits = {DETECTOR: logits_of(DETECTOR, detector, images)}
-    for name, network in networks.items():
-        logits[name] = logits_of(name, replace(detector, network=network), images)
+    exported = {name: replace(detector, network=network) for name, network in networks.items()}
+    logits = logits_of({DETECTOR: detector} | exported, images)
     limits = examiner.rules.thresholds
     verdicts = {name: _called(values, limits) for name, values in logits.items()}
     expected, called = logits[DETECTOR], verdicts[DETECTOR]
@@ -131,12 +131,23 @@ def _compare(
     )
 
 
-def logits_of(name: str, inference: Inference, images: LabelledImages) -> np.ndarray:
-    """Return the logits of a network for all images, float64 (N,); raises UserError for NaN."""
-    logits = inference.logits_of(images, 0, f"score with {name}")[:, 0]
-    if not logits.isfinite().all():
-        raise UserError(f"{name}: gives scores that are not numbers; use the detector itself")
-    return logits.numpy()
+def logits_of(inferences: dict[str, Inference], images: LabelledImages) -> dict[str, np.ndarray]:
+    """Return the logits of each network for all images, float64 (N,), from one decoding.
+
+    Raises UserError for a network that gives NaN.
+    """
+    loader = make_loader(images, sequential_batches(len(images), BATCH_SIZE), 0, pin=False)
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in inferences}
+    with progress_bar("compare", len(images)) as bar:
+        for inputs, _, _ in loader:
+            for name, inference in inferences.items():
+                parts[name].append(inference.logits(inputs[:, None])[:, 0])
+            bar.update(len(inputs))
+    logits = {name: torch.cat(values).numpy() for name, values in parts.items()}
+    for name, values in logits.items():
+        if not np.isfinite(values).all():
+            raise UserError(f"{name}: gives scores that are not numbers; use the detector itself")
+    return logits
 
 
 def _called(logits: np.ndarray, limits: Thresholds) -> np.ndarray:
