@@ -52,6 +52,7 @@ from stages.lib.training.checkpoint import Checkpoints, training_digest
 from stages.lib.training.decode_cache import decode_ahead
 from stages.lib.training.images import TrainingImages
 from stages.lib.training.loop import TrainingLoop, validate, validation_loader
+from stages.lib.training.mark_cache import mark_ahead
 from stages.lib.training.micro_batch import find_accumulate
 from stages.lib.training.optimization import average_states
 from stages.lib.training.params import TrainParams
@@ -107,6 +108,8 @@ def train(
         # The weights are fp32; as much again is to spare.
         check_disk_space(paths.MODEL.parent, 2 * 4 * config.num_parameters)
         announce(params, detector, labels, hardware, tracker)
+    if params.pseudo_fakes.are_wanted:
+        mark_ahead(train_images, params.num_workers)
     if params.decoded_gb:
         sets = {"train": train_images, "val": val_images}
         has_decoded = decode_ahead(sets, params.decoded_gb, params.num_workers)

@@ -14,6 +14,7 @@ from stages.lib.drawing.photograph import photograph
 from stages.lib.drawing.portrait import draw_person
 from stages.lib.running import run_command
 from stages.lib.training.face_masks import Source
+from stages.lib.training.marked_image import MarkedImage, mark
 from stages.lib.training.pseudo_fakes import KINDS, Kinds, make_pair
 from stages.tools.command_line import parser_of
 
@@ -57,9 +58,9 @@ def pair_with_difference(kind: str, number: int) -> list[torch.Tensor]:
     return [real, fake, difference.clamp(0, 255).byte()]
 
 
-def draw_face(random: np.random.Generator) -> torch.Tensor:
-    """Return a drawn face, uint8 (3, S, S)."""
-    return decode(photograph(draw_person(random), "", SIDE, random), DECODING).tensor
+def draw_face(random: np.random.Generator) -> MarkedImage:
+    """Return a drawn face of SIDE pixels."""
+    return mark(decode(photograph(draw_person(random), "", SIDE, random), DECODING).tensor)
 
 
 if __name__ == "__main__":

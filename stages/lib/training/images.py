@@ -8,11 +8,14 @@ import torch
 
 from stages.lib.core.labels import FAKE, REAL
 from stages.lib.detector.dataset import LabelledImages
-from stages.lib.detector.preprocessing import Preprocessing, reencode
-from stages.lib.training.batches import PAIR_FAKE, PAIR_REAL, Draw
+from stages.lib.detector.preprocessing import Preprocessing, reencode, resize
+from stages.lib.training.batches import PAIR_FAKE, PAIR_REAL, PLAIN, Draw
 from stages.lib.training.face_masks import Source
+from stages.lib.training.marked_image import MarkedImage, mark, marked
 from stages.lib.training.params import TrainParams
 from stages.lib.training.pseudo_fakes import make_pair
+
+LONGEST_SIDE = 1024  # pixels in which a pseudo-fake is made; a larger image is made smaller first
 
 
 class TrainingImages(LabelledImages):
@@ -21,6 +24,9 @@ class TrainingImages(LabelledImages):
     What happens to an image at random depends only on the seed, the epoch and the image, so the
     numbers of workers and processes change nothing, and both images of a pair are changed alike.
     Every change of the whole image comes after the pseudo-fake is made.
+
+    A pseudo-fake is made, and degraded, at the pixels of the file, and then resized, as the seam of
+    a manipulated photograph is.
     """
 
     def __init__(
@@ -29,6 +35,7 @@ class TrainingImages(LabelledImages):
         super().__init__(labels, packed, preprocessing)
         self.params = params
         self.reals = np.flatnonzero(self.targets == REAL)
+        self.marks: np.ndarray | None = None  # of each image; see stages/lib/training/mark_cache.py
         self.last_pair: tuple[tuple[int, int], tuple[torch.Tensor, ...]] = (-1, -1), ()
 
     def __getitem__(  # pyrefly: ignore[bad-override, bad-override-param-name]
@@ -36,23 +43,31 @@ class TrainingImages(LabelledImages):
     ) -> tuple[torch.Tensor, int, int]:
         """Return (uint8 (3, S, S), target, index)."""
         epoch, index, role = draw
-        image, target = self.resized(index), int(self.targets[index])
-        if role == PAIR_REAL:
-            image, target = self._pair(epoch, index, image)[0], REAL
-        if role == PAIR_FAKE:
-            image, target = self._pair(epoch, index, image)[1], FAKE
         random = np.random.default_rng([self.params.seed, epoch, index])
-        image = reencode(image, self.preprocessing, random)
-        return self.params.augmentation.apply(image, random), target, index
+        if role == PLAIN:
+            image = reencode(self.resized(index), self.preprocessing, random)
+            image = self.params.augmentation.apply(image, random)
+            return image, int(self.targets[index]), index
+        image = self._pair(epoch, index)[0 if role == PAIR_REAL else 1]
+        image = self.params.augmentation.apply(image, random)
+        image = reencode(resize(image, self.preprocessing), self.preprocessing, random)
+        return image, FAKE if role == PAIR_FAKE else REAL, index
 
-    def _pair(self, epoch: int, index: int, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _pair(self, epoch: int, index: int) -> tuple[torch.Tensor, ...]:
         """Return the pair of an image; its real and its fake are loaded one after the other."""
         if self.last_pair[0] != (epoch, index):
             random = np.random.default_rng([self.params.seed, epoch, index, 1])
             pseudo_fakes = self.params.pseudo_fakes
-            source = Source(image, pseudo_fakes.face_width, self._draw_real)
+            real = self.marked_crop(index)
+            source = Source(real, pseudo_fakes.face_width, self._draw_real)
             self.last_pair = (epoch, index), make_pair(source, pseudo_fakes.kinds, random)
         return self.last_pair[1]
 
-    def _draw_real(self, random: np.random.Generator) -> torch.Tensor:
-        return self.resized(int(random.choice(self.reals)))
+    def _draw_real(self, random: np.random.Generator) -> MarkedImage:
+        return self.marked_crop(int(random.choice(self.reals)))
+
+    def marked_crop(self, index: int) -> MarkedImage:
+        """Return what a detector sees of an image, not resized to its input, with its marks."""
+        pixels, share = self.decoded_file(index), self.preprocessing.face_crop
+        image = mark(pixels) if self.marks is None else marked(pixels, self.marks[index])
+        return (image.crop(share) if share else image).at_most(LONGEST_SIDE)

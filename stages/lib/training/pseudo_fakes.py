@@ -10,9 +10,11 @@ and Yamasaki 2022, arXiv 2204.08376). stages/lib/training/face_masks.py chooses 
 - resample: a region down- and upscaled or sharpened, as face super-resolution leaves it
 - smooth: a region smoothed, as inpainting leaves it
 - swap: the face of another real in a like pose, moved onto this one, in its colours
+- upsample: the whole image through the up-sampling layer of a generator, whose traces are periodic
+  (Zhang et al. 2019, arXiv 1907.06515; Tan et al. 2024, arXiv 2312.10461)
 
 A pair is the real and its pseudo-fake. Outside of the mask their pixels are identical, so nothing
-but the region tells them apart. All images are uint8 (3, S, S).
+but the region tells them apart. All images are uint8 (3, H, W), at the pixels of their files.
 """
 
 from collections.abc import Callable
@@ -35,6 +37,7 @@ from stages.lib.training.face_masks import (
     any_mask,
     face_mask,
     part_mask,
+    whole_mask,
 )
 
 Weight = Annotated[float, Field(ge=0)]
@@ -48,6 +51,7 @@ class Kinds(StageParams):
     resample: Weight
     smooth: Weight
     swap: Weight
+    upsample: Weight
 
 
 class PseudoFakes(StageParams):
@@ -58,10 +62,15 @@ class PseudoFakes(StageParams):
     face_width: Range[Share]
     kinds: Kinds
 
+    @property
+    def are_wanted(self) -> bool:
+        """Whether any batch has some."""
+        return bool(self.first_share or self.last_share)
+
     @model_validator(mode="after")
     def _check_kinds(self) -> Self:
         weights = self.kinds.model_dump().values()
-        if (self.first_share or self.last_share) and not any(weights):
+        if self.are_wanted and not any(weights):
             raise ValueError("kinds: every weight is 0; give one of them a weight")
         return self
 
@@ -80,7 +89,7 @@ def make_pair(source: Source, kinds: Kinds, random: Random) -> tuple[torch.Tenso
     names = list(Kinds.model_fields)
     weights = np.array([getattr(kinds, name) for name in names])
     name = str(random.choice(names, p=weights / weights.sum()))
-    real = source.real
+    real = source.real.pixels
     change, mask = KINDS[name](source, random)
     if name in ("blend", "part") and random.random() < 0.5:
         return change, paste(real, change, mask)
@@ -99,17 +108,17 @@ def paste(region: torch.Tensor, base: torch.Tensor, mask: Mask) -> torch.Tensor:
 
 def blend(source: Source, random: Random) -> tuple[torch.Tensor, Mask]:
     """Change the whole face slightly."""
-    return changed_copy(source.real, random), face_mask(source, random)
+    return changed_copy(source.real.pixels, random), face_mask(source, random)
 
 
 def part(source: Source, random: Random) -> tuple[torch.Tensor, Mask]:
     """Change eyes, nose or mouth slightly."""
-    return changed_copy(source.real, random), part_mask(source, random)
+    return changed_copy(source.real.pixels, random), part_mask(source, random)
 
 
 def resample(source: Source, random: Random) -> tuple[torch.Tensor, Mask]:
     """Down- and upscale a region, sharpen it, or both."""
-    copy = any_rescale(source.real, random.uniform(0.25, 0.7), random)
+    copy = any_rescale(source.real.pixels, random.uniform(0.25, 0.7), random)
     if random.random() < 0.5:
         copy = tv.adjust_sharpness(copy, random.uniform(2, 5))
     return copy, any_mask(source, random)
@@ -117,17 +126,38 @@ def resample(source: Source, random: Random) -> tuple[torch.Tensor, Mask]:
 
 def smooth(source: Source, random: Random) -> tuple[torch.Tensor, Mask]:
     """Smooth a region."""
-    return blur(source.real, random.uniform(0.8, 2.5), random), any_mask(source, random)
+    return blur(source.real.pixels, random.uniform(0.8, 2.5), random), any_mask(source, random)
 
 
 def swap(source: Source, random: Random) -> tuple[torch.Tensor, Mask]:
     """Take the face of another real, slightly warped, in the colours of this one."""
     mask = face_mask(source, random)
     donor = warp(draw_donor(source, random), random)
-    donor = matched_colours(donor, source.real, mask, random.uniform(0.6, 1))
+    donor = matched_colours(donor, source.real.pixels, mask, random.uniform(0.6, 1))
     if random.random() < 0.5:
         donor = any_rescale(donor, random.uniform(0.4, 0.9), random)
     return donor, mask
+
+
+def upsample(source: Source, random: Random) -> tuple[torch.Tensor, Mask]:
+    """Halve the whole image and double it as a transposed convolution does; keep some detail.
+
+    The kernel is bilinear, but for noise: its four phases differ a little, as those of a kernel
+    that a network has learnt do, and the differences make the pattern.
+    """
+    image = source.real.pixels.float()[:, None]
+    height, width = image.shape[2:]
+    small = F.avg_pool2d(image, 2, ceil_mode=True, count_include_pad=False)
+    row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4  # bilinear
+    noise = torch.from_numpy(random.normal(0, random.uniform(0.02, 0.08), (4, 4))).float()
+    kernel = row[:, None] * row * (1 + noise)
+    kernel *= 4 / kernel.sum()
+    padded = F.pad(small, (1, 1, 1, 1), mode="replicate")
+    doubled = F.conv_transpose2d(padded, kernel[None, None], stride=2, padding=1)
+    doubled = doubled[:, 0, 2 : 2 + height, 2 : 2 + width]
+    detail = random.uniform(0.0, 0.6)
+    change = detail * image[:, 0] + (1 - detail) * doubled
+    return change.round().clamp(0, 255).byte(), whole_mask(source)
 
 
 KINDS: dict[str, Callable[[Source, Random], tuple[torch.Tensor, Mask]]] = {
@@ -136,6 +166,7 @@ KINDS: dict[str, Callable[[Source, Random], tuple[torch.Tensor, Mask]]] = {
     "resample": resample,
     "smooth": smooth,
     "swap": swap,
+    "upsample": upsample,
 }
 
 
@@ -154,14 +185,14 @@ def changed_copy(image: torch.Tensor, random: Random) -> torch.Tensor:
 
 
 def warp(image: torch.Tensor, random: Random) -> torch.Tensor:
-    """Scale, move and warp the image by a few percent of its side, smoothly."""
-    side = image.shape[-1]
+    """Scale, move and warp the image by a few percent of its sides, smoothly."""
+    size = list(image.shape[1:])
     scale = random.uniform(0.95, 1.05)
     move_x, move_y = random.uniform(-0.04, 0.04), random.uniform(-0.03, 0.03)
     theta = torch.tensor([[[scale, 0, move_x], [0, scale, move_y]]])
-    grid = F.affine_grid(theta, [1, 1, side, side], align_corners=False)
+    grid = F.affine_grid(theta, [1, 1, *size], align_corners=False)
     bumps = torch.from_numpy(random.normal(0, random.uniform(0, 0.015), (1, 2, 5, 5))).float()
-    elastic = F.interpolate(bumps, size=[side, side], mode="bicubic", align_corners=False)
+    elastic = F.interpolate(bumps, size=size, mode="bicubic", align_corners=False)
     grid = (grid + elastic.permute(0, 2, 3, 1)).float()
     pixels = image[None].float()
     moved = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
