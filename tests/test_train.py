@@ -32,7 +32,7 @@ from stages.lib.detector.model import (
 from stages.lib.training.batches import TrainingSampler, training_batches
 from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.micro_batch import find_accumulate
-from stages.lib.training.optimization import average_states, make_schedule
+from stages.lib.training.optimization import SharpnessAware, average_states, make_schedule
 from stages.lib.training.params import TrainParams
 from stages.lib.training.pseudo_fakes import KINDS
 from stages.predict import main as predict
@@ -317,6 +317,48 @@ def test_the_moving_average_forgets_where_the_training_began() -> None:
     assert torch.equal(average, learnt)  # with a constant decay it would be 0.999 of `before`
 
 
+def test_sam_takes_the_gradient_of_the_worst_weights_nearby() -> None:
+    """By hand: for the loss sum(weight ** 4), from 1 and 2, with a step of plain SGD."""
+    model = torch.nn.Linear(2, 1, bias=False)
+    model.weight.data = torch.tensor([[1.0, 2.0]])
+    sam = SharpnessAware(model, 0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    gradient = np.array([4.0, 32.0])
+    (model.weight**4).sum().backward()
+    sam.climb()
+    nearby = np.array([1.0, 2.0]) + 0.5 * gradient / np.linalg.norm(gradient)
+    assert model.weight.detach().numpy()[0] == pytest.approx(nearby)
+    (model.weight**4).sum().backward()
+    sam.descend()
+    assert model.weight.tolist() == [[1.0, 2.0]]
+    optimizer.step()
+    assert model.weight.detach().numpy()[0] == pytest.approx([1.0, 2.0] - 0.01 * 4 * nearby**3)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_sam_sees_each_batch_twice_and_counts_it_once(accumulate: int) -> None:
+    changes: dict[str, Any] = {"batch_size": 8, "image_size": 32, "warmup_epochs": 0}
+    batch = torch.randint(0, 256, (8 // accumulate, 3, 32, 32), dtype=torch.uint8)
+    targets = torch.arange(8 // accumulate) % 2
+    results = {}
+    for rho in (0.0, 0.05):
+        torch.manual_seed(0)
+        loop = loop_of(**changes, sam_rho=rho, accumulate=accumulate)
+        passes: list[int] = []
+        loop.detector.model.register_forward_pre_hook(lambda *_, count=passes: count.append(1))
+        figures, _ = loop.train_on([(batch, targets, targets)] * accumulate, epoch=0)
+        buffers = dict(loop.detector.model.named_buffers())
+        results[rho] = figures, buffers, head_of(loop.detector).clone(), len(passes)
+    plain, statistics, weights, count = results[0.0]
+    sharp, others, moved, num_passes = results[0.05]
+    assert plain == sharp  # the loss before the step
+    assert num_passes == 2 * count
+    assert not torch.equal(weights, moved)
+    for name, value in statistics.items():
+        if "running" in name:
+            assert torch.equal(value, others[name]), name
+
+
 def test_a_zero_head_begins_at_one_half() -> None:
     model = create_model("test_resnet", {}, "random")
     images = torch.randn(16, 3, 32, 32) * 3
@@ -355,9 +397,10 @@ class Fetches(TorchDispatchMode):
     "options",
     [
         {"ema_decay": 0.9, "clip_grad": 1.0, "mixup": 0.5, "accumulate": 2},
+        {"sam_rho": 0.05, "accumulate": 2},
         {"optimizer": "sgd", "class_balance": "weights"},
     ],
-    ids=["adamw-ema-clip-mixup", "sgd-weights"],
+    ids=["adamw-ema-clip-mixup", "sgd-weights", "sam"],
 )
 def test_the_device_is_waited_for_once_an_epoch(options: dict[str, Any]) -> None:
     loop = loop_of(**options, batch_size=8, image_size=32)

@@ -21,6 +21,7 @@ from stages.lib.detector.inference import gather_logits
 from stages.lib.detector.model import Detector, fake_logit
 from stages.lib.training.batches import TrainingSampler
 from stages.lib.training.optimization import (
+    SharpnessAware,
     make_mixup,
     make_optimizer,
     make_schedule,
@@ -60,6 +61,7 @@ class TrainingLoop:
         self.network = torch.compile(network, mode=params.compile) if params.compile else network
         self.class_weights = self._class_weights().to(hardware.device)
         self.mix = make_mixup(params)
+        self.sam = SharpnessAware(detector.model, params.sam_rho) if params.sam_rho else None
         self.ema: ModelEmaV3 | None = None
         if params.ema_decay:
             self.ema = ModelEmaV3(detector, decay=params.ema_decay, use_warmup=True)
@@ -102,11 +104,16 @@ class TrainingLoop:
         lr = self.optimizer.param_groups[0]["lr"]
         updates += self.done // params.num_micro_batches
         self.schedule.step_update(updates)
-        for images, targets in timed(batches, clock, f"epoch {epoch + 1}"):
-            is_last_of_step = (self.done + 1) % params.num_micro_batches == 0
-            self.loss_sum += self._forward_backward(images, targets, epoch, is_last_of_step)
+        step: list[tuple[torch.Tensor, torch.Tensor]] = []  # its micro-batches, which SAM repeats
+        for batch in timed(batches, clock, f"epoch {epoch + 1}"):
+            self.loss_sum += self._forward_backward(*batch, epoch, self.done)
             self.done += 1
-            if is_last_of_step:
+            if self.sam:
+                step.append(batch)
+            if self.done % params.num_micro_batches == 0:
+                if self.sam:
+                    self._take_gradient_nearby(step, epoch)
+                    step = []
                 updates += 1
                 self._update(updates)
                 if updates % STEPS_BETWEEN_CHECKS == 0:
@@ -127,10 +134,23 @@ class TrainingLoop:
         speed = clock.speed(len(batches) * params.batch_size // params.num_micro_batches)
         return {"lr": lr, "train_loss": mean_loss}, speed
 
+    def _take_gradient_nearby(
+        self, step: list[tuple[torch.Tensor, torch.Tensor]], epoch: int
+    ) -> None:
+        """Replace the gradient of a step by that of the worst weights nearby."""
+        assert self.sam
+        self.sam.climb()
+        for number, batch in enumerate(step, self.done - len(step)):
+            self._forward_backward(*batch, epoch, number)
+        self.sam.descend()
+
     def _forward_backward(
-        self, images: torch.Tensor, targets: torch.Tensor, epoch: int, is_last_of_step: bool
+        self, images: torch.Tensor, targets: torch.Tensor, epoch: int, number: int
     ) -> torch.Tensor:
-        """Add the gradient of one micro-batch; return its mean loss, detached, on the device."""
+        """Add the gradient of one micro-batch; return its mean loss, detached, on the device.
+
+        number: that of the micro-batch in the epoch.
+        """
         params, device = self.params, self.hardware.device
         images = self.detector.normalize(images.to(device, non_blocking=True))
         targets = targets.to(device, non_blocking=True)
@@ -138,10 +158,11 @@ class TrainingLoop:
             images = images.contiguous(memory_format=torch.channels_last)
         if self.mix:
             # Mixup of timm draws from the global generator of NumPy: set by seed, epoch and batch.
-            seed = np.random.SeedSequence([params.seed, epoch, self.done]).generate_state(1)
+            seed = np.random.SeedSequence([params.seed, epoch, number]).generate_state(1)
             np.random.seed(seed)
             images, targets = self.mix(images, targets)
         if self.parallel:  # processes exchange gradients once a step, after its last micro-batch
+            is_last_of_step = (number + 1) % params.num_micro_batches == 0
             self.parallel.require_backward_grad_sync = is_last_of_step
         with self.hardware.autocast():
             outputs = self.network(images)
@@ -155,7 +176,7 @@ class TrainingLoop:
         )
         loss = losses.mean()
         is_first_bad = ~torch.isfinite(loss) & (self.first_bad < 0)
-        self.first_bad = torch.where(is_first_bad, self.done, self.first_bad)
+        self.first_bad = torch.where(is_first_bad, number, self.first_bad)
         (loss / params.num_micro_batches).backward()
         return loss.detach()
 

@@ -1,4 +1,4 @@
-"""Optimizer, schedule and mixup, all from timm, and which parameters learn."""
+"""Optimizer, schedule and mixup, all from timm, SAM, and which parameters learn."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +8,7 @@ from timm.data import Mixup
 from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from stages.lib.core.labels import CLASS_NAMES
 from stages.lib.training.params import Trainable, TrainParams
@@ -38,6 +39,41 @@ def set_trainable(model: torch.nn.Module, which: Trainable) -> None:
                 learning |= set(module.parameters(recurse=False))
     for parameter in model.parameters():
         parameter.requires_grad_(which == "all" or parameter in learning)
+
+
+class SharpnessAware:
+    """Sharpness-aware minimization (SAM): steps along the gradient of the worst weights nearby.
+
+    The weights move by rho along the gradient (`climb`), where the gradient is computed once more,
+    and come back before the step (`descend`). Foret et al. 2021, arXiv 2010.01412.
+    """
+
+    def __init__(self, model: torch.nn.Module, rho: float) -> None:
+        self.model, self.rho = model, rho
+        self.before: dict[torch.nn.Parameter, torch.Tensor] = {}
+        self.momenta: dict[_BatchNorm, float | None] = {}
+
+    @torch.no_grad()
+    def climb(self) -> None:
+        """Move the weights, remove their gradients, and freeze the running means of batch norms."""
+        gradients = {one: one.grad for one in self.model.parameters() if one.grad is not None}
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        for one, gradient in gradients.items():
+            self.before[one] = one.clone()
+            one.add_(gradient * (self.rho / norm.clamp(min=1e-12)))
+            one.grad = None
+        for module in self.model.modules():
+            if isinstance(module, _BatchNorm):
+                self.momenta[module], module.momentum = module.momentum, 0.0
+
+    @torch.no_grad()
+    def descend(self) -> None:
+        """Move the weights back; the gradients stay, and running means go on."""
+        for one, weights in self.before.items():
+            one.copy_(weights)
+        for module, momentum in self.momenta.items():
+            module.momentum = momentum
+        self.before, self.momenta = {}, {}
 
 
 def average_states(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

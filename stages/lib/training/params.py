@@ -66,6 +66,7 @@ class TrainParams(ParallelHardwareParams):
     layer_decay: Factor | None
     trainable: Trainable
     average_last: Count
+    sam_rho: NonNegative
     clip_grad: Annotated[float, Field(gt=0)] | None
     ema_decay: BelowOne
     checkpoint_minutes: NonNegative
