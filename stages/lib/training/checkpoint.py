@@ -26,6 +26,7 @@ from stages.lib.core.files import main_workspace, sha256_of
 from stages.lib.core.params import read_yaml
 from stages.lib.detector.hardware import Hardware
 from stages.lib.stopping import stop
+from stages.lib.training.marked_image import MESH_FILE
 from stages.lib.training.params import TrainParams
 
 FOLDER = Path(".dvc/tmp/checkpoints")
@@ -40,7 +41,7 @@ State = dict[str, Any]  # of tensors, numbers, strings, lists and dicts
 
 def training_digest(params: TrainParams, data_digest: str, hardware: Hardware) -> str:
     """Return the SHA-256 of everything that decides the weights of a training."""
-    files = [file for part in CODE for file in _python_files(STAGES / part)]
+    files = [file for part in CODE for file in _python_files(STAGES / part)] + [MESH_FILE]
     weights = Path(params.weights)
     parts = {
         "params": params.model_dump(exclude=NO_EFFECT),
