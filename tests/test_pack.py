@@ -265,7 +265,7 @@ def test_interrupted_packing_goes_on_where_it_stopped(
         first = count_reads(patch, limit=42)
         with pytest.raises(KeyboardInterrupt):
             pack.main()
-    assert not list(Path("data/packed").glob("*"))
+    assert not packed_files()
     second = count_reads(monkeypatch)
     pack.main()
     assert len(first) == 42
