@@ -1,9 +1,11 @@
 """Pack raw images: their bytes, unchanged, in a few large files, and one row of facts per image.
 
-params.yaml: data, pack; the folder data.root            ->  data/packed/{train,val,test}
-             data, pack; one of data.evaluation_sets     ->  data/packed/NAME.set
+params.yaml: data, pack; data.root                    ->  data/packed/{training/{train,val},test}
+             data, pack; one of data.training_sets    ->  data/packed/training/NAME.set/{train,val}
+             data, pack; one of data.evaluation_sets  ->  data/packed/NAME.set
 Run: python -m stages.pack
-     python -m stages.pack NAME     (an evaluation set; DVC gives it in DVC_STAGE, pack_set@NAME)
+     python -m stages.pack training/NAME  (a training set; DVC_STAGE is pack_training_set@NAME)
+     python -m stages.pack NAME           (an evaluation set; DVC_STAGE is pack_set@NAME)
 
 How a data set is laid out is found out, or said in data.layout (data/README.md). Of an evaluation
 set the test set is packed; where that has not both classes, the validation or the training set.
@@ -25,18 +27,28 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.files import atomic_folder
 from stages.lib.core.params import load_params
 from stages.lib.data.layouts.find import evaluation_set, find_sets, training_sets
-from stages.lib.data.layouts.image_set import SET_NAMES
+from stages.lib.data.layouts.image_set import ImageSet
 from stages.lib.data.packing import pack_empty_set, pack_images
-from stages.lib.data.params import DataParams, PackParams, packed_name
+from stages.lib.data.params import (
+    ROOT_FOLDERS,
+    TRAINING_PARTS,
+    DataParams,
+    PackParams,
+    packed_name,
+    packed_training_name,
+)
 from stages.lib.running import run_stage
 
 
-def main(set_name: str = "") -> None:
-    """Pack data.root, or the evaluation set of this name."""
+def main(name: str = "") -> None:
+    """Pack data.root, or the evaluation set of this name, or the training set `training/NAME`."""
     params = load_params("pack", PackParams)
     data = load_params("data", DataParams)
-    if set_name:
-        pack_evaluation_set(set_name, data, params)
+    folder, _, training_name = name.rpartition("/")
+    if folder == "training":
+        pack_training_set(training_name, data, params)
+    elif name:
+        pack_evaluation_set(name, data, params)
     else:
         pack_root(data, params)
 
@@ -45,12 +57,32 @@ def pack_root(data: DataParams, params: PackParams) -> None:
     """Pack train, val and test; all lists are checked first, so that a typo costs no hours."""
     root = Path(data.root)
     sets = training_sets(find_sets(root, data.layout, data.manifest), root)
-    for name in SET_NAMES:
-        with atomic_folder(paths.PACKED / name) as folder:
-            if name in sets:
-                pack_images(sets[name], folder, params)
-            else:
-                pack_empty_set(folder)
+    for part, place in ROOT_FOLDERS.items():
+        with atomic_folder(paths.PACKED / place) as folder:
+            pack_part(sets, part, folder, params)
+
+
+def pack_training_set(name: str, data: DataParams, params: PackParams) -> None:
+    """Pack train and val of one of data.training_sets; a test set of it is not trained on."""
+    if name not in data.training_sets:
+        known = ", ".join(data.training_sets) or "none is set"
+        raise UserError(f"give a name of data.training_sets ({known}), not '{name}'")
+    data.check_sources()
+    root = Path(data.training_sets[name])
+    sets = find_sets(root, "auto", data.manifest, f"data.training_sets.{name}")
+    sets = training_sets(sets, root)
+    with atomic_folder(paths.PACKED / packed_training_name(name)) as folder:
+        for part in TRAINING_PARTS:
+            (folder / part).mkdir()
+            pack_part(sets, part, folder / part, params)
+
+
+def pack_part(sets: dict[str, ImageSet], part: str, folder: Path, params: PackParams) -> None:
+    """Pack train, val or test of a data set; one that it has not is packed as an empty one."""
+    if part in sets:
+        pack_images(sets[part], folder, params)
+    else:
+        pack_empty_set(folder)
 
 
 def pack_evaluation_set(name: str, data: DataParams, params: PackParams) -> None:
@@ -66,9 +98,14 @@ def pack_evaluation_set(name: str, data: DataParams, params: PackParams) -> None
 
 
 def wanted_set() -> str:
-    """Return the evaluation set that the command line or DVC names; "": data.root is wanted."""
+    """Return the set that the command line or DVC names; "": data.root is wanted."""
     stage = os.environ.get("DVC_STAGE", "")
-    return " ".join(sys.argv[1:]) or stage.partition("pack_set@")[2]
+    _, is_training_set, training_name = stage.partition("pack_training_set@")
+    if len(sys.argv) > 1:
+        return " ".join(sys.argv[1:])
+    if is_training_set:
+        return f"training/{training_name}"
+    return stage.partition("pack_set@")[2]
 
 
 if __name__ == "__main__":

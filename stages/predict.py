@@ -1,7 +1,8 @@
 """Score images with the trained detector: P(fake) of every image that was not trained on.
 
 params.yaml: predict; data/model, data/labels, data/packed
-  ->  data/scores/{val,calibration,test,held_out,evaluation,robustness}.csv, data/scores/views.json
+  ->  data/scores/{val,calibration,test,held_out,held_out_sources,evaluation,robustness}.csv,
+      data/scores/views.json
 Run: python -m stages.predict          (starts torchrun itself where predict.num_processes > 1)
      torchrun ... -m stages.predict    (several machines)
 
@@ -41,7 +42,7 @@ from stages.lib.prediction.params import PredictParams
 from stages.lib.prediction.perturbations import PerturbedImages, choose_images, perturbed_table
 from stages.lib.running import run_stage
 
-SETS = ("val", "calibration", "test", "held_out", "evaluation")
+SETS = ("val", "calibration", "test", "held_out", "held_out_sources", "evaluation")
 ROW_BYTES = 200  # of a score file, at most
 
 

@@ -1,40 +1,45 @@
 """Prepare the labels: decide on bad images, group those that belong together, split, audit.
 
 params.yaml: data, prepare; data/packed/**/facts.parquet
-  ->  data/labels/{train,val,calibration,test,held_out,evaluation}.{csv,sha256}, metrics/data.json
+  ->  data/labels/{train,val,calibration,test,held_out,held_out_sources,evaluation}.{csv,sha256},
+      metrics/data.json
 Run: python -m stages.prepare
 
 A label table has one row per image; its columns are LABEL_TYPES in stages/lib/core/labels.py. The
 calibration set is a part of the validation set. Without a validation set, both are parts of the
 training set. A group has near-duplicates, and images that the data set itself groups (one person,
-one video, one source image); where this stage splits, it divides no group. Fakes of
-prepare.hold_out_families leave train, val and calibration; held_out.csv has those of val.
-evaluation.csv has all sets of data.evaluation_sets; one more set changes no other file.
+one video, one source image); where this stage splits, it divides no group. With data.training_sets,
+each data set is split by itself, and is a source. Fakes of prepare.hold_out_families leave train,
+val and calibration, and so do all images of prepare.hold_out_sources: held_out.csv and
+held_out_sources.csv have those of val. evaluation.csv has all sets of data.evaluation_sets; one
+more set changes no other file.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
-from sklearn.model_selection import GroupShuffleSplit
 
 from stages.lib import paths
 from stages.lib.audit.groups import duplicates_report, group_further_images, group_images
-from stages.lib.audit.report import say_what_was_found, warn_of_shortcuts
+from stages.lib.audit.report import say_what_was_found, warn_of_shortcuts, warn_of_sources
 from stages.lib.audit.shortcuts import audit_set
+from stages.lib.audit.sources import audit_sources
+from stages.lib.audit.splits import checked, hold_out_families, hold_out_sources, split
 from stages.lib.core.errors import UserError
-from stages.lib.core.files import atomic_folder, write_json
-from stages.lib.core.labels import CLASS_NAMES, FAKE, REAL, write_labels
+from stages.lib.core.files import atomic_folder, remove_folder, write_json
+from stages.lib.core.labels import CLASS_NAMES, name_of_place, write_labels
 from stages.lib.core.params import Seed, StageParams, load_params
-from stages.lib.data.layouts.image_set import SET_NAMES
-from stages.lib.data.params import DataParams, packed_name
+from stages.lib.data.params import (
+    ROOT_FOLDERS,
+    TRAINING_PARTS,
+    DataParams,
+    packed_name,
+    packed_training_name,
+)
 from stages.lib.images.packed_images import read_facts
 from stages.lib.running import run_stage
-
-NUM_DRAWS = 100  # of a split that leaves both classes in both parts
 
 
 class PrepareParams(StageParams):
@@ -45,6 +50,7 @@ class PrepareParams(StageParams):
     val_share: Annotated[float, Field(gt=0, lt=0.5)]
     calibration_share: Annotated[float, Field(gt=0, lt=0.5)]
     hold_out_families: list[str]
+    hold_out_sources: list[str]
     shortcuts: Literal["warn", "refuse"]
     shortcut_auc: Annotated[float, Field(ge=0.5, le=1)]
     seed: Seed
@@ -54,44 +60,107 @@ def main() -> None:
     """Write the label tables and the report on the data."""
     params = load_params("prepare", PrepareParams)
     data = load_params("data", DataParams)
-    facts = _read_facts([*SET_NAMES, *map(packed_name, data.evaluation_sets)])
-    is_bad, is_own = facts["error"].notna(), facts["set"].isin(SET_NAMES)
+    data.check_sources()
+    remove_forgotten_sets(data)
+    facts = read_all_facts(data)
+    is_bad, is_own = facts["error"].notna(), facts["part"] != "evaluation"
     bad, own, evaluation = facts[is_bad], facts[~is_bad & is_own], facts[~is_bad & ~is_own]
-    bad = bad.assign(set=bad["set"].str.removesuffix(".set"))  # as the user names it
+    bad = bad.assign(set=bad["set"].map(name_of_place))
     if params.bad_images == "refuse":
         _refuse_bad_images(bad)
     own = own.assign(group=group_images(own, params.near_duplicate_bits))
     further_groups = group_further_images(own, evaluation, params.near_duplicate_bits)
     evaluation = evaluation.assign(group=further_groups)
-    sets, held_out = hold_out(split(own, params), params.hold_out_families)
+    sets = split(own, params.val_share, params.calibration_share, params.seed)
+    sets["test"] = own[own["part"] == "test"]
+    sets, held_out_sources, num_near = hold_out_sources(sets, params.hold_out_sources)
+    sets, held_out = hold_out_families(sets, params.hold_out_families)
+    tables = sets | {"held_out": held_out, "held_out_sources": held_out_sources}
     for name in data.evaluation_sets:
-        sets[name] = _checked(name, evaluation[evaluation["set"] == packed_name(name)])
+        sets[name] = checked(name, evaluation[evaluation["set"] == packed_name(name)])
     report = {
-        "generated_sample": Path(data.root).resolve() == paths.SAMPLE.resolve(),
+        "generated_sample": data.is_generated_sample,
         "bad_images": {
             "count": len(bad),
             "first": bad[["set", "img_name", "error"]].head(100).to_dict("records"),
         },
         "sets": {name: audit_set(rows, params.seed) for name, rows in sets.items()},
         "held_out": held_out["family"].value_counts().sort_index().to_dict(),
-        "duplicates": duplicates_report(sets | {"val": pd.concat([sets["val"], held_out])}),
+        "duplicates": duplicates_of(sets, held_out, held_out_sources),
         "shortcut_auc": params.shortcut_auc,
     }
+    if sources := audit_sources(sets, params.shortcut_auc, params.seed):
+        report["sources"] = sources
+    if len(held_out_sources):
+        report["held_out_sources"] = count_classes(held_out_sources)
+        report["near_held_out_sources"] = num_near
     say_what_was_found(report)
     warn_of_shortcuts(report["sets"], params.shortcut_auc, refuse=params.shortcuts == "refuse")
+    warn_of_sources(sources.get("told_apart", {}))
     with atomic_folder(paths.LABELS) as labels:
-        for name in ("train", "val", "calibration", "test"):
-            write_labels(sets[name], labels / f"{name}.csv")
-        write_labels(held_out, labels / "held_out.csv")
-        write_labels(evaluation, labels / "evaluation.csv")
+        for name, rows in (tables | {"evaluation": evaluation}).items():
+            write_labels(rows, labels / f"{name}.csv")
     write_json(paths.DATA_REPORT, report)
 
 
-def _read_facts(names: Sequence[str]) -> pd.DataFrame:
-    """Return the facts of these folders of data/packed, with the columns set and row."""
-    tables = [read_facts(paths.PACKED / name).assign(set=name) for name in names]
-    rows = np.concatenate([np.arange(len(table)) for table in tables])
-    return pd.concat(tables, ignore_index=True).assign(row=rows)
+def remove_forgotten_sets(data: DataParams) -> None:
+    """Remove packed sets that params.yaml does not name any more.
+
+    DVC leaves them. They would be inputs, and train again what was trained without them.
+    """
+    named = {*map(packed_name, data.evaluation_sets)}
+    named |= {*map(packed_training_name, data.training_sets)}
+    for pattern in ("*.set", "training/*.set"):
+        for folder in sorted(paths.PACKED.glob(pattern)):
+            if folder.relative_to(paths.PACKED).as_posix() not in named:
+                print(f"{folder}: no set of params.yaml any more, removed")
+                remove_folder(folder)
+
+
+def read_all_facts(data: DataParams) -> pd.DataFrame:
+    """Return the facts of all packed images, with the columns set, row, part and data_set.
+
+    part: train, val, test or evaluation. data_set: the parameter that names its folder.
+    """
+    tables = [
+        _read_facts(place, part, "data.root", data.root_source if data.training_sets else "")
+        for part, place in ROOT_FOLDERS.items()
+    ]
+    for name in data.training_sets:
+        for part in TRAINING_PARTS:
+            place = f"{packed_training_name(name)}/{part}"
+            tables.append(_read_facts(place, part, f"data.training_sets.{name}", name))
+    for name in data.evaluation_sets:
+        data_set = f"data.evaluation_sets.{name}"
+        tables.append(_read_facts(packed_name(name), "evaluation", data_set))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _read_facts(place: str, part: str, data_set: str, source: str = "") -> pd.DataFrame:
+    """Return the facts of a folder of data/packed; source: "" leaves what the data set says."""
+    facts = read_facts(paths.PACKED / place)
+    facts = facts.assign(set=place, row=np.arange(len(facts)), part=part, data_set=data_set)
+    return facts.assign(source=source) if source else facts
+
+
+def duplicates_of(
+    sets: dict[str, pd.DataFrame], held_out: pd.DataFrame, held_out_sources: pd.DataFrame
+) -> dict[str, Any]:
+    """Return the report on groups and copies in all sets; fakes that are held out are in val."""
+    sets = sets | {"val": pd.concat([sets["val"], held_out])}
+    if len(held_out_sources):
+        sets["held_out_sources"] = held_out_sources
+    return duplicates_report(sets)
+
+
+def count_classes(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Return the number of reals and fakes of each source."""
+    return {
+        str(source): {
+            name: int((part["target"] == target).sum()) for target, name in enumerate(CLASS_NAMES)
+        }
+        for source, part in rows.groupby("source")
+    }
 
 
 def _refuse_bad_images(bad: pd.DataFrame) -> None:
@@ -102,78 +171,6 @@ def _refuse_bad_images(bad: pd.DataFrame) -> None:
             f"{first['set']} set ({first['error']}); fix them, or leave them out with "
             "prepare.bad_images: drop"
         )
-
-
-def split(own: pd.DataFrame, params: PrepareParams) -> dict[str, pd.DataFrame]:
-    """Return the rows of the sets train, val, calibration and test."""
-    packed = {name: own[own["set"] == name] for name in SET_NAMES}
-    train, val = packed["train"], packed["val"]
-    if val.empty:
-        train, val = _split_groups(train, params.val_share, params.seed)
-    val, calibration = _split_groups(val, params.calibration_share, params.seed)
-    return {"train": train, "val": val, "calibration": calibration, "test": packed["test"]}
-
-
-def _split_groups(rows: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split off about `share` of the groups; return (rest, split off).
-
-    Of up to NUM_DRAWS draws it takes the first that leaves each class in both parts.
-    """
-    if rows["group"].nunique() < 2:
-        raise UserError(
-            f"{len(rows)} images in {rows['group'].nunique()} groups are too few "
-            "to split; add images or lower prepare.near_duplicate_bits"
-        )
-    classes = rows["target"].nunique()
-    splitter = GroupShuffleSplit(n_splits=NUM_DRAWS, test_size=share, random_state=seed)
-    for rest, aside in splitter.split(rows, groups=rows["group"]):
-        parts = rows.iloc[rest], rows.iloc[aside]
-        if all(part["target"].nunique() == classes for part in parts):
-            return parts
-    counts = rows.groupby("target")["group"].nunique()
-    raise UserError(
-        f"no split of {len(rows)} images has both classes in both parts: the "
-        f"{CLASS_NAMES[int(counts.idxmin())]} ones are in {counts.min()} groups; "
-        "add images of this class, or lower prepare.near_duplicate_bits"
-    )
-
-
-def hold_out(
-    sets: dict[str, pd.DataFrame], families: list[str]
-) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
-    """Take the fakes of these families out of train, val and calibration.
-
-    Returns the sets without them, and the fakes of val that were taken out. They measure how the
-    detector does on methods that it has not seen. Raises UserError for a family that val does not
-    have, and if a class is missing in one of the three sets.
-    """
-    sets, is_held_out = dict(sets), {}
-    for name in ("train", "val", "calibration"):
-        is_fake = sets[name]["target"] == FAKE
-        is_held_out[name] = sets[name]["family"].isin(families) & is_fake
-    held_out = sets["val"][is_held_out["val"]]
-    for family in families:
-        if family not in set(held_out["family"]):
-            fakes = sets["val"][sets["val"]["target"] == FAKE]
-            known = ", ".join(sorted(fakes["family"].dropna().unique()))
-            hint = f"it has {known}" if known else "its list has no column family"
-            raise UserError(
-                f"prepare.hold_out_families: the val set has no fakes of '{family}'; {hint}"
-            )
-    for name, is_out in is_held_out.items():
-        sets[name] = _checked(name, sets[name][~is_out])
-    return sets, held_out
-
-
-def _checked(name: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a set; raises UserError where they lack one of the classes."""
-    for target in (REAL, FAKE):
-        if not (rows["target"] == target).any():
-            raise UserError(
-                f"the {name} set ({len(rows)} images) has no {CLASS_NAMES[target]} image "
-                f"(target {target}); both classes are needed"
-            )
-    return rows
 
 
 if __name__ == "__main__":

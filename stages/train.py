@@ -1,6 +1,6 @@
 """Train the detector and keep the epoch with the best validation AUC.
 
-params.yaml: train; data/labels/{train,val}.csv, data/packed/{train,val}
+params.yaml: train; data/labels/{train,val}.csv, data/packed/training
   ->  data/model/{weights.safetensors, config.json, history.csv}, one MLflow run
 Run: python -m stages.train            (starts torchrun itself where train.num_processes > 1)
      torchrun ... -m stages.train      (several machines)
@@ -12,6 +12,7 @@ goes on from its last checkpoint (stages/lib/training/checkpoint.py).
 
 import os
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,10 +62,6 @@ from stages.lib.training.results import TrainingResults
 from stages.lib.training.summary import summarise_images
 
 SETS = ("train", "val")
-INPUTS = [
-    *(paths.LABELS / f"{name}.csv" for name in SETS),
-    *(paths.PACKED / name / FACTS_FILE for name in SETS),
-]
 
 
 def main() -> None:
@@ -73,7 +70,7 @@ def main() -> None:
     labels = {name: read_labels(paths.LABELS / f"{name}.csv") for name in SETS}
     world_size = int(os.environ.get("WORLD_SIZE", params.num_processes))  # set by torchrun
     check_batch_size(params, len(labels["train"]), world_size)
-    data = sha256_of(*INPUTS)
+    data = sha256_of(*input_files(labels))
     bf16 = params.arithmetic == "native"
     with processes_of(
         "train", params.num_processes, params.device, params.num_threads, bf16
@@ -84,6 +81,13 @@ def main() -> None:
         run_id = checkpoints.loaded["run_id"] if checkpoints.loaded else ""
         with training_run(data, hardware.rank == 0, run_id) as tracker:
             train(params, labels, hardware, tracker, checkpoints)
+
+
+def input_files(labels: dict[str, pd.DataFrame]) -> list[Path]:
+    """Return the label tables, and the facts of all packed sets that they name."""
+    packed_sets = sorted({name for table in labels.values() for name in table["set"].unique()})
+    tables = [paths.LABELS / f"{name}.csv" for name in SETS]
+    return [*tables, *(paths.PACKED / name / FACTS_FILE for name in packed_sets)]
 
 
 def train(
@@ -118,7 +122,7 @@ def train(
                 f"train.decoded_gb = {params.decoded_gb}, or the free space of the disk, is too "
                 "small: decoding in every epoch"
             )
-    wait_and_compare_files(hardware, "data/labels or data/packed", *INPUTS)
+    wait_and_compare_files(hardware, "data/labels or data/packed", *input_files(labels))
     loop = TrainingLoop(params, detector, train_images, hardware)
     results = train_epochs(params, loop, val_images, tracker, checkpoints)
     if is_first:

@@ -24,7 +24,7 @@ from stages.lib.training.loop import TrainingLoop
 from stages.tools import judge
 from tests.conftest import ROOT, run, set_params
 
-MODEL, SCORES, LABELS, PACKED = "data/model", "data/scores", "data/labels", "data/packed"
+MODEL, SCORES, LABELS, PACKED = "data/model", "data/scores", "data/labels", "data/packed/training"
 Damage = Callable[[Path], None]
 
 
@@ -104,9 +104,10 @@ def flip_a_bit(name: str, of: bytes = b"") -> Damage:
 
 
 def flip_a_bit_of_a_image(clone: Path) -> None:
-    flip_a_bit(f"{PACKED}/val/images-00000.arrow", bytes(PackedImages(clone / PACKED / "val")[3]))(
-        clone
-    )
+    flip_a_bit(
+        f"{PACKED}/val/images-00000.arrow",
+        bytes(PackedImages(clone / PACKED / "val")[3]),
+    )(clone)
 
 
 def train_for_val(clone: Path) -> None:
@@ -173,7 +174,7 @@ CASES: list[tuple[Callable[[], None], Damage, str]] = [
     (explain.main, train_for_val, "val: .*: not the bytes that the labels name"),
     (train.main, train_for_val, "val: .*: not the bytes that the labels name"),
     (prepare.main, flip_a_bit(f"{PACKED}/val/facts.parquet"), "facts.parquet: damaged, or changed"),
-    (submit.main, cut(f"{PACKED}/test/facts.parquet"), "facts.parquet: damaged, or changed"),
+    (submit.main, cut("data/packed/test/facts.parquet"), "facts.parquet: damaged, or changed"),
     # Scores of other images, or of another detector
     *((stage, changed(f"{SCORES}/val.csv", lambda t: t[::-1]), "val.csv: damaged, or not as")
       for stage in (evaluate.main, explain.main, publish.main)),
@@ -234,7 +235,7 @@ def test_a_process_that_meets_damage_ends_the_stage_with_one_line(
     done = run("python", "-m", "stages.predict", cwd=clone, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: data/packed/val: ")
+    assert line.startswith("error: data/packed/training/val: ")
     assert words in line
 
 

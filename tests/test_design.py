@@ -27,6 +27,7 @@ CHANGE_NO_RESULT = {
         for name in ("__init__", "paths", "running", "progress", "stopping", "torchrun")
     ),
 }
+PACKING = {"pack_set": "pack", "pack_training_set": "pack"}  # for each set of a mapping
 MODULES = sorted(path for path in (ROOT / "stages").rglob("*.py"))
 TOP_LEVEL = {"dvc.yaml", "params.yaml", "stages", "data", "metrics", "tests", "requirements.txt",
              "README.md", "LICENSE", "Makefile", "pyproject.toml", "dvc.lock"}  # fmt: skip
@@ -87,7 +88,7 @@ def test_every_stage_is_a_module_and_the_other_way_round() -> None:
     assert {module_of(stage) for stage in STAGES} == {f"stages.{name}" for name in modules}
     for name, stage in STAGES.items():
         # Nothing from params.yaml is in a command line: a shell would read it before any check.
-        assert stage["cmd"] == f"python -m stages.{name}".replace("pack_set", "pack")
+        assert stage["cmd"] == f"python -m stages.{PACKING.get(name, name)}"
         assert stage["desc"]
 
 
@@ -97,7 +98,7 @@ def test_every_parameter_is_declared_by_the_stage_that_dvc_reruns_for_it() -> No
     declared: dict[str, set[str]] = {}
     for stage in STAGES:
         watched = {name.split(".")[0] for name in STAGES[stage].get("params", [])}
-        if stage == "pack_set":  # DVC knows its folder as a dependency and its name by the output
+        if stage in PACKING:  # DVC knows its folder as a dependency and its name by the output
             watched.add("data")
         sections = loaded_params(stage)
         assert watched == set(sections), stage

@@ -75,8 +75,8 @@ def test_bytes_come_back_unchanged_and_in_order_from_many_files(
         lambda section, model: load_params(section, model) if section == "data" else params,
     )
     pack.main()
-    images = PackedImages(workspace / "data/packed/train")
-    assert len(list((workspace / "data/packed/train").glob("*.arrow"))) > 2
+    images = PackedImages(workspace / "data/packed/training/train")
+    assert len(list((workspace / "data/packed/training/train").glob("*.arrow"))) > 2
     assert [bytes(images[row]) for row in range(len(images))] == list(contents.values())
     assert images[0][:2] == b"\xff\xd8"  # unsigned bytes, as decoders compare them
     again = pickle.loads(pickle.dumps(images))
@@ -112,7 +112,7 @@ def test_what_is_no_regular_file_is_never_read(tmp_path: Path, name: str) -> Non
 def test_the_facts_are_right(workspace: Path) -> None:
     write_train(workspace, {"a.jpg": encoded(1, quality=80), "b.png": encoded(2, "PNG", "L")})
     pack.main()
-    facts = read_facts(workspace / "data/packed/train")
+    facts = read_facts(workspace / "data/packed/training/train")
     assert facts["img_name"].tolist() == ["a.jpg", "b.png"]
     assert facts["target"].tolist() == [0, 1]
     assert facts["format"].tolist() == ["JPEG", "PNG"]
@@ -143,19 +143,19 @@ def test_a_bad_image_is_recorded_with_its_reason(workspace: Path) -> None:
     write_train(workspace, {"missing.jpg": None, "empty.jpg": b"", "text.jpg": b"no image",
                             "cut.jpg": good[: len(good) // 2], "good.jpg": good})  # fmt: skip
     pack.main()
-    facts = read_facts(workspace / "data/packed/train").set_index("img_name")
+    facts = read_facts(workspace / "data/packed/training/train").set_index("img_name")
     assert facts["error"]["missing.jpg"] == "no such file"
     assert facts["error"]["empty.jpg"] == "empty file"
     assert facts["error"]["text.jpg"] == "not an image of a known format"
     assert facts["error"]["cut.jpg"].startswith("damaged: image file is truncated")
     assert pd.isna(facts["error"]["good.jpg"])
-    assert bytes(PackedImages(workspace / "data/packed/train")[4]) == good
+    assert bytes(PackedImages(workspace / "data/packed/training/train")[4]) == good
 
 
 def test_an_absent_set_is_packed_as_an_empty_one(workspace: Path) -> None:
     write_train(workspace, {"a.jpg": encoded(0)})
     pack.main()
-    for name in ("val", "test"):
+    for name in ("training/val", "test"):
         assert len(read_facts(workspace / "data/packed" / name)) == 0
         assert len(PackedImages(workspace / "data/packed" / name)) == 0
 
@@ -202,11 +202,11 @@ def test_the_name_of_a_set_is_checked_before_anything_is_written(
 def test_a_wrong_list_leaves_what_was_there(workspace: Path) -> None:
     write_train(workspace, {"a.jpg": encoded(0), "b.jpg": encoded(1)})
     pack.main()
-    before = (workspace / "data/packed/train/facts.parquet").read_bytes()
+    before = (workspace / "data/packed/training/train/facts.parquet").read_bytes()
     (workspace / "raw/phase1/trainset_label.txt").write_text("img_name,target\na.jpg,7\n")
     with pytest.raises(UserError, match="target '7'"):
         pack.main()
-    assert (workspace / "data/packed/train/facts.parquet").read_bytes() == before
+    assert (workspace / "data/packed/training/train/facts.parquet").read_bytes() == before
     assert [path.name for path in (workspace / "data").iterdir()] == ["packed"]
 
 
@@ -249,7 +249,7 @@ def test_packing_again_reads_only_what_is_new_or_changed(
     shutil.rmtree(workspace / ".dvc")
     pack.main()
     assert packed_files() == again  # the bytes do not tell what was known
-    images = PackedImages(Path("data/packed/train"))
+    images = PackedImages(Path("data/packed/training/train"))
     assert [bytes(images[row]) for row in range(51)] == list(
         dict(sorted(contents.items())).values()
     )
@@ -265,7 +265,7 @@ def test_interrupted_packing_goes_on_where_it_stopped(
         first = count_reads(patch, limit=42)
         with pytest.raises(KeyboardInterrupt):
             pack.main()
-    assert not list(Path("data/packed").glob("*"))
+    assert not packed_files()
     second = count_reads(monkeypatch)
     pack.main()
     assert len(first) == 42
@@ -334,7 +334,7 @@ def test_a_link_that_leaves_its_folder_is_a_bad_image_unless_that_is_allowed(
         (folder / name).symlink_to(target)
     set_params(workspace, {"pack.outside": outside})
     pack.main()
-    errors = read_facts(workspace / "data/packed/train")["error"].tolist()
+    errors = read_facts(workspace / "data/packed/training/train")["error"].tolist()
     assert "unreadable" in errors[0]  # a circle
     assert pd.isna(errors[2]) and pd.isna(errors[3])
     if outside == "refuse":
@@ -374,7 +374,7 @@ def test_links_of_dvc_into_its_cache_are_no_way_out_and_others_are(
     packing.dvc_cache.cache_clear()
     pack.main()
     packing.dvc_cache.cache_clear()
-    errors = read_facts(workspace / "data/packed/train")["error"]
+    errors = read_facts(workspace / "data/packed/training/train")["error"]
     assert errors.isna().tolist() == [True, False, False, False, False, False, True]
     assert set(errors.dropna()) == {"outside of the data set's folder (see pack.outside)"}
 

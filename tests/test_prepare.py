@@ -12,10 +12,12 @@ from scipy.sparse.csgraph import connected_components
 
 from stages import pack, prepare
 from stages.lib.audit.groups import near_duplicate_groups
+from stages.lib.audit.splits import choose_groups
 from stages.lib.core.digests import write_digest
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import read_labels
 from stages.lib.data.image_facts import FACTS_SCHEMA, IMAGE_CUES
+from stages.lib.data.params import ROOT_FOLDERS
 from tests.conftest import ROOT, set_params
 
 FACE_SWAPS = ROOT.parent / "shared/data/lfw_faceswap"
@@ -60,14 +62,14 @@ def write_facts(folder: Path, sets: dict[str, pd.DataFrame]) -> None:
     import pyarrow.parquet as pq
 
     for name in {"train", "val", "test", *sets}:
-        (folder / "data/packed" / name).mkdir(parents=True, exist_ok=True)
+        place = folder / "data/packed" / ROOT_FOLDERS.get(name, name)
+        place.mkdir(parents=True, exist_ok=True)
         rows = sets.get(name, facts(0, 9)).to_dict("records")
         table = pa.Table.from_pylist(
             [{k: None if pd.isna(v) else v for k, v in row.items()} for row in rows], FACTS_SCHEMA
         )
-        path = folder / "data/packed" / name / "facts.parquet"
-        pq.write_table(table, path)
-        write_digest(path)
+        pq.write_table(table, place / "facts.parquet")
+        write_digest(place / "facts.parquet")
 
 
 def labels(workspace: Path) -> dict[str, pd.DataFrame]:
@@ -106,7 +108,7 @@ def test_calibration_comes_out_of_the_validation_set(workspace: Path) -> None:
     prepare.main()
     tables = labels(workspace)
     assert [len(tables[name]) for name in SETS] == [50, 60, 20, 9]
-    assert set(tables["calibration"]["set"]) == {"val"}
+    assert set(tables["calibration"]["set"]) == {"training/val"}
     rows = sorted([*tables["val"]["row"], *tables["calibration"]["row"]])
     assert rows == list(range(80))
     assert report(workspace)["sets"]["val"]["num_groups"] == 60
@@ -283,12 +285,14 @@ def test_copies_and_leaks_between_sets_are_counted_and_named(
 
 def test_few_images_of_a_class_are_in_both_parts_of_a_split() -> None:
     rows = facts(60, 0).assign(target=[0] * 3 + [1] * 57, group=range(60))
+    rows = rows.assign(data_set="data.root")
     for seed in range(40):
-        for part in prepare._split_groups(rows, 0.25, seed):
+        is_chosen = rows["group"].isin(choose_groups(rows, set(), 0.25, seed))
+        for part in (rows[is_chosen], rows[~is_chosen]):
             assert part["target"].nunique() == 2
     together = rows.assign(group=[0] * 3 + list(range(57)))
     with pytest.raises(UserError, match="the real ones are in 1 groups; add images"):
-        prepare._split_groups(together, 0.25, 0)
+        choose_groups(together, set(), 0.25, 0)
 
 
 def test_images_that_a_data_set_groups_stay_together(workspace: Path) -> None:

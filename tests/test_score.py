@@ -43,14 +43,21 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with labels, packed images and parameters, in which the command runs."""
     total = NUM_VAL + NUM_CALIBRATION
     contents = [encoded(seed) for seed in range(total)]
-    folder = tmp_path / "data/packed/val"
+    folder = tmp_path / "data/packed/training/val"
     folder.mkdir(parents=True)
     with pa.ipc.new_file(str(folder / "images-00000.arrow"), IMAGE_SCHEMA) as file:
         file.write_batch(image_batch(contents))
     rows = np.arange(total)
     table = pd.DataFrame(
         {"img_name": [f"{row}.png" for row in rows], "target": rows % 2, "family": "", "source": ""}
-        | {"width": 30, "height": 40, "jpeg_quality": 90, "face": 0.0, "set": "val", "row": rows}
+        | {
+            "width": 30,
+            "height": 40,
+            "jpeg_quality": 90,
+            "face": 0.0,
+            "set": "training/val",
+            "row": rows,
+        }
         | {"group": rows, "video": ""}
         | {"sha256": [hashlib.sha256(content).hexdigest() for content in contents]}
     )[list(LABEL_TYPES)]

@@ -251,7 +251,7 @@ def test_videos_are_packed_as_frames_and_read_once(
     folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pack.main()
-    packed = Path("data/packed/train")
+    packed = Path("data/packed/training/train")
     facts = read_facts(packed)
     good = facts[facts["error"].isna()]
     assert len(facts) == 25 and len(good) == 24
@@ -283,7 +283,7 @@ def test_frames_that_an_interrupted_run_has_lost_are_read_again(folders: Path) -
     """A shard may end between the frames of a video."""
     pack.main()
     memory = next(Path(".dvc/tmp/pack").glob("*/*/old-00000"))
-    expected = read_facts(Path("data/packed/train"))
+    expected = read_facts(Path("data/packed/training/train"))
     for path in memory.glob("facts-*.parquet"):
         table = pd.read_parquet(path)
         is_lost = table["img_name"] == "fake/swap/0.avi#20"
@@ -292,7 +292,7 @@ def test_frames_that_an_interrupted_run_has_lost_are_read_again(folders: Path) -
         table.to_parquet(path)
     shutil.rmtree("data/packed")
     pack.main()
-    assert read_facts(Path("data/packed/train")).equals(expected)
+    assert read_facts(Path("data/packed/training/train")).equals(expected)
 
 
 def test_of_a_folder_of_frames_as_many_are_taken_as_of_a_video() -> None:

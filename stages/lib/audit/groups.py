@@ -11,19 +11,18 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from stages.lib.data.layouts.image_set import SET_NAMES
-
 HASH_BITS = 64
 PAIRS_AT_ONCE = 4_000_000  # hash pairs compared in one step, bounds the memory
 
 
 def group_images(facts: pd.DataFrame, max_bits: int) -> np.ndarray:
-    """Return the groups, int (N,), of the images of data.root or of all sets."""
+    """Return the groups, int (N,), of images; near-duplicates are found across data sets.
+
+    facts: with the column data_set as well. Groups and videos of two data sets may have one name.
+    """
     groups = near_duplicate_groups(facts["phash"].to_numpy(dtype=np.uint64), max_bits)
-    # Evaluation sets may have the same names as data.root, so theirs begin with the set.
-    data_set = facts["set"].where(~facts["set"].isin(SET_NAMES), "own")
     for column in ("given_group", "video"):
-        groups = join_groups(groups, data_set.str.cat(facts[column], sep="/"))
+        groups = join_groups(groups, facts["data_set"].str.cat(facts[column], sep="/"))
     return groups
 
 

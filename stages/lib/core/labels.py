@@ -1,5 +1,6 @@
 """What a label is, and the label tables of the sets, which stages.prepare writes."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +26,11 @@ LABEL_TYPES = {
     "group": "int64",  # near-duplicates share one, and images of one person, video or source
     "video": "str",  # frames of one video share it, empty: a single image
 }
+
+
+def name_of_place(place: str) -> str:
+    """Return a set of the column `set` as a user names it: train, dfdc/val, celebrities, test."""
+    return re.sub(r"^training/|\.set(?=/|$)", "", place)
 
 
 def write_labels(table: pd.DataFrame, path: Path) -> None:

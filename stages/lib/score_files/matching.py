@@ -8,7 +8,7 @@ import pandas as pd
 
 from stages.lib import paths
 from stages.lib.core.errors import UserError, short
-from stages.lib.core.labels import read_labels
+from stages.lib.core.labels import name_of_place, read_labels
 from stages.lib.score_files.reading import ScoreFile, ScoreRow, shown
 
 JUDGED_TABLES = ("val", "calibration", "test", "held_out", "evaluation")  # in data/labels
@@ -77,8 +77,8 @@ class ImageIndex:
         }
 
     def _sets_of(self, row: ScoreRow) -> set[str]:
-        """Return the sets that a row may mean: an evaluation set has a short name too."""
-        return self.sets & {row.set, f"{row.set}.set"}
+        """Return the sets that a row may mean: by the place in data/packed, or by a short name."""
+        return {place for place in self.sets if row.set in (place, name_of_place(place))}
 
 
 def _normal(name: str) -> str:
