@@ -1,4 +1,4 @@
-"""Train the detector and keep the epoch with the best validation AUC.
+"""Train the detector and keep the epoch with the best validation AUC (train.choose_epoch_by).
 
 params.yaml: train; data/labels/{train,val}.csv, data/packed/training
   ->  data/model/{weights.safetensors, config.json, history.csv}, one MLflow run
@@ -52,14 +52,15 @@ from stages.lib.training.batches import check_batch_size
 from stages.lib.training.checkpoint import Checkpoints, training_digest
 from stages.lib.training.decode_cache import decode_ahead
 from stages.lib.training.images import TrainingImages
-from stages.lib.training.loop import TrainingLoop, validate, validation_loader
+from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.mark_cache import mark_ahead
 from stages.lib.training.micro_batch import find_accumulate
 from stages.lib.training.optimization import average_states
 from stages.lib.training.params import TrainParams
 from stages.lib.training.reporting import announce, log_row, report_epoch, report_start
-from stages.lib.training.results import TrainingResults
+from stages.lib.training.results import TrainingResults, choosing_auc
 from stages.lib.training.summary import summarise_images
+from stages.lib.training.validation import validate, validation_loader
 
 SETS = ("train", "val")
 
@@ -191,17 +192,20 @@ def train_epochs(
                 "lower train.lr, or set train.clip_grad"
             )
         weights = loop.evaluated_detector.model.state_dict()
-        results.add_epoch(figures, weights, params.average_last)
+        results.add_epoch(figures, weights, params)
         if hardware.rank == 0:
             report_epoch(params, results, speed, tracker)
         checkpoints.save(*state())
     if params.average_last:
         average = average_states(results.last)
         loop.evaluated_detector.model.load_state_dict(average)
-        auc = validate(loop.evaluated_detector, val_loader, hardware)["val_auc"]
+        auc = choosing_auc(validate(loop.evaluated_detector, val_loader, hardware), params)
         results.add_average(auc, average)
         if hardware.rank == 0:
-            print(f"average of the last {len(results.last)} epochs: val AUC {auc:.4f}", flush=True)
+            kind = "val" if params.choose_epoch_by == "pooled" else params.choose_epoch_by
+            print(
+                f"average of the last {len(results.last)} epochs: {kind} AUC {auc:.4f}", flush=True
+            )
     return results
 
 

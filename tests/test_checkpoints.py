@@ -84,12 +84,19 @@ def reached(workspace: Path) -> tuple[int, int]:
 PLAIN: dict[str, Any] = {}
 AVERAGES = {"model_args": {"drop_rate": 0.3}, "ema_decay": 0.9, "average_last": 2}
 IN_PARTS = {"mixup": 0.3, "accumulate": 2, "num_workers": 1, "optimizer": "sgd"}
+EVENLY = {"balance": "sources", "paired_batches": True, "choose_epoch_by": "mean"}
 
 
 @pytest.mark.parametrize(
     ("options", "steps"),
-    [(PLAIN, 4), (AVERAGES, 1), (AVERAGES, 9), (IN_PARTS, 6)],
-    ids=["end-of-epoch", "dropout-ema-first-step", "average-last-epoch", "mixup-accumulate"],
+    [(PLAIN, 4), (AVERAGES, 1), (AVERAGES, 9), (IN_PARTS, 6), (EVENLY, 6)],
+    ids=[
+        "end-of-epoch",
+        "dropout-ema-first-step",
+        "average-last-epoch",
+        "mixup-accumulate",
+        "pairs",
+    ],
 )
 def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(
     workspace: Path,
@@ -233,7 +240,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_images(
     assert "diverged in epoch 2, step 3, at a learning rate of about" in str(error.value)
     labels = pd.read_csv(workspace / "data/labels/train.csv")
     params = load_params("train", TrainParams)
-    batch = training_batches(params, labels["target"].to_numpy(), 1, ALONE)[2]
+    batch = training_batches(params, labels, 1, ALONE)[2]
     names = ", ".join(labels["img_name"][draw.index] for draw in batch[:3])
     assert f"images of that step: {names} and 17 more" in str(error.value)
     assert reached(workspace) == (1, 2)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import ndimage
@@ -317,8 +318,8 @@ def test_a_network_finds_a_leak(masks: list[torch.Tensor]) -> None:
 def batches(epoch: int, first: float, last: float, hardware: Hardware) -> list[list[Draw]]:
     shares = PARAMS.pseudo_fakes.model_copy(update={"first_share": first, "last_share": last})
     changes = {"pseudo_fakes": shares, "batch_size": 16, "epochs": 5, "accumulate": 2}
-    targets = np.arange(96) % 3 % 2  # a third is fake
-    return training_batches(PARAMS.model_copy(update=changes), targets, epoch, hardware)
+    labels = pd.DataFrame({"target": np.arange(96) % 3 % 2})  # a third is fake
+    return training_batches(PARAMS.model_copy(update=changes), labels, epoch, hardware)
 
 
 def alone(rank: int = 0, world_size: int = 1) -> Hardware:

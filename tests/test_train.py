@@ -86,11 +86,11 @@ def history(workspace: Path) -> pd.DataFrame:
 def test_each_step_sees_the_same_images_with_any_number_of_processes(
     world_size: int, accumulate: int
 ) -> None:
-    targets = np.arange(100) % 2
+    labels = pd.DataFrame({"target": np.arange(100) % 2})
     params = params_with(batch_size=16, accumulate=accumulate)
-    alone = training_batches(params_with(batch_size=16), targets, 3, Hardware(CPU, False))
+    alone = training_batches(params_with(batch_size=16), labels, 3, Hardware(CPU, False))
     dealt = [
-        training_batches(params, targets, 3, Hardware(CPU, False, rank, world_size))
+        training_batches(params, labels, 3, Hardware(CPU, False, rank, world_size))
         for rank in range(world_size)
     ]
     for step, batch in enumerate(alone):
@@ -102,28 +102,29 @@ def test_each_step_sees_the_same_images_with_any_number_of_processes(
 
 
 def test_every_epoch_has_its_own_order() -> None:
-    params, targets = params_with(batch_size=10), np.zeros(50, dtype=int)
+    params, labels = params_with(batch_size=10), pd.DataFrame({"target": [0] * 50})
     orders = []
     for epoch in (0, 1):
-        batches = training_batches(params, targets, epoch, Hardware(CPU, False))
+        batches = training_batches(params, labels, epoch, Hardware(CPU, False))
         orders.append([draw.index for batch in batches for draw in batch])
     assert orders[0] != orders[1]
 
 
 def test_the_sampler_yields_what_is_left_of_its_epoch() -> None:
-    params, targets = params_with(batch_size=10), np.zeros(50, dtype=int)
-    sampler = TrainingSampler(params, targets, Hardware(CPU, False))
+    params, labels = params_with(batch_size=10), pd.DataFrame({"target": [0] * 50})
+    sampler = TrainingSampler(params, labels, Hardware(CPU, False))
     for epoch, skip in ((0, 0), (1, 0), (1, 2), (2, 5)):
         sampler.set_epoch(epoch, skip)
-        batches = training_batches(params, targets, epoch, Hardware(CPU, False))
+        batches = training_batches(params, labels, epoch, Hardware(CPU, False))
         assert list(sampler) == batches[skip:]
         assert len(sampler) == 5 - skip
 
 
 def test_the_balanced_sampler_draws_both_classes_equally_often() -> None:
     targets = (np.arange(4000) % 10 > 0).astype(int)  # 90 % fake
-    params = params_with(batch_size=100, class_balance="sampler")
-    batches = training_batches(params, targets, 0, Hardware(CPU, False))
+    labels = pd.DataFrame({"target": targets})
+    params = params_with(batch_size=100, balance="classes")
+    batches = training_batches(params, labels, 0, Hardware(CPU, False))
     share = targets[[draw.index for batch in batches for draw in batch]].mean()
     assert abs(share - 0.5) < 4 * 0.5 / np.sqrt(4000)
 
@@ -196,7 +197,7 @@ def test_two_processes_keep_the_weights_that_they_judged(workspace: Path) -> Non
     "options",
     [
         {
-            "class_balance": "weights",
+            "balance": "weights",
             "ema_decay": 0.9,
             "clip_grad": 1.0,
             "optimizer": "sgd",
@@ -204,7 +205,7 @@ def test_two_processes_keep_the_weights_that_they_judged(workspace: Path) -> Non
             "label_smoothing": 0.1,
         },
         {
-            "class_balance": "sampler",
+            "balance": "classes",
             "optimizer": "adam",
             "schedule": "constant",
             "channels_last": False,
@@ -221,7 +222,7 @@ def test_two_processes_keep_the_weights_that_they_judged(workspace: Path) -> Non
             "epochs": 1,
         },
     ],
-    ids=["ema-weights-sgd-step", "sampler-adam-constant-stopping", "bf16-own-input"],
+    ids=["ema-weights-sgd-step", "classes-adam-constant-stopping", "bf16-own-input"],
 )
 def test_every_option_trains(workspace: Path, options: dict[str, Any]) -> None:
     train(workspace, **options)
@@ -397,8 +398,8 @@ class Fetches(TorchDispatchMode):
     "options",
     [
         {"ema_decay": 0.9, "clip_grad": 1.0, "mixup": 0.5, "accumulate": 2},
+        {"optimizer": "sgd", "balance": "weights"},
         {"sam_rho": 0.05, "accumulate": 2},
-        {"optimizer": "sgd", "class_balance": "weights"},
     ],
     ids=["adamw-ema-clip-mixup", "sgd-weights", "sam"],
 )

@@ -22,8 +22,8 @@ from stages.lib.core.params import load_params
 from stages.lib.data.layouts.competition import competition_sets
 from stages.lib.detector.model import save_detector
 from stages.lib.publishing.served_model import ServedDetector
-from stages.lib.training.loop import validate, validation_loader
 from stages.lib.training.params import TrainParams
+from stages.lib.training.validation import validate, validation_loader
 from stages.lib.verdict.examiner import RULES_FILE
 from tests.benchmarks.ablation import pairs
 from tests.benchmarks.training import packed_loop

@@ -37,8 +37,8 @@ from stages.lib.core.params import load_params
 from stages.lib.data.layouts.competition import competition_sets
 from stages.lib.data.layouts.image_set import ImageSet
 from stages.lib.training.decode_cache import decode_ahead
-from stages.lib.training.loop import validate, validation_loader
 from stages.lib.training.params import TrainParams
+from stages.lib.training.validation import validate, validation_loader
 from tests.benchmarks.ablation import FOLDER, ROWS, neutral_sets, write_fast
 from tests.benchmarks.notebook import BATCH_SIZE, FileImages, epoch_of
 from tests.benchmarks.training import packed_loop

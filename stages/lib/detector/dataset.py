@@ -34,6 +34,7 @@ class LabelledImages(Dataset):
     num_inputs = 1  # of each image; more in subclasses that return uint8 (V, 3, S, S)
 
     def __init__(self, labels: pd.DataFrame, packed: Path, preprocessing: Preprocessing) -> None:
+        self.labels = labels
         self.names = labels["img_name"].to_numpy(dtype=object)
         self.targets = labels["target"].fillna(-1).to_numpy(dtype=np.int64)
         self.rows = labels["row"].to_numpy()

@@ -1,4 +1,4 @@
-"""The training loop: an epoch of steps, and its validation."""
+"""The training loop: an epoch of steps."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from sklearn.metrics import roc_auc_score
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3, distribute_bn
 from torch.nn.parallel import DistributedDataParallel
@@ -15,10 +14,9 @@ from torch.utils.data import DataLoader
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import CLASS_NAMES
-from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
+from stages.lib.detector.dataset import LabelledImages, make_loader
 from stages.lib.detector.hardware import Hardware
-from stages.lib.detector.inference import gather_logits
-from stages.lib.detector.model import Detector, fake_logit
+from stages.lib.detector.model import Detector
 from stages.lib.training.batches import TrainingSampler
 from stages.lib.training.optimization import (
     SharpnessAware,
@@ -48,7 +46,7 @@ class TrainingLoop:
         self.done = 0  # micro-batches of the current epoch
         self.loss_sum = torch.zeros((), device=hardware.device)  # of those
         self.first_bad = torch.full((), -1, device=hardware.device)  # of those, not a finite loss
-        self.sampler = TrainingSampler(params, images.targets, hardware)
+        self.sampler = TrainingSampler(params, images.labels, hardware)
         size = params.micro_batch_size(hardware.world_size)
         self.loader = make_loader(images, self.sampler, params.num_workers, is_cuda, largest=size)
         self.optimizer = make_optimizer(params, detector.model)
@@ -74,7 +72,7 @@ class TrainingLoop:
     def _class_weights(self) -> torch.Tensor:
         """Return float (2,), such that the mean weight of a training image is 1."""
         counts = np.bincount(self.images.targets, minlength=len(CLASS_NAMES))
-        if self.params.class_balance != "weights":
+        if self.params.balance != "weights":
             return torch.ones(len(CLASS_NAMES))
         return torch.from_numpy(len(self.images) / (len(CLASS_NAMES) * counts)).float()
 
@@ -253,31 +251,3 @@ def _buffers(detector: Detector) -> dict[str, torch.Tensor]:
     parameters = dict(detector.model.named_parameters())
     state = detector.model.state_dict()
     return {name: value.cpu() for name, value in state.items() if name not in parameters}
-
-
-def validation_loader(
-    images: LabelledImages, params: TrainParams, hardware: Hardware
-) -> DataLoader:
-    """Return a loader of the images that this process validates; each image is loaded once."""
-    size = params.micro_batch_size(hardware.world_size)  # which fits into memory
-    batches = sequential_batches(len(images), size, hardware.rank, hardware.world_size)
-    return make_loader(images, batches, params.num_workers, pin=hardware.device.type == "cuda")
-
-
-def validate(detector: Detector, loader: DataLoader, hardware: Hardware) -> dict[str, float]:
-    """Return AUC, accuracy at 0.5 and loss on the images of validation_loader, in every process."""
-    detector.eval()
-    logits = gather_logits(
-        lambda inputs: fake_logit(detector(inputs)), loader, hardware, "validate"
-    )[:, 0]
-    images: Any = loader.dataset
-    targets = images.targets
-    loss = F.binary_cross_entropy_with_logits(logits, torch.from_numpy(targets).double())
-    if not torch.isfinite(loss):
-        return {"val_auc": 0.0, "val_accuracy": 0.0, "val_loss": float("nan")}
-    scores = torch.sigmoid(logits).numpy()
-    return {
-        "val_auc": float(roc_auc_score(targets, scores)),
-        "val_accuracy": float(((scores >= 0.5) == targets).mean()),
-        "val_loss": float(loss),
-    }

@@ -24,7 +24,7 @@ def find_accumulate(
     parts of it. Raises UserError where not even the smallest part fits.
     """
     share = params.batch_size // hardware.world_size
-    step = 2 if params.mixes_images else 1  # that needs an even number of images
+    step = 2 if params.needs_even_batches else 1
     sizes = [size for size in range(share, 0, -step) if share % size == 0]
     alone = replace(hardware, rank=0, world_size=1)
     problem = None

@@ -49,9 +49,11 @@ class TrainParams(ParallelHardwareParams):
     mixup: NonNegative
     cutmix: NonNegative
     label_smoothing: BelowOne
-    class_balance: Literal["none", "weights", "sampler"]
+    balance: Literal["none", "weights", "classes", "sources"]
+    paired_batches: bool
     epochs: Positive
     early_stopping: Positive | None
+    choose_epoch_by: Literal["pooled", "mean", "worst"]
     batch_size: Positive
     accumulate: Positive | Literal["auto"]
     optimizer: Optimizer
@@ -92,6 +94,15 @@ class TrainParams(ParallelHardwareParams):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_balance(self) -> Self:
+        if self.paired_batches and self.balance == "weights":
+            raise ValueError(
+                "balance = weights: with train.paired_batches both classes are drawn equally "
+                "often, which needs no weights; set it to none or sources"
+            )
+        return self
+
     @property
     def num_micro_batches(self) -> int:
         """Micro-batches per optimizer step, once find_accumulate has replaced `auto`."""
@@ -100,8 +111,13 @@ class TrainParams(ParallelHardwareParams):
 
     @property
     def mixes_images(self) -> bool:
-        """Whether images are mixed in pairs, so that a micro-batch needs an even number of them."""
+        """Whether each image of a micro-batch is mixed with another one."""
         return bool(self.mixup or self.cutmix)
+
+    @property
+    def needs_even_batches(self) -> bool:
+        """Whether a micro-batch needs an even number of images."""
+        return self.mixes_images or self.paired_batches
 
     def micro_batch_size(self, world_size: int) -> int:
         """Return how many images each process computes at a time."""

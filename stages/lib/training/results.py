@@ -15,7 +15,7 @@ class Best:
     """The best epoch so far, or the average of the last ones, and its weights."""
 
     epoch: int = 0  # counted from 1
-    auc: float = -1.0
+    auc: float = -1.0  # as choosing_auc returns it
     weights: Weights = field(default_factory=dict)
     averaged: int = 1  # epochs, up to this one
 
@@ -39,17 +39,18 @@ class TrainingResults:
         is_stopped = params.early_stopping is not None and num_worse >= params.early_stopping
         return is_stopped or self.epochs == params.epochs
 
-    def add_epoch(self, results: dict[str, float], weights: Weights, average_last: int) -> None:
-        """Add the results of an epoch, and a copy of its weights where they may be needed."""
-        self.history.append({"epoch": self.epochs + 1, **results})
-        is_better = results["val_auc"] > self.best.auc
-        if not (is_better or average_last):
+    def add_epoch(self, figures: dict[str, float], weights: Weights, params: TrainParams) -> None:
+        """Add the figures of an epoch, and a copy of its weights where they may be needed."""
+        self.history.append({"epoch": self.epochs + 1, **figures})
+        auc = choosing_auc(figures, params)
+        is_better = auc > self.best.auc
+        if not (is_better or params.average_last):
             return
         copy = {name: tensor.clone() for name, tensor in weights.items()}
         if is_better:
-            self.best = Best(self.epochs, results["val_auc"], copy)
-        if average_last:
-            self.last = [*self.last, copy][-average_last:]
+            self.best = Best(self.epochs, auc, copy)
+        if params.average_last:
+            self.last = [*self.last, copy][-params.average_last :]
 
     def add_average(self, auc: float, weights: Weights) -> None:
         """Keep the mean of the weights of the last epochs if its AUC is better."""
@@ -64,3 +65,14 @@ class TrainingResults:
         """Take over what state_dict has returned."""
         self.history, self.last = state["history"], state["last"]
         self.best = Best(**state["best"])
+
+
+def choosing_auc(figures: dict[str, float], params: TrainParams) -> float:
+    """Return that AUC of an epoch by which the best one is chosen; figures: what validate returns.
+
+    It is the pooled one as well where val has fewer than two sources with both classes.
+    """
+    pooled = figures["val_auc"]
+    if params.choose_epoch_by == "pooled":
+        return pooled
+    return figures.get(f"val_auc/{params.choose_epoch_by}", pooled)

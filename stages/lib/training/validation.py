@@ -1,0 +1,75 @@
+"""The validation of an epoch: on all images, and on those of each source."""
+
+import posixpath
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
+from torch.utils.data import DataLoader
+
+from stages.lib.core.labels import CLASS_NAMES
+from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
+from stages.lib.detector.hardware import Hardware
+from stages.lib.detector.inference import gather_logits
+from stages.lib.detector.model import Detector, fake_logit
+from stages.lib.training.params import TrainParams
+
+
+def validation_loader(
+    images: LabelledImages, params: TrainParams, hardware: Hardware
+) -> DataLoader:
+    """Return a loader of the images that this process validates; each image is loaded once."""
+    size = params.micro_batch_size(hardware.world_size)  # which fits into memory
+    batches = sequential_batches(len(images), size, hardware.rank, hardware.world_size)
+    return make_loader(images, batches, params.num_workers, pin=hardware.device.type == "cuda")
+
+
+def validate(detector: Detector, loader: DataLoader, hardware: Hardware) -> dict[str, float]:
+    """Return AUC, accuracy at 0.5, loss and what source_aucs does, in every process.
+
+    The images are those of validation_loader.
+    """
+    detector.eval()
+    logits = gather_logits(
+        lambda inputs: fake_logit(detector(inputs)), loader, hardware, "validate"
+    )[:, 0]
+    images: Any = loader.dataset
+    targets = images.targets
+    loss = F.binary_cross_entropy_with_logits(logits, torch.from_numpy(targets).double())
+    if not torch.isfinite(loss):
+        return {"val_auc": 0.0, "val_accuracy": 0.0, "val_loss": float("nan")}
+    scores = torch.sigmoid(logits).numpy()
+    return {
+        "val_auc": float(roc_auc_score(targets, scores)),
+        "val_accuracy": float(((scores >= 0.5) == targets).mean()),
+        "val_loss": float(loss),
+        **source_aucs(images.labels["source"], targets, scores),
+    }
+
+
+def source_aucs(sources: pd.Series, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Return val_auc/NAME of each source, val_auc/mean and val_auc/worst.
+
+    A source counts if it has a name and both classes. Where fewer than two count, there are none.
+    """
+    table = pd.DataFrame({"source": sources.to_numpy(), "target": targets, "score": scores})
+    names, aucs = [], []
+    for name, rows in table.groupby("source"):
+        if rows["target"].nunique() == len(CLASS_NAMES):
+            names.append(metric_name(str(name)))
+            aucs.append(float(roc_auc_score(rows["target"], rows["score"])))
+    if len(aucs) < 2:
+        return {}
+    figures = dict(zip(names, aucs, strict=True))
+    figures |= {"mean": float(np.mean(aucs)), "worst": min(aucs)}
+    return {f"val_auc/{name}": auc for name, auc in figures.items()}
+
+
+def metric_name(source: str) -> str:
+    """Return the name of a source as MLflow takes it in that of a metric, a path."""
+    path = re.sub(r"[^\w\-./ ]", "_", source)
+    return posixpath.normpath(f"/./{path}").strip("/")
