@@ -13,6 +13,7 @@ from stages.lib.data.layouts.manifest import ManifestParams
 RESERVED_NAMES = (
     "train", "val", "calibration", "test", "held_out", "pooled", "cross", "robustness", "weights",
     "threshold", "temperature", "verdicts", "num_calibration", "better_than_chance",
+    "false_alarms",
 )  # fmt: skip
 
 
