@@ -54,6 +54,7 @@ def render(
         shared_groups=[f"{pair} {count}" for pair, count in shared.items() if count],
         verdicts=tables["verdicts"][tables["verdicts"]["slice"] == "all"].to_dict("records"),
         robustness=tables["robustness"].to_dict("records"),
+        false_alarms=tables["false_alarms"].to_dict("records"),
         limits=limits,
         rules=rules_of(config),
     )

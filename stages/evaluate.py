@@ -22,6 +22,7 @@ from stages.lib.core.files import atomic_folder, read_json, write_text
 from stages.lib.core.params import load_params
 from stages.lib.core.tables import read_history, write_table
 from stages.lib.evaluation.curves import make_curves, severities
+from stages.lib.evaluation.false_alarms import add_false_alarms, edited_scores
 from stages.lib.evaluation.report import (
     SIGNIFICANT_DIGITS,
     EvaluateParams,
@@ -53,6 +54,8 @@ def main() -> None:
     tables["verdicts"] = verdict_table(sets, rules, params.size_bands, params.quality_bands)
     report["verdicts"] = summarise_verdicts(tables["verdicts"])
     add_robustness(report, tables, perturbed_scores(sets["val"]))
+    fake_from = rules.thresholds.fake_from
+    add_false_alarms(report, tables, edited_scores(sets["val"]), fake_from)
     curves = make_curves(sets["val"], report["threshold"])
     curves["history"] = read_history()
     if "robustness" in report:

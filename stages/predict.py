@@ -1,7 +1,8 @@
 """Score images with the trained detector: P(fake) of every image that was not trained on.
 
 params.yaml: predict; data/model, data/labels, data/packed
-  ->  data/scores/{val,calibration,test,held_out,held_out_sources,evaluation,robustness}.csv,
+  ->  data/scores/{val,calibration,test,held_out,held_out_sources,evaluation}.csv,
+      data/scores/{robustness,edits}.csv,
       data/scores/views.json
 Run: python -m stages.predict          (starts torchrun itself where predict.num_processes > 1)
      torchrun ... -m stages.predict    (several machines)
@@ -13,8 +14,10 @@ stages/lib/detector/inference.py), which a verdict has to stand; they are empty 
 labels, and where predict.stability is off. views.json says which weights, views and label
 tables gave the scores.
 robustness.csv has validation images, unchanged (perturbation `none`) and perturbed in every way of
-stages/lib/prediction/perturbations.py: img_name, perturbation, level, logit, score. With more than
-one of predict.views, the logit of an image is the mean over its views, which share one decoding.
+stages/lib/prediction/perturbations.py: img_name, perturbation, level, logit, score. edits.csv has
+the reals of them, unedited (edit `none`) and after every harmless edit of
+stages/lib/prediction/edits.py: img_name, edit, level, logit, score. With more than one of
+predict.views, the logit of an image is the mean over its views, which share one decoding.
 """
 
 from dataclasses import replace
@@ -26,7 +29,7 @@ import torch
 from stages.lib import paths
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import atomic_folder, check_disk_space
-from stages.lib.core.labels import read_labels
+from stages.lib.core.labels import REAL, read_labels
 from stages.lib.core.params import load_params
 from stages.lib.core.scores import write_views
 from stages.lib.core.tables import write_table
@@ -38,6 +41,7 @@ from stages.lib.detector.hardware import (
     wait_and_compare_files,
 )
 from stages.lib.detector.inference import ChangedImages, Inference, score_table
+from stages.lib.prediction.edits import EditedImages, edited_table
 from stages.lib.prediction.params import PredictParams
 from stages.lib.prediction.perturbations import PerturbedImages, choose_images, perturbed_table
 from stages.lib.running import run_stage
@@ -81,6 +85,10 @@ def predict(params: PredictParams, hardware: Hardware) -> None:
     images = PerturbedImages(chosen, paths.PACKED, config.preprocessing)
     logits = inference.logits_of(images, params.num_workers, "predict perturbed").numpy()
     tables["robustness"] = perturbed_table(chosen["img_name"], logits)
+    reals = chosen[chosen["target"] == REAL].reset_index(drop=True)
+    images = EditedImages(reals, paths.PACKED, config.preprocessing)
+    logits = inference.logits_of(images, params.num_workers, "predict edited").numpy()
+    tables["edits"] = edited_table(reals["img_name"], logits)
     if is_first:
         with atomic_folder(paths.SCORES) as folder:
             for name, table in tables.items():

@@ -49,6 +49,7 @@ def test_the_card_has_the_figures_of_the_pipeline(pipeline: Path) -> None:
         "Real, fake or unsure",
         "Across sets",
         "Robustness",
+        "False alarms by harmless edits",
         "Limits",
         "The rules of the competition",
     ]
@@ -57,7 +58,7 @@ def test_the_card_has_the_figures_of_the_pipeline(pipeline: Path) -> None:
 def test_the_html_card_is_whole_in_one_file(pipeline: Path) -> None:
     page = (pipeline / "data/card/model_card.html").read_text()
     card = (pipeline / "metrics/model_card.md").read_text()
-    assert page.count("<table>") == card.count("\n| ---") == 9
+    assert page.count("<table>") == card.count("\n| ---") == 10
     assert page.count('src="data:image/png;base64,') == 4
     assert "http" not in page
 
@@ -115,6 +116,7 @@ def tables_of(**tables: pd.DataFrame) -> dict[str, pd.DataFrame]:
         "operating_points": pd.DataFrame([POINT]),
         "cross_auc": pd.DataFrame(columns=CROSS_COLUMNS),
         "robustness": pd.DataFrame(),
+        "false_alarms": pd.DataFrame(),
         "verdicts": pd.DataFrame([VERDICTS]),
     } | tables
 

@@ -193,6 +193,7 @@ def test_the_run_has_figures_files_and_data_sets(client: MlflowClient, mlflow_ru
         "operating_points.csv",
         "cross_auc.csv",
         "robustness.csv",
+        "false_alarms.csv",
     } <= files
     figures = {Path(file.path).stem for file in client.list_artifacts(run_id, "figures")}
     assert figures == {"roc", "precision_recall", "scores", "confusion", "calibration", "loss",

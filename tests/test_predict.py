@@ -35,7 +35,7 @@ def test_two_processes_give_the_scores_of_one(trained: Path) -> None:
     assert "2 process(es)" in done.stdout
     assert done.stdout.count("val: 46 scores") == 1
     together = scores()
-    assert set(together) == {*predict.SETS, "robustness"}
+    assert set(together) == {*predict.SETS, "robustness", "edits"}
     for name, table in alone.items():
         names = [column for column in table if table[column].dtype != float]
         assert table[names].equals(together[name][names])
@@ -62,7 +62,7 @@ def test_every_image_is_decoded_once_also_for_several_views(
     written = json.loads(Path("data/scores/views.json").read_text())
     assert written["views"] == ["plain", "mirrored"]
     assert written["weights_sha256"] == sha256_of(Path("data/model/weights.safetensors"))
-    assert set(written["scores"]) == {*predict.SETS, "robustness"}
+    assert set(written["scores"]) == {*predict.SETS, "robustness", "edits"}
     both = (logits["plain"] + logits["mirrored"]) / 2
     assert logits["plain+mirrored"] == pytest.approx(both, abs=1e-5)
     assert np.abs(logits["plain"] - logits["mirrored"]).max() > 1e-4
