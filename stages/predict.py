@@ -41,7 +41,7 @@ from stages.lib.prediction.params import PredictParams
 from stages.lib.prediction.perturbations import PerturbedImages, choose_images, perturbed_table
 from stages.lib.running import run_stage
 
-SETS = ("val", "calibration", "test", "held_out", "evaluation")
+SETS = ("val", "calibration", "test", "held_out", "held_out_sources", "evaluation")
 ROW_BYTES = 200  # of a score file, at most
 
 

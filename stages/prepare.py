@@ -83,6 +83,7 @@ def main() -> None:
         for name in ("train", "val", "calibration", "test"):
             write_labels(sets[name], labels / f"{name}.csv")
         write_labels(held_out, labels / "held_out.csv")
+        write_labels(held_out.head(0), labels / "held_out_sources.csv")
         write_labels(evaluation, labels / "evaluation.csv")
     write_json(paths.DATA_REPORT, report)
 

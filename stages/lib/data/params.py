@@ -13,13 +13,15 @@ from stages.lib.data.layouts.manifest import ManifestParams
 RESERVED_NAMES = (
     "train", "val", "calibration", "test", "held_out", "pooled", "cross", "robustness", "weights",
     "threshold", "temperature", "verdicts", "num_calibration", "better_than_chance",
+    "trained_sources",
 )  # fmt: skip
 
 
 def _check_set_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z][\w-]*", name) or name in RESERVED_NAMES:
+    if not re.fullmatch(r"(?!held_out)[A-Za-z][\w-]*", name) or name in RESERVED_NAMES:
         raise ValueError(
-            f"name the set with letters, digits, - and _, and not {', '.join(RESERVED_NAMES)}"
+            "name the set with letters, digits, - and _, not beginning with held_out, and not "
+            f"{', '.join(RESERVED_NAMES)}"
         )
     return name
 
