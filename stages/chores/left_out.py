@@ -27,7 +27,7 @@ from stages.lib.core.params import read_yaml
 from stages.lib.core.tables import read_table
 from stages.lib.evaluation.report import held_out_set
 from stages.lib.experiments import aligned, finished_rows, spread
-from stages.lib.report.left_out import LEFT_OUT_TYPES, recipe_of, trained_sources
+from stages.lib.report.left_out import LEFT_OUT_TYPES, recipe_of
 from stages.lib.running import run_command
 from stages.tools.command_line import parser_of
 
@@ -91,7 +91,7 @@ def row_of(experiment: Experiment) -> dict[str, Any]:
     """Return the row of an experiment that leaves out one source."""
     (source,) = experiment.held_out
     train, intervals = experiment.params["train"], experiment.intervals
-    sources = sorted({source, *trained_sources(experiment.report)})
+    sources = sorted({source, *experiment.report.get("trained_sources", {})})
     is_of_set = (intervals["set"] == held_out_set(source)) & (intervals["slice"] == "all")
     auc = intervals[is_of_set & (intervals["metric"] == "auc")].iloc[0]
     row = {"source": source, "seed": train["seed"], "auc": auc["value"]}

@@ -113,6 +113,15 @@ def whole_sources(table: pd.DataFrame) -> list[str]:
     return list(num_classes.index[num_classes == len(CLASS_NAMES)])
 
 
+def trained_sources(val: pd.DataFrame, calibration: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Return the sources with both classes in val, and how many images the two sets have of each.
+
+    A training that leaves such a source out is evaluated on exactly these images.
+    """
+    images = pd.concat([val, calibration])
+    return {name: counts(images[images["source"] == name]) for name in whole_sources(val)}
+
+
 def with_pooled(sets: Tables) -> Tables:
     """Return the sets and, where there are several, `pooled`: each of their images once."""
     if len(sets) == 1:

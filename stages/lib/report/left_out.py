@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from stages.lib import paths
@@ -46,11 +47,6 @@ class Unseen:
 NOT_MEASURED = Unseen("not measured", [])
 
 
-def trained_sources(report: dict[str, Any]) -> list[str]:
-    """Return the sources that a detector has learnt from, as evaluation.json names them."""
-    return [name for name in report.get("trained_sources", "").split(", ") if name]
-
-
 def recipe_of(train: dict[str, Any], sources: Iterable[str]) -> str:
     """Return a short SHA-256 of what decides a training, whichever source it leaves out.
 
@@ -78,8 +74,8 @@ def unseen_sources(
     own = _own_rows(intervals)
     if len(own):
         return _measured(own, ["This detector itself was trained and chosen without them."])
-    sources = trained_sources(report)
-    fitting = _fitting_rows(rows, intervals, recipe_of(train, sources))
+    sources = report.get("trained_sources", {})
+    fitting = _fitting_rows(rows, recipe_of(train, sources), sources)
     if len(fitting):
         told = (
             f"This detector has learnt from all of its {len(sources)} sources; {len(fitting)} more "
@@ -101,16 +97,18 @@ def _own_rows(intervals: pd.DataFrame) -> pd.DataFrame:
     return own.assign(source=own["set"].str.removeprefix(HELD_OUT), auc=own["value"])
 
 
-def _fitting_rows(rows: pd.DataFrame, intervals: pd.DataFrame, recipe: str) -> pd.DataFrame:
-    """Return the rows of this recipe that were measured on as many images as val has of the source.
+def _fitting_rows(
+    rows: pd.DataFrame, recipe: str, sources: dict[str, dict[str, int]]
+) -> pd.DataFrame:
+    """Return the rows of this recipe that were measured on as many images as there are now.
 
-    A training without a source is evaluated on what val has of it, so other numbers are those of
-    other data.
+    Other numbers are those of other data. sources: trained_sources of evaluation.json.
     """
-    val = intervals[(intervals["set"] == "val") & (intervals["metric"] == "auc")]
-    val = val.assign(source=val["slice"].str.removeprefix("source="))
-    images = val.loc[val["slice"] != val["source"], ["source", "num_real", "num_fake"]]
-    return rows[rows["recipe"] == recipe].merge(images)  # where all three are equal
+    is_fitting = []
+    for row in rows.itertuples():
+        numbers = {"num_real": row.num_real, "num_fake": row.num_fake}
+        is_fitting.append(row.recipe == recipe and sources.get(row.source) == numbers)
+    return rows[np.array(is_fitting, dtype=bool)]
 
 
 def _measured(rows: pd.DataFrame, sentences: list[str]) -> Unseen:
