@@ -247,12 +247,13 @@ def test_missing_sources_and_mixed_recipes_are_told() -> None:
 
 
 def draw_sources(root: Path) -> Path:
-    """Draw an easy data set with a manifest, in which the images are from three sources."""
+    """Draw a data set with a manifest, of three sources with 0, 10 and 20 % of wrong labels."""
     root.mkdir()
     rows = ["path,label,split,source"]
     for number, (source, part) in enumerate(product(SOURCES, ("train", "val"))):
         for index in range(40):
-            pixels = easy_pixels(np.random.default_rng([number, index]), index % 2)
+            is_wrong = index % 10 < SOURCES.index(source)
+            pixels = easy_pixels(np.random.default_rng([number, index]), index % 2 ^ is_wrong)
             name = f"{source}_{part}_{index}.png"
             Image.fromarray(pixels).save(root / name)
             rows.append(f"{name},{index % 2},{part},{source}")
