@@ -78,8 +78,8 @@ def unseen_sources(
     fitting = _fitting_rows(rows, recipe_of(train, sources), sources)
     if len(fitting):
         told = (
-            f"This detector has learnt from all of its {len(sources)} sources; {len(fitting)} more "
-            "trainings of the same recipe left out one each."
+            f"This detector has learnt from all of its {len(sources)} sources; other trainings of "
+            f"the same recipe left out one each ({len(fitting)})."
         )
         missing = [name for name in sources if name not in set(fitting["source"])]
         sentences = [told] + ([f"Never left out: {', '.join(missing)}."] if missing else [])
@@ -132,5 +132,5 @@ def _measured(rows: pd.DataFrame, sentences: list[str]) -> Unseen:
         f"AUC {aucs.mean():.4f} [{aucs.min():.4f}, {aucs.max():.4f}], mean, worst and best over "
         f"{len(sources)} sources left out"
     )
-    warning = "The range of so few sources is no confidence interval for the next generator."
+    warning = "The brackets are that range, no confidence interval for the next generator."
     return Unseen(answer, [*sentences, warning, told])
