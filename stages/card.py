@@ -1,6 +1,6 @@
 """Write the model card: what the detector is, what it was measured to do, and its limits.
 
-metrics/, data/model/config.json
+params.yaml: train; metrics/, data/model/config.json
   ->  metrics/model_card.md, data/card/model_card.html (the same with figures)
 Run: python -m stages.card
 
@@ -15,11 +15,13 @@ from markdown_it import MarkdownIt
 
 from stages.lib import paths
 from stages.lib.core.files import atomic_folder, read_json, write_text
+from stages.lib.core.params import read_yaml
 from stages.lib.core.scores import read_evaluation
 from stages.lib.core.tables import read_tables
 from stages.lib.report import html
 from stages.lib.report.card import Tables, figures_of, fill, limits_of
 from stages.lib.report.figures import draw_all
+from stages.lib.report.left_out import NOT_MEASURED, Unseen, read_left_out, unseen_sources
 from stages.lib.running import run_stage
 
 FIGURES = ("robustness", "roc", "calibration", "scores")
@@ -31,15 +33,23 @@ def main() -> None:
     """Write the card as Markdown and as HTML."""
     config = read_json(paths.CONFIG, "preprocessing", "num_parameters", "initial_weights")
     data = read_json(paths.DATA_REPORT, "generated_sample", "duplicates")
-    text = render(config, read_evaluation(), data, read_tables(paths.TABLES))
+    report, tables = read_evaluation(), read_tables(paths.TABLES)
+    train = read_yaml(paths.PARAMS)["train"]
+    unseen = unseen_sources(report, tables["intervals"], train, read_left_out())
+    text = render(config, report, data, tables, unseen)
     write_text(paths.CARD, text)
     with atomic_folder(paths.CARD_PAGE.parent) as folder:
         write_text(folder / paths.CARD_PAGE.name, as_html(text))
     print(f"{paths.CARD}, {paths.CARD_PAGE}")
+    print(f"on a generator that it has never seen: {unseen.answer}")
 
 
 def render(
-    config: dict[str, Any], report: dict[str, Any], data: dict[str, Any], tables: Tables
+    config: dict[str, Any],
+    report: dict[str, Any],
+    data: dict[str, Any],
+    tables: Tables,
+    unseen: Unseen = NOT_MEASURED,
 ) -> str:
     """Return the card in Markdown; tables: those of metrics/tables by name."""
     shared = data["duplicates"]["groups_across_sets"]
@@ -51,6 +61,7 @@ def render(
         **figures_of(report, tables),
         config=config,
         data=data,
+        unseen=unseen,
         shared_groups=[f"{pair} {count}" for pair, count in shared.items() if count],
         verdicts=tables["verdicts"][tables["verdicts"]["slice"] == "all"].to_dict("records"),
         robustness=tables["robustness"].to_dict("records"),

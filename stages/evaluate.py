@@ -8,7 +8,8 @@ Run: python -m stages.evaluate
 The thresholds and the temperature are chosen only on the calibration set, which had no part in
 training or in choosing the epoch, and are the same for every set. The epoch was chosen on val,
 whose metrics therefore flatter the model a little. `held_out` is the reals of val and the fakes of
-prepare.hold_out_families. `pooled` is all labelled images together.
+prepare.hold_out_families, held_out_NAME one of prepare.hold_out_sources. `pooled` is all labelled
+images together. trained_sources has the images of each source in val and calibration.
 metrics/README.md explains the tables.
 """
 
@@ -32,6 +33,7 @@ from stages.lib.evaluation.report import (
     labelled_sets,
     perturbed_scores,
     summary,
+    trained_sources,
     write_report,
     write_tables,
 )
@@ -48,6 +50,8 @@ def main() -> None:
     config = read_json(paths.CONFIG, "weights_sha256", "trained_on")
     sets, calibration = labelled_sets(), labelled_scores("calibration")
     report: dict[str, Any] = {"weights": config["weights_sha256"][:WEIGHTS_DIGITS]}
+    if sources := trained_sources(sets["val"], calibration):
+        report["trained_sources"] = sources
     metrics, tables = evaluate_detector(sets, calibration, params)
     report |= metrics
     rules = make_rules(config, calibration, report, params)

@@ -2,8 +2,7 @@
 
 params.yaml: predict; data/model, data/labels, data/packed
   ->  data/scores/{val,calibration,test,held_out,held_out_sources,evaluation}.csv,
-      data/scores/{robustness,edits}.csv,
-      data/scores/views.json
+      data/scores/{robustness,edits}.csv, data/scores/views.json
 Run: python -m stages.predict          (starts torchrun itself where predict.num_processes > 1)
      torchrun ... -m stages.predict    (several machines)
 

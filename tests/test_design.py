@@ -100,6 +100,8 @@ def test_every_parameter_is_declared_by_the_stage_that_dvc_reruns_for_it() -> No
         watched = {name.split(".")[0] for name in STAGES[stage].get("params", [])}
         if stage in PACKING:  # DVC knows its folder as a dependency and its name by the output
             watched.add("data")
+        if stage == "card":  # compares what decides the weights as it stands, and uses none of it
+            watched.remove("train")
         sections = loaded_params(stage)
         assert watched == set(sections), stage
         declared |= {section: set(model.model_fields) for section, model in sections.items()}

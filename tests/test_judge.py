@@ -37,7 +37,8 @@ from stages.tools import score as score_tool
 from tests.conftest import ROOT, run
 
 Judge = Callable[..., Path]
-SIZES = {"train": 6, "val": 80, "calibration": 60, "test": 4, "held_out": 0, "evaluation": 40}
+SIZES = {"train": 6, "val": 80, "calibration": 60, "test": 4, "held_out": 0, "held_out_sources": 0,
+         "evaluation": 40}  # fmt: skip
 PACKED = {"calibration": "val", "held_out": "val", "evaluation": "web.set"}
 
 

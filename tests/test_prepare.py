@@ -259,7 +259,7 @@ def test_a_further_set_needs_both_classes_and_a_free_name(workspace: Path) -> No
     set_params(workspace, {"data.evaluation_sets": {"one": "x"}})
     with pytest.raises(UserError, match=r"the one set \(9 images\) has no real image"):
         prepare.main()
-    for name in ("val", "pooled", "a/b", "2nd"):
+    for name in ("val", "pooled", "held_out_lfw", "a/b", "2nd"):
         set_params(workspace, {"data.evaluation_sets": {name: "x"}})
         with pytest.raises(UserError, match="data.evaluation_sets.*name the set with letters"):
             prepare.main()

@@ -63,7 +63,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )[list(LABEL_TYPES)]
     parts = {"val": table[:NUM_VAL], "calibration": table[NUM_VAL:]}
     (tmp_path / "data/labels").mkdir()
-    for name in ("val", "calibration", "test", "held_out", "evaluation"):
+    for name in ("val", "calibration", "test", "held_out", "held_out_sources", "evaluation"):
         write_labels(parts.get(name, table[:0]), tmp_path / f"data/labels/{name}.csv")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     set_params(tmp_path, {"predict.robustness_images": NUM_PERTURBED})

@@ -15,6 +15,7 @@ import pandas as pd
 from stages.lib import paths
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_yaml
+from stages.lib.experiments import aligned, finished_rows, spread
 from stages.lib.running import run_command
 from stages.tools.command_line import parser_of
 
@@ -41,7 +42,7 @@ def summary(rows: list[dict[str, Any]], sections: list[str], metrics: list[str])
     """
     table = pd.DataFrame(rows)
     table = table[table["rev"] != "workspace"]
-    finished = _finished(table, metrics)
+    finished = finished_rows(table, metrics)
     if finished.empty:
         names = sorted({name for name in table if name.startswith("val.")})
         raise UserError(
@@ -62,30 +63,11 @@ def summary(rows: list[dict[str, Any]], sections: list[str], metrics: list[str])
     cells = [["configuration", "seeds", *metrics]]
     for _, group in groups:
         label = ", ".join(f"{name}={group[name].iloc[0]}" for name in differing) or "all"
-        cells.append([label, str(len(group)), *(_spread(group[name]) for name in metrics)])
-    lines = _aligned(cells)
+        cells.append([label, str(len(group)), *(spread(group[name]) for name in metrics)])
+    lines = aligned(cells)
     if num_left_out:
         lines.append(f"left out, not finished or without these metrics: {num_left_out}")
     return "\n".join(lines)
-
-
-def _finished(table: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """Return the rows that have all metrics, which are numbers now."""
-    # DVC lists an experiment that failed or still runs with the older metrics of the workspace.
-    done = table[table["State"].isna() | (table["State"] == "Success")]
-    values = done.reindex(columns=metrics).apply(pd.to_numeric, errors="coerce")
-    return done.assign(**values)[values.notna().all(axis=1)]
-
-
-def _spread(values: pd.Series) -> str:
-    if len(values) == 1:
-        return f"{values.iloc[0]:.4f}"
-    return f"{values.mean():.4f} ± {values.std():.4f} ({values.min():.4f} to {values.max():.4f})"
-
-
-def _aligned(cells: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
 
 
 if __name__ == "__main__":

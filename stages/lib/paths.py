@@ -31,3 +31,4 @@ EVALUATION = Path("metrics/evaluation.json")
 TABLES = Path("metrics/tables")
 PLOTS = Path("metrics/plots")
 CARD = Path("metrics/model_card.md")
+LEFT_OUT = Path("metrics/left_out.csv")  # stages.chores.left_out writes it

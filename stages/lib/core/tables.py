@@ -13,27 +13,30 @@ REMEDY = "run `dvc repro` to write it again"
 SCORE_TYPES = {"img_name": "str", "logit": "float64", "score": "float64"}
 
 
-def read_table(path: Path, types: dict[str, str] | None = None) -> pd.DataFrame:
+def read_table(
+    path: Path, types: dict[str, str] | None = None, remedy: str = REMEDY
+) -> pd.DataFrame:
     """Read a CSV that write_table wrote; types: dtypes by column, guessed where not given.
 
     Only an empty cell is a missing value. By default pandas also reads words as missing that may be
-    the name of an image, a family or a source, such as NA, None and null. Raises UserError where
-    the file is missing or damaged, lacks a column of `types`, or has a value of another type.
+    the name of an image, a family or a source, such as NA, None and null. Raises UserError, with
+    the remedy, where the file is missing or damaged, lacks a column of `types`, or has a value of
+    another type.
     """
     try:
         table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {REMEDY}") from None
+        raise UserError(f"{path}: no such file; {remedy}") from None
     except (ValueError, pd.errors.ParserError) as error:
-        raise UserError(f"{path}: damaged: {short(error, 100)}; {REMEDY}") from None
+        raise UserError(f"{path}: damaged: {short(error, 100)}; {remedy}") from None
     for column in types or ():
         if column not in table:
-            raise UserError(f"{path}: no column {column}; {REMEDY}")
+            raise UserError(f"{path}: no column {column}; {remedy}")
     for column in table.select_dtypes(["str", "object"]):
         broken = table[column].str.contains("[\r\n]", regex=True, na=False)
         if broken.any():  # a stray quote makes one cell of all rows up to the next one
             line = int(broken.to_numpy().argmax()) + 2
-            raise UserError(f"{path}:{line}: damaged: {column} has a line break in it; {REMEDY}")
+            raise UserError(f"{path}:{line}: damaged: {column} has a line break in it; {remedy}")
     return table
 
 

@@ -18,7 +18,7 @@ from stages.lib.data.layouts.manifest import ManifestParams
 RESERVED_NAMES = (
     "train", "val", "calibration", "test", "held_out", "pooled", "cross", "robustness", "weights",
     "threshold", "temperature", "verdicts", "num_calibration", "better_than_chance", "mean",
-    "worst", "false_alarms",
+    "worst", "false_alarms", "trained_sources",
 )  # fmt: skip
 # The folders in data/packed of what data.root has; dvc.yaml has them too. What is trained on is in
 # one folder, so that a change to any other set trains nothing again.

@@ -3,10 +3,12 @@
 The tables of scored images have the columns of data/labels, and logit and score.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, Field
 from scipy.special import expit
@@ -77,8 +79,8 @@ def labelled_scores(set_name: str) -> pd.DataFrame:
 def labelled_sets(read: Callable[[str], pd.DataFrame] = labelled_scores) -> Tables:
     """Return the scored sets with both classes: val, the test set if labelled, and further sets.
 
-    held_out has the reals of val and the fakes of the families that were held out. read: returns
-    the labelled rows of a label table, with scores.
+    held_out has the reals of val and the fakes of the families that were held out, and each source
+    that was held out is a set. read: returns the labelled rows of a label table, with scores.
     """
     val = read("val")
     reals = val[val["target"] == REAL]
@@ -87,6 +89,9 @@ def labelled_sets(read: Callable[[str], pd.DataFrame] = labelled_scores) -> Tabl
         "test": read("test"),
         HELD_OUT: pd.concat([reals, read(HELD_OUT)], ignore_index=True),
     }
+    held_out_sources = read("held_out_sources")
+    for name, table in held_out_sources.groupby(held_out_sources["source"].map(held_out_set)):
+        sets[name] = table
     for name, table in read("evaluation").groupby("set", sort=False):
         sets[Path(name).stem] = table
     return {name: table for name, table in sets.items() if has_both_classes(table)}
@@ -95,6 +100,26 @@ def labelled_sets(read: Callable[[str], pd.DataFrame] = labelled_scores) -> Tabl
 def has_both_classes(table: pd.DataFrame) -> bool:
     """Return whether a table has reals and fakes."""
     return table["target"].nunique() == len(CLASS_NAMES)
+
+
+def held_out_set(source: str) -> str:
+    """Return the name of the set of a held-out source; sources that differ in marks share one."""
+    return f"{HELD_OUT}_" + re.sub(r"[^\w-]", "_", source)
+
+
+def whole_sources(table: pd.DataFrame) -> list[str]:
+    """Return the sources of which a table has both classes, in order of their names."""
+    num_classes = table.groupby("source")["target"].nunique()
+    return list(num_classes.index[num_classes == len(CLASS_NAMES)])
+
+
+def trained_sources(val: pd.DataFrame, calibration: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Return the sources with both classes in val, and how many images the two sets have of each.
+
+    A training that leaves such a source out is evaluated on exactly these images.
+    """
+    images = pd.concat([val, calibration])
+    return {name: counts(images[images["source"] == name]) for name in whole_sources(val)}
 
 
 def with_pooled(sets: Tables) -> Tables:
@@ -151,16 +176,30 @@ def evaluate_detector(
 
 
 def report_of_set(table: pd.DataFrame, rows: list[TableRow], threshold: float) -> dict[str, Any]:
-    """Return the counts of a set, its metrics from the rows of its intervals, and its families."""
+    """Return the counts of a set, its metrics from the rows of its intervals, and those of parts.
+
+    Parts are its families, and its sources with both classes where there are several.
+    """
     report: dict[str, Any] = counts(table)
     report |= {row["metric"]: row["value"] for row in rows if row["slice"] == "all"}
     report |= confusion(*targets_and_scores(table), threshold)
+    aucs = {row["slice"]: row["value"] for row in rows if row["metric"] == "auc"}
     families = {
-        row["slice"].removeprefix("family="): {"auc": row["value"]}
-        for row in rows
-        if row["slice"].startswith("family=") and row["metric"] == "auc"
+        name.removeprefix("family="): {"auc": auc}
+        for name, auc in aucs.items()
+        if name.startswith("family=")
     }
-    return report | ({"families": families} if families else {})
+    if families:
+        report["families"] = families
+    sources = whole_sources(table)
+    if len(sources) > 1:
+        of_sources = [aucs[f"source={name}"] for name in sources]
+        report["sources"] = {
+            name: {"auc": auc} for name, auc in zip(sources, of_sources, strict=True)
+        }
+        report["source_mean_auc"] = float(np.mean(of_sources))
+        report["source_worst_auc"] = min(of_sources)
+    return report
 
 
 def add_robustness(report: dict[str, Any], tables: Tables, perturbed: pd.DataFrame) -> None:

@@ -67,6 +67,9 @@ def figures_of(report: dict[str, Any], tables: Tables) -> dict[str, Any]:
     """
     intervals = tables["intervals"]
     sets = list(intervals.loc[intervals["slice"] == "all", "set"].unique())
+    slices = slices_of(intervals)
+    sources = sources_of(report, slices)
+    in_sources = [part for one in sources for part in one["slices"]]
     return {
         "report": report,
         "set_titles": [
@@ -74,7 +77,8 @@ def figures_of(report: dict[str, Any], tables: Tables) -> dict[str, Any]:
             for name in sets
         ],
         "results": results_of(intervals, sets),
-        "slices": slices_of(intervals),
+        "sources": sources,
+        "slices": [part for part in slices if part not in in_sources],
         "operating_points": tables["operating_points"].to_dict("records"),
         "cross": cross_of(tables["cross_auc"]),
     }
@@ -103,6 +107,28 @@ def slices_of(intervals: pd.DataFrame) -> list[dict[str, Any]]:
         rows = {row["metric"]: row for row in part.to_dict("records")}
         slices.append({"set": set_name, "name": slice_name} | rows)
     return slices
+
+
+def sources_of(report: dict[str, Any], slices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return each set but pooled with several sources: {"set", "slices", "mean", "worst"}.
+
+    Its slices, from what slices_of returns, are the sources with both classes; mean and worst are
+    those of their AUC.
+    """
+    sets = []
+    for set_name, figures in report.items():
+        if set_name == "pooled" or not isinstance(figures, dict) or "sources" not in figures:
+            continue
+        names = [(set_name, f"source={source}") for source in figures["sources"]]
+        sets.append(
+            {
+                "set": set_name,
+                "slices": [part for part in slices if (part["set"], part["name"]) in names],
+                "mean": figures["source_mean_auc"],
+                "worst": figures["source_worst_auc"],
+            }
+        )
+    return sets
 
 
 def cross_of(cross: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:

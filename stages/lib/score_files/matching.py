@@ -11,7 +11,8 @@ from stages.lib.core.errors import UserError, short
 from stages.lib.core.labels import name_of_place, read_labels
 from stages.lib.score_files.reading import ScoreFile, ScoreRow, shown
 
-JUDGED_TABLES = ("val", "calibration", "test", "held_out", "evaluation")  # in data/labels
+# In data/labels.
+JUDGED_TABLES = ("val", "calibration", "test", "held_out", "held_out_sources", "evaluation")
 ImageId = tuple[str, int]  # set and row of data/packed
 
 
