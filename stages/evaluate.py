@@ -5,10 +5,11 @@ metrics/data.json
   ->  metrics/evaluation.json, metrics/tables/*.csv, metrics/plots/*.csv, data/verdict_rules.json
 Run: python -m stages.evaluate
 
-The thresholds and the temperature are chosen only on the calibration set, which had no part in
-training or in choosing the epoch, and are the same for every set. The epoch was chosen on val,
-whose metrics therefore flatter the model a little. `held_out` is the reals of val and the fakes of
-prepare.hold_out_families. `pooled` is all labelled images together.
+The thresholds, the temperature and the distance from which verdicts are unsure are chosen only on
+the calibration set, which had no part in training or in choosing the epoch, and are the same for
+every set. The epoch was chosen on val, whose metrics therefore flatter the model a little.
+`held_out` is the reals of val and the fakes of prepare.hold_out_families. `pooled` is all labelled
+images together.
 metrics/README.md explains the tables.
 """
 
@@ -34,8 +35,15 @@ from stages.lib.evaluation.report import (
     write_report,
     write_tables,
 )
+from stages.lib.evaluation.risk_coverage import risk_coverage_curves, risks_of
 from stages.lib.evaluation.verdict_rules import Rules, doubt_of
-from stages.lib.evaluation.verdicts import choose_thresholds, summarise_verdicts, verdict_table
+from stages.lib.evaluation.verdicts import (
+    choose_thresholds,
+    farthest_allowed,
+    summarise_verdicts,
+    verdict_table,
+    with_verdicts,
+)
 from stages.lib.running import run_stage
 
 WEIGHTS_DIGITS = 12  # of the SHA-256 of the weights, which lead from DVC's tables to the MLflow run
@@ -54,6 +62,12 @@ def main() -> None:
     report["verdicts"] = summarise_verdicts(tables["verdicts"])
     add_robustness(report, tables, perturbed_scores(sets["val"]))
     curves = make_curves(sets["val"], report["threshold"])
+    curves["risk_coverage"] = risk_coverage_curves(
+        {
+            name: risks_of(with_verdicts(table, rules), rules.thresholds.middle)
+            for name, table in sets.items()
+        }
+    )
     curves["history"] = read_history()
     if "robustness" in report:
         curves["robustness"] = severities(tables["robustness"])
@@ -83,6 +97,7 @@ def make_rules(
             calibration, params.verdicts, report["threshold"], report["temperature"]
         ),
         stability=bool(calibration["low"].notna().all()),
+        farthest=farthest_allowed(calibration["distance"]),
         trained_on=config["trained_on"],
         doubt=doubt_of(
             read_json(paths.DATA_REPORT, "generated_sample")["generated_sample"],
