@@ -36,7 +36,7 @@ DOUBTS: dict[Doubt, str] = {
     "no better than chance": "This detector is no better than chance on its validation images: "
     "its verdicts mean nothing.",
 }
-MOST_NAMED = 8  # manipulations
+MOST_NAMED = 8  # manipulations or sources, in a sentence
 LARGER = 2.0  # times the largest training images: still alike, because a model sees less of them
 
 
@@ -87,14 +87,19 @@ def known_manipulations(trained_on: TrainingSummary) -> str:
         named.append(f"{family} of {of_sources}" if of_sources else family)
     if unnamed:
         named.append(f"those in the fakes of {unnamed}")
-    if len(named) > MOST_NAMED:
-        named = [*named[:MOST_NAMED], f"{len(named) - MOST_NAMED} more"]
-    return f"the manipulations it knows ({', '.join(named)})"
+    return f"the manipulations it knows ({', '.join(_first(named))})"
 
 
 def _joined(names: list[str]) -> str:
     """Return the names that are not empty, as in "lfw and dfdc"."""
-    return " and ".join(name for name in names if name)
+    *others, last = _first([name for name in names if name]) or [""]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _first(names: list[str]) -> list[str]:
+    """Return MOST_NAMED of the names, and how many more there are."""
+    more = len(names) - MOST_NAMED
+    return [*names[:MOST_NAMED], f"{more} more"] if more > 0 else names
 
 
 class Rules(FrozenModel):

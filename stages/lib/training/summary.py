@@ -40,8 +40,8 @@ def summarise_images(labels: pd.DataFrame, augmentation: Augmentation) -> Traini
 
 def _fakes(labels: pd.DataFrame) -> tuple[TrainingFakes, ...]:
     """Return the manipulation methods and sources of fakes, the most frequent first."""
-    named = labels[["family", "source"]].astype(object)
-    counts = named.where(named.notna(), None).groupby(["family", "source"], dropna=False).size()
+    names = ["family", "source"]
+    counts = labels[names].fillna("").groupby(names).size()
     frequent = counts.sort_values(ascending=False, kind="stable")
     return tuple(
         TrainingFakes(family=family or None, source=source or None, num_images=count)
