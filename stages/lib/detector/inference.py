@@ -1,6 +1,7 @@
 """From the pixels of an image to its score: the one path of every stage and command that scores.
 
-decode -> crop_of (both in preprocessing.py) -> inputs_of_views -> Inference.scores -> score_table.
+decode -> crop_of (both in preprocessing.py) -> inputs_of_views -> Inference.logits and distances
+-> score_table.
 
 The logit of an input is the mean over some of SCORED_VIEWS (test-time augmentation), which are made
 of batches of inputs on the device. CHANGED_VIEWS change what a detector sees before it is resized,

@@ -40,15 +40,15 @@ def risks_of(table: pd.DataFrame, middle: float) -> np.ndarray:
     return risks(is_wrong, np.where(has_reason, certainty - certainty.max() - 1, certainty))
 
 
-def area(risks: np.ndarray) -> float:
-    """Return AURC, the area under the risk-coverage curve (Geifman et al. 2019); 0 is best."""
-    return float(risks.mean())
+def area(curve: np.ndarray) -> float:
+    """Return AURC, the area under what `risks` returns (Geifman et al. 2019); 0 is best."""
+    return float(curve.mean())
 
 
 def risk_coverage_curves(curves: dict[str, np.ndarray]) -> pd.DataFrame:
     """Return a row for each of CURVE_POINTS coverages and a column for the risks of each set."""
     coverage = np.arange(1, CURVE_POINTS + 1) / CURVE_POINTS
     table = pd.DataFrame({"coverage": coverage})
-    for name, risks in curves.items():
-        table[name] = risks[np.ceil(coverage * len(risks) - 1e-9).astype(int) - 1]
+    for name, curve in curves.items():
+        table[name] = curve[np.ceil(coverage * len(curve) - 1e-9).astype(int) - 1]
     return table
