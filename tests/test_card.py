@@ -160,7 +160,7 @@ def test_what_was_not_measured_is_said() -> None:
     assert "train.reencode is off" in text
     assert "There is only one labelled set" in text
     assert "Not measured" in text
-    assert "| 1.0000 [0.9000, 1.0000] | 0.1000 [0.0000, 0.2000] | none is sure | 50, 60 |" in text
+    assert "| 1.0000 [0.9000, 1.0000] | 0.1000 [0.0000, 0.2000] | none is sure | 0.0000" in text
     assert "where the data set says so) in two sets: train/val 2." in text
 
 
