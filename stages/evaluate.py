@@ -5,11 +5,12 @@ metrics/data.json
   ->  metrics/evaluation.json, metrics/tables/*.csv, metrics/plots/*.csv, data/verdict_rules.json
 Run: python -m stages.evaluate
 
-The thresholds and the temperature are chosen only on the calibration set, which had no part in
-training or in choosing the epoch, and are the same for every set. The epoch was chosen on val,
-whose metrics therefore flatter the model a little. `held_out` is the reals of val and the fakes of
-prepare.hold_out_families, held_out_NAME one of prepare.hold_out_sources. `pooled` is all labelled
-images together. trained_sources has the images of each source in val and calibration.
+The thresholds, the temperature and the distance from which verdicts are unsure are chosen only on
+the calibration set, which had no part in training or in choosing the epoch, and are the same for
+every set. The epoch was chosen on val, whose metrics therefore flatter the model a little.
+`held_out` is the reals of val and the fakes of prepare.hold_out_families, held_out_NAME one of
+prepare.hold_out_sources. `pooled` is all labelled images together. trained_sources has the images
+of each source in val and calibration.
 metrics/README.md explains the tables.
 """
 
@@ -37,8 +38,15 @@ from stages.lib.evaluation.report import (
     write_report,
     write_tables,
 )
+from stages.lib.evaluation.risk_coverage import risk_coverage_curves, risks_of
 from stages.lib.evaluation.verdict_rules import Rules, doubt_of
-from stages.lib.evaluation.verdicts import choose_thresholds, summarise_verdicts, verdict_table
+from stages.lib.evaluation.verdicts import (
+    choose_thresholds,
+    farthest_allowed,
+    summarise_verdicts,
+    verdict_table,
+    with_verdicts,
+)
 from stages.lib.running import run_stage
 
 WEIGHTS_DIGITS = 12  # of the SHA-256 of the weights, which lead from DVC's tables to the MLflow run
@@ -61,6 +69,12 @@ def main() -> None:
     fake_from = rules.thresholds.fake_from
     add_false_alarms(report, tables, edited_scores(sets["val"]), fake_from)
     curves = make_curves(sets["val"], report["threshold"])
+    curves["risk_coverage"] = risk_coverage_curves(
+        {
+            name: risks_of(with_verdicts(table, rules), rules.thresholds.middle)
+            for name, table in sets.items()
+        }
+    )
     curves["history"] = read_history()
     if "robustness" in report:
         curves["robustness"] = severities(tables["robustness"])
@@ -90,6 +104,7 @@ def make_rules(
             calibration, params.verdicts, report["threshold"], report["temperature"]
         ),
         stability=bool(calibration["low"].notna().all()),
+        farthest=farthest_allowed(calibration["distance"]),
         trained_on=config["trained_on"],
         doubt=doubt_of(
             read_json(paths.DATA_REPORT, "generated_sample")["generated_sample"],

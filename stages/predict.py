@@ -10,8 +10,9 @@ A score file has one row per row of its label file, in the same order: img_name,
 (log(P(fake) / P(real)), which keeps the digits that a score near 1 loses) and score (P(fake)).
 low and high are the least and the most of the logits of slightly changed views (CHANGED_VIEWS in
 stages/lib/detector/inference.py), which a verdict has to stand; they are empty in sets without
-labels, and where predict.stability is off. views.json says which weights, views and label
-tables gave the scores.
+labels, and where predict.stability is off. distance is that of the unchanged image to the training
+images (stages/lib/detector/distance.py), empty in sets without labels, and where the detector
+measures none. views.json says which weights, views and label tables gave the scores.
 robustness.csv has validation images, unchanged (perturbation `none`) and perturbed in every way of
 stages/lib/prediction/perturbations.py: img_name, perturbation, level, logit, score. edits.csv has
 the reals of them, unedited (edit `none`) and after every harmless edit of
@@ -61,7 +62,7 @@ def main() -> None:
 def predict(params: PredictParams, hardware: Hardware) -> None:
     """Score all images, this process its share of them; the first process writes."""
     # First: a machine whose model is damaged would stop, and the others would wait for it.
-    wait_and_compare_files(hardware, str(paths.MODEL), paths.WEIGHTS)
+    wait_and_compare_files(hardware, str(paths.MODEL), paths.WEIGHTS, paths.DISTANCE)
     inference = Inference.load(paths.MODEL, hardware)
     inference = replace(inference, views=params.views, batch_size=params.batch_size)
     config = inference.config
@@ -78,8 +79,10 @@ def predict(params: PredictParams, hardware: Hardware) -> None:
         is_labelled = table["target"].notna().any()
         kind = ChangedImages if params.stability and is_labelled else LabelledImages
         images = kind(table, paths.PACKED, config.preprocessing)
-        logits = inference.logits_of(images, params.num_workers, f"predict {name}").numpy()
-        tables[name] = pd.concat([table["img_name"], score_table(logits)], axis=1)
+        scorer = inference if is_labelled else replace(inference, distance=None)
+        logits, distances = scorer.scores_of(images, params.num_workers, f"predict {name}")
+        scored = score_table(logits.numpy(), distances.numpy())
+        tables[name] = pd.concat([table["img_name"], scored], axis=1)
     chosen = choose_images(labels["val"], params.robustness_images)
     images = PerturbedImages(chosen, paths.PACKED, config.preprocessing)
     logits = inference.logits_of(images, params.num_workers, "predict perturbed").numpy()

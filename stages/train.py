@@ -1,7 +1,8 @@
 """Train the detector and keep the epoch with the best validation AUC (train.choose_epoch_by).
 
 params.yaml: train; data/labels/{train,val}.csv, data/packed/training
-  ->  data/model/{weights.safetensors, config.json, history.csv}, one MLflow run
+  ->  data/model/{weights.safetensors, distance.safetensors, config.json, history.csv},
+      one MLflow run
 Run: python -m stages.train            (starts torchrun itself where train.num_processes > 1)
      torchrun ... -m stages.train      (several machines)
 
@@ -27,6 +28,7 @@ from stages.lib.core.labels import read_labels
 from stages.lib.core.params import load_params
 from stages.lib.core.tables import write_table
 from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.distance import TrainingDistance, save_distance
 from stages.lib.detector.hardware import (
     Hardware,
     check_compile,
@@ -60,6 +62,7 @@ from stages.lib.training.params import TrainParams
 from stages.lib.training.reporting import announce, log_row, report_epoch, report_start
 from stages.lib.training.results import TrainingResults, choosing_auc
 from stages.lib.training.summary import summarise_images
+from stages.lib.training.training_distance import fit_distance
 from stages.lib.training.validation import validate, validation_loader
 
 SETS = ("train", "val")
@@ -127,7 +130,11 @@ def train(
     loop = TrainingLoop(params, detector, train_images, hardware)
     results = train_epochs(params, loop, val_images, tracker, checkpoints)
     if is_first:
-        write_model(params, results, config, labels["train"], tracker)
+        detector.model.load_state_dict(results.best.weights)
+        plain = LabelledImages(labels["train"], paths.PACKED, config.preprocessing)
+        plain.decoded = train_images.decoded
+        distance = fit_distance(detector.eval(), plain, labels["train"], params)
+        write_model(params, results, config, labels["train"], distance, tracker)
 
 
 def make_detector(params: TrainParams, hardware: Hardware) -> tuple[Detector, DetectorConfig]:
@@ -246,14 +253,21 @@ def write_model(
     results: TrainingResults,
     config: DetectorConfig,
     labels: pd.DataFrame,
+    distance: TrainingDistance | None,
     tracker: Tracker,
 ) -> None:
     """Write data/model, and to MLflow which weights the run belongs to."""
     best = results.best
     summary = summarise_images(labels, params.augmentation)
-    changes = {"best_epoch": best.epoch, "averaged_epochs": best.averaged, "trained_on": summary}
-    config = config.model_copy(update=changes)
+    changes: dict[str, Any] = {
+        "best_epoch": best.epoch,
+        "averaged_epochs": best.averaged,
+        "trained_on": summary,
+    }
     with atomic_folder(paths.MODEL) as folder:
+        if distance:
+            changes["distance_sha256"] = save_distance(folder, distance)
+        config = config.model_copy(update=changes)
         weights_sha256 = save_detector(folder, best.weights, config)
         write_table(pd.DataFrame(results.history), folder / paths.HISTORY.name)
         write_digest(folder / paths.HISTORY.name)

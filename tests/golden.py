@@ -110,6 +110,7 @@ def drawn_rules(weights_sha256: str) -> Rules:
         weights_sha256=weights_sha256,
         views=["plain", "mirrored"],
         stability=True,
+        farthest=None,
         thresholds=Thresholds(
             false_alarms=0.02,
             misses=0.05,

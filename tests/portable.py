@@ -20,6 +20,7 @@ from stages.lib.core.files import read_json, write_json
 from stages.lib.core.params import load_params
 from stages.lib.data.image_facts import IMAGE_CUES, image_facts
 from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.distance import early_features
 from stages.lib.detector.hardware import Hardware, set_up_hardware
 from stages.lib.detector.model import (
     Detector,
@@ -32,6 +33,7 @@ from stages.lib.evaluation.intervals import metric_intervals
 from stages.lib.evaluation.metrics import METRICS, RankedScores, fit_temperature
 from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.params import TrainParams
+from stages.lib.training.training_distance import whiten
 from tests.golden import draw
 
 FILE = Path(__file__).with_suffix(".json")
@@ -51,6 +53,7 @@ def compute() -> dict[str, Any]:
     return {
         "versions": {"torch": torch.__version__.split("+")[0], "numpy": np.__version__},
         "training": {name: train(name, side, hardware) for name, side in NETWORKS.items()},
+        "distance": {name: distance(name, side) for name, side in NETWORKS.items()},
         "facts": _digest(*(image_facts(draw(i, "jpeg")).values() for i in range(3))),
         "figures": figures(),
     }
@@ -76,6 +79,21 @@ def train(name: str, side: int, hardware: Hardware) -> str:
         logits = fake_logit(detector.eval()(pixels[0].byte())).double()
     state = detector.model.state_dict().values()
     return _digest(*(tensor.numpy().tobytes() for tensor in state), logits.numpy().tobytes())
+
+
+def distance(name: str, side: int) -> str:
+    """Fit the distance to the training images of an untrained network; return its digest."""
+    torch.manual_seed(0)
+    model = create_model(name, input_size_args(name, side), "random")
+    detector = Detector(model, resolve_preprocessing(model, image_size=side)).eval()
+    random = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (BATCH, 3, side, side), generator=random).byte()
+    with torch.inference_mode():
+        features = early_features(detector.to(memory_format=torch.channels_last), pixels)
+        fitted = whiten(features.double().numpy())
+        distances = fitted(features.flip(1))
+    state = fitted.state_dict().values()
+    return _digest(*(tensor.numpy().tobytes() for tensor in state), distances.numpy().tobytes())
 
 
 def figures() -> dict[str, str]:

@@ -101,7 +101,9 @@ POINT = {"set": "val", "wanted_fpr": 0.01, "threshold": 0.8, "calibration_reals"
          "num_real": 9000, "num_fake": 100}  # fmt: skip
 VERDICTS = {"set": "val", "slice": "all", "num_real": 50, "num_fake": 60, "unsure": 1.0,
             "unsure_low": 0.9, "unsure_high": 1.0, "wrong": 0.1, "wrong_low": 0.0,
-            "wrong_high": 0.2, "sure_wrong": float("nan")}  # fmt: skip
+            "wrong_high": 0.2, "sure_wrong": float("nan"), "sure_and_wrong": 0.0,
+            "sure_and_wrong_low": 0.0, "sure_and_wrong_high": 0.1, "sure_and_wrong_before": 0.02,
+            "aurc": 0.05}  # fmt: skip
 REPORT = {"weights": "abc", "better_than_chance": 1, "threshold": 0.5, "temperature": 1.0,
           "num_calibration": 9, "val": {"num_real": 50, "num_fake": 60}}  # fmt: skip
 DATA = {"generated_sample": False, "bad_images": {"count": 0}, "held_out": {},
@@ -123,6 +125,11 @@ def tables_of(**tables: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def card(tables: dict[str, pd.DataFrame] | None = None, **config: object) -> str:
     return render(CONFIG | config, REPORT, DATA, tables or tables_of())
+
+
+def test_the_card_shows_what_the_distance_brings() -> None:
+    cells = "| none is sure | 0.0000 [0.0000, 0.1000] | 0.0200 | 0.0500 | 50, 60 |"
+    assert cells in card()
 
 
 def test_what_was_seen_in_training_is_the_first_limit() -> None:
@@ -155,7 +162,7 @@ def test_what_was_not_measured_is_said() -> None:
     assert "train.reencode is off" in text
     assert "There is only one labelled set" in text
     assert "Not measured" in text
-    assert "| 1.0000 [0.9000, 1.0000] | 0.1000 [0.0000, 0.2000] | none is sure | 50, 60 |" in text
+    assert "| 1.0000 [0.9000, 1.0000] | 0.1000 [0.0000, 0.2000] | none is sure | 0.0000" in text
     assert "where the data set says so) in two sets: train/val 2." in text
 
 

@@ -154,6 +154,7 @@ CASES: list[tuple[Callable[[], None], Damage, str]] = [
     (predict.main, flip_a_byte, "weights.safetensors: not the weights that config.json names"),
     (predict.main, of_other_weights(f"{MODEL}/config.json", "weights_sha256"),
      "config.json: changed since it was written, or of another"),
+    (predict.main, cut(f"{MODEL}/distance.safetensors"), "distance.safetensors: absent, damaged"),
     (predict.main, cut(f"{MODEL}/config.json"), "config.json: not a detector's configuration"),
     (predict.main, lambda c: (c / MODEL / "config.json").unlink(), "no config.json in it"),
     (predict.main, cut(f"{PACKED}/val/images-00000.arrow"), "images-00000.arrow: damaged"),

@@ -394,6 +394,7 @@ def test_an_exported_detector_gives_the_same_verdicts(
         assert one["verdict"] == other["verdict"]
         for face, same in zip(one["faces"], other["faces"], strict=True):
             assert face["score"] == pytest.approx(same["score"], abs=1e-5)
+            assert 0 < face["distance"] == pytest.approx(same["distance"], abs=1e-5)
 
 
 def test_an_int8_network_is_used_and_told_apart(

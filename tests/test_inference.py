@@ -34,7 +34,9 @@ def test_the_stage_the_examiner_and_the_served_model_give_an_image_one_score(
     assert views.min(axis=1) == pytest.approx(expit(scores["low"]), abs=1e-6)
     assert views.max(axis=1) == pytest.approx(expit(scores["high"]), abs=1e-6)
     assert [face.face_size for face in faces] == pytest.approx(labels["face"].tolist(), abs=1e-3)
-    decided, _ = examiner.rules.apply(labels.assign(**scores[["logit", "low", "high"]]))
+    assert [face.distance for face in faces] == pytest.approx(scores["distance"], abs=1e-5)
+    columns = ["logit", "low", "high", "distance"]
+    decided, _ = examiner.rules.apply(labels.assign(**scores[columns]))
     assert [face.verdict for face in faces] == decided.tolist()
     table = pd.read_csv(pipeline / "metrics/tables/verdicts.csv")
     of_val = table[(table["set"] == "val") & (table["slice"] == "all")].iloc[0]

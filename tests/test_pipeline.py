@@ -197,7 +197,7 @@ def test_the_run_has_figures_files_and_data_sets(client: MlflowClient, mlflow_ru
     } <= files
     figures = {Path(file.path).stem for file in client.list_artifacts(run_id, "figures")}
     assert figures == {"roc", "precision_recall", "scores", "confusion", "calibration", "loss",
-                       "val_auc", "robustness"}  # fmt: skip
+                       "val_auc", "robustness", "risk_coverage"}  # fmt: skip
     shown = {Path(file.path).name for file in client.list_artifacts(run_id, "explanations")}
     assert shown == {"images.csv", "page.html", *(f"{name}.png" for name in SHEET_TITLES)}
     assert {one.dataset.name for one in mlflow_run.inputs.dataset_inputs} == {"train", "val"}
@@ -215,7 +215,7 @@ def test_dvc_shows_plots_and_metrics(pipeline: Path, tmp_path: Path) -> None:
     run("dvc", "plots", "show", "-o", str(tmp_path), cwd=pipeline)
     page = (tmp_path / "index.html").read_text()
     for title in ("ROC", "Precision", "Scores", "Confusion", "Calibration", "Loss per epoch",
-                  "Validation AUC", "wrong_real.png"):  # fmt: skip
+                  "Validation AUC", "Wrong calls", "wrong_real.png"):  # fmt: skip
         assert title in page
 
 

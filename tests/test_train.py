@@ -152,7 +152,7 @@ def test_two_runs_are_bitwise_equal_with_any_number_of_workers(workspace: Path) 
     files = []
     for num_workers in (0, 2):
         train(workspace, num_workers=num_workers, epochs=2, mixup=0.2, cutmix=0.5)
-        names = ("weights.safetensors", "config.json", "history.csv")
+        names = ("weights.safetensors", "distance.safetensors", "config.json", "history.csv")
         files.append([(workspace / "data/model" / name).read_bytes() for name in names])
     assert files[0] == files[1]
 

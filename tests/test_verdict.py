@@ -28,11 +28,25 @@ from stages.lib import paths
 from stages.lib.core.errors import UserError
 from stages.lib.core.files import read_json, write_json
 from stages.lib.core.params import load_params
-from stages.lib.core.schema import TrainingSummary
+from stages.lib.core.schema import TrainingFakes, TrainingSummary
 from stages.lib.detector.hardware import set_up_hardware
 from stages.lib.evaluation.report import EvaluateParams, labelled_scores
-from stages.lib.evaluation.verdict_rules import REASONS, Doubt, Rules, Thresholds, read_rules
-from stages.lib.evaluation.verdicts import VerdictParams, choose_thresholds, verdict_table
+from stages.lib.evaluation.risk_coverage import area, risk_coverage_curves, risks, risks_of
+from stages.lib.evaluation.verdict_rules import (
+    REASONS,
+    Doubt,
+    Rules,
+    Thresholds,
+    known_manipulations,
+    read_rules,
+)
+from stages.lib.evaluation.verdicts import (
+    VerdictParams,
+    choose_thresholds,
+    farthest_allowed,
+    summarise_verdicts,
+    verdict_table,
+)
 from stages.lib.images.faces import Face
 from stages.lib.training.augmentation import Degradation
 from stages.lib.training.summary import summarise_images
@@ -64,11 +78,12 @@ RULES = Rules(
     views=["plain"],
     thresholds=THRESHOLDS,
     stability=True,
+    farthest=1.5,
     trained_on=TRAINED_ON,
     doubt=None,
 )
-GOOD = {"logit": 3.0, "low": 2.5, "high": 3.5, "face": 100.0, "width": 250, "height": 300,
-        "jpeg_quality": 80.0}  # fmt: skip
+GOOD = {"logit": 3.0, "low": 2.5, "high": 3.5, "distance": 1.5, "face": 100.0, "width": 250,
+        "height": 300, "jpeg_quality": 80.0}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------
@@ -86,6 +101,9 @@ GOOD = {"logit": 3.0, "low": 2.5, "high": 3.5, "face": 100.0, "width": 250, "hei
         ({"low": -2.0, "high": -1.0}, "unsure", {"unstable"}),  # all views on the other side
         ({"low": np.nan, "high": np.nan}, "fake", set()),
         ({"face": 0.0}, "unsure", {"no_face"}),
+        ({"distance": 1.51}, "unsure", {"unlike_training"}),
+        ({"distance": np.nan}, "fake", set()),
+        ({"distance": 9.0, "face": 0.0}, "unsure", {"no_face", "unlike_training"}),
         ({"face": np.nan}, "fake", set()),
         ({"face": 79.0}, "unsure", {"small_face"}),
         ({"face": 320.0}, "fake", set()),
@@ -157,17 +175,105 @@ def test_the_sure_verdicts_are_counted_apart() -> None:
     assert whole["unsure"] == 0.4 and whole["wrong"] == 0.4 and whole["sure_wrong"] == 0
     assert whole["no_face"] == 4 and whole["unstable"] == 0
     assert 0 < whole["sure_wrong_high"] < 0.5  # six right ones do not rule out errors
+    assert whole["sure_and_wrong"] == whole["sure_and_wrong_before"] == 0
+    # Two fakes are called real, and one of them is far from the training images.
+    wrong = [GOOD | {"target": 1, "logit": -3.0, "low": -3.0, "high": -3.0, "distance": distance}
+             for distance in (1.0, 2.0)]  # fmt: skip
+    table = pd.concat([table, pd.DataFrame(wrong).assign(group=[10, 11], score=expit(-3.0))])
+    whole = verdict_table({"val": table}, RULES, [128], [50]).iloc[0]
+    assert whole["unlike_training"] == 1
+    assert whole["sure_and_wrong"] == pytest.approx(1 / 12)
+    assert whole["sure_and_wrong_low"] == 0 < whole["sure_and_wrong_high"] < 0.4
+    assert whole["sure_and_wrong_before"] == pytest.approx(2 / 12)
+    assert summarise_verdicts(verdict_table({"val": table}, RULES, [128], [50]))["val"].keys() == {
+        "unsure", "wrong", "sure_wrong", "sure_and_wrong", "sure_and_wrong_before", "aurc",
+    }  # fmt: skip
     nobody = table.assign(face=0.0)
     assert np.isnan(verdict_table({"val": nobody}, RULES, [128], [50])["sure_wrong"].iloc[0])
+
+
+@pytest.mark.parametrize("count", [19, 20, 38, 39, 99, 100, 1000])
+def test_at_most_five_percent_of_the_calibration_images_are_too_far(count: int) -> None:
+    distances = pd.Series(np.random.default_rng(count).gamma(2, 1, count))
+    farthest = farthest_allowed(distances)
+    assert farthest is not None
+    assert (distances > farthest).sum() == (count + 1) // 20 - 1 <= 0.05 * count
+    tied = distances.where(distances < distances.quantile(0.5), 3.0)
+    assert (tied > (farthest_allowed(tied) or 0)).sum() == 0
+    assert farthest_allowed(distances[:18]) is None  # too few to tell one in twenty
+    assert farthest_allowed(distances.where(distances.index > 0)) is None
+
+
+def test_the_distance_that_is_allowed_is_that_of_the_calibration_set_alone(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Poisoned rows of val would move it."""
+    monkeypatch.chdir(pipeline)
+    config, report = read_json(paths.CONFIG), read_json(paths.EVALUATION)
+    calibration = pd.concat([labelled_scores("calibration")] * 4, ignore_index=True)
+    params = load_params("evaluate", EvaluateParams)
+    farthest = make_rules(config, calibration, report, params).farthest
+    assert farthest == farthest_allowed(calibration["distance"])
+    poisoned = pd.concat([calibration, labelled_scores("val").assign(distance=99.0)])
+    assert farthest_allowed(poisoned["distance"]) == 99.0
+    assert make_rules(config, calibration[:18], report, params).farthest is None
+
+
+def test_the_area_under_the_risk_coverage_curve_is_that_by_hand() -> None:
+    is_wrong = np.array([True, False, False, True])
+    certainty = np.array([0.1, 0.9, 0.8, 0.7])
+    expected = [0, 0, 1 / 3, 2 / 4]  # the surest two are right, then one wrong, then another
+    assert risks(is_wrong, certainty) == pytest.approx(expected)
+    assert area(risks(is_wrong, certainty)) == pytest.approx(sum(expected) / 4)
+    assert risks(is_wrong, np.ones(4)) == pytest.approx([0.5] * 4)  # none is surer than another
+    table = pd.DataFrame([GOOD | {"logit": gap} for gap in (0.1, -2.0, 3.0, -4.0)])
+    table = table.assign(target=[1, 0, 0, 1], **dict.fromkeys(REASONS, False))
+    assert risks_of(table, middle=0.5) == pytest.approx([1, 1, 2 / 3, 2 / 4])
+    abstains = table.assign(unlike_training=[False, False, False, True], between=True)
+    assert risks_of(abstains, middle=0.5) == pytest.approx([1, 1 / 2, 1 / 3, 2 / 4])
+    curve = risk_coverage_curves({"val": risks(is_wrong, certainty)})
+    assert curve["coverage"].iloc[[24, 25, -1]].tolist() == [0.25, 0.26, 1.0]
+    assert curve["val"].iloc[[0, 49, 50, 75, -1]].tolist() == pytest.approx([0, 0, 1 / 3, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("fakes", "words"),
+    [
+        ([("face_swap", "lfw"), ("reenactment", None), ("face_swap", "dfdc")],
+         "the manipulations it knows (face_swap of lfw and dfdc, reenactment)"),
+        ([("<b>", "a|b"), (None, "dfdc")],
+         "the manipulations it knows (<b> of a|b, those in the fakes of dfdc)"),
+        ([(None, "lfw"), (None, "dfdc")],
+         "the manipulations in the fakes of lfw and dfdc that it was trained on"),
+        ([(None, None)], "the manipulations in the fakes of its training set"),
+        ([(f"kind {number}", None) for number in range(10)],
+         f"the manipulations it knows ({', '.join(f'kind {n}' for n in range(8))}, 2 more)"),
+    ],
+)  # fmt: skip
+def test_the_manipulations_that_are_looked_for_are_named(
+    fakes: list[tuple[str | None, str | None]], words: str
+) -> None:
+    labels = pd.DataFrame(fakes, columns=["family", "source"], dtype="str").assign(
+        target=1, width=9, height=9, jpeg_quality=None, face=np.nan
+    )
+    summary = summarise_images(labels, PARAMS.augmentation)
+    assert sum(part.num_images for part in summary.fakes) == len(fakes)
+    given = [TrainingFakes(family=family, source=source, num_images=1) for family, source in fakes]
+    assert set(summary.fakes) == set(given)
+    trained_on = TRAINED_ON.model_copy(update={"fakes": tuple(given)})
+    assert known_manipulations(trained_on) == words
 
 
 def test_a_detector_knows_what_its_training_images_were_like() -> None:
     labels = pd.DataFrame(
         {"width": [300] * 100, "height": range(200, 300), "jpeg_quality": [70] * 60 + [None] * 40,
-         "face": [100.0] * 70 + [0.0] * 30}
+         "face": [100.0] * 70 + [0.0] * 30, "target": [0] * 50 + [1] * 50, "family": None,
+         "source": ["lfw"] * 80 + [None] * 20}
     )  # fmt: skip
     augmentation = PARAMS.augmentation
     summary = summarise_images(labels, augmentation)
+    assert summary.sources == {"lfw": 80}
+    assert [(part.source, part.num_images) for part in summary.fakes] == [("lfw", 30), (None, 20)]
     assert summary.side == (200, 299) and summary.jpeg_quality == (70, 70)
     assert summary.face == (100, 100)
     assert summary.face_margin == 2.345  # the median of 200 to 269, in faces of 100 pixels
@@ -184,6 +290,7 @@ def test_a_detector_knows_what_its_training_images_were_like() -> None:
         (None, "no such file, and verdicts need it"),
         ("{}", "not the rules of verdicts: weights_sha256: Field required; write it again"),
         (RULES.model_dump_json(exclude={"doubt"}), "doubt: Field required; write it again with"),
+        (RULES.model_dump_json(exclude={"farthest"}), "farthest: Field required; write it again"),
         (RULES.model_dump_json(), "the rules of another detector"),
     ],
 )
@@ -286,6 +393,46 @@ def test_each_face_of_an_image_has_its_verdict(
     assert verdict.verdict == max((face.verdict for face in verdict.faces), key=ranking.index)
     (whole,) = examiner.examine([photograph])
     assert isinstance(whole, ImageVerdict) and len(whole.faces) == 1
+
+
+def test_a_far_image_is_unsure_and_a_real_one_says_what_was_looked_for(
+    pipeline: Path, examiner: Examiner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = min((pipeline / "data/raw/sample/phase1/valset").iterdir()).read_bytes()
+    limits = THRESHOLDS.model_copy(update={"fake_from": 1.0, "real_below": 1.0, "middle": 0.999})
+    rules = RULES.model_copy(
+        update={
+            "thresholds": limits,
+            "stability": False,
+            "farthest": 1e6,
+            "trained_on": TRAINED_ON.model_copy(
+                update={
+                    "side": (1, 999),
+                    "face": None,
+                    "fakes": (TrainingFakes(family="\x1b<b>swap", source="lfw", num_images=9),),
+                }
+            ),
+        }
+    )
+    monkeypatch.setattr(examiner, "rules", rules)
+    (verdict,) = examiner.examine([content])
+    assert isinstance(verdict, ImageVerdict) and verdict.verdict == "real"
+    assert verdict.no_sign_of == "the manipulations it knows (\x1b<b>swap of lfw)"
+    record = make_record("a.jpg", verdict, identity_of(examiner), content)
+    assert "no sign of the manipulations it knows ( <b>swap of lfw)" in why(record)
+    assert f" No sign of {verdict.no_sign_of}. How often" in verdict_in_words(record)
+    distance = verdict.faces[0].distance
+    assert distance is not None and distance > 0.1
+    monkeypatch.setattr(examiner, "rules", rules.model_copy(update={"farthest": distance / 2}))
+    (far,) = examiner.examine([content])
+    assert isinstance(far, ImageVerdict)
+    assert (far.verdict, far.reasons, far.no_sign_of) == ("unsure", ["unlike_training"], "")
+    assert far.faces[0].distance == distance
+    words = "The detector should not be trusted here: unlike everything it was trained on."
+    record = make_record("a.jpg", far, identity_of(examiner), content)
+    assert words in verdict_in_words(record)
+    assert why(record) == "unlike everything it was trained on"
+    assert Record.model_validate_json(record.model_dump_json()) == record
 
 
 def test_faces_that_are_not_examined_or_not_looked_for_are_told(

@@ -15,6 +15,7 @@ LABELS = Path("data/labels")
 MODEL = Path("data/model")
 WEIGHTS = MODEL / "weights.safetensors"
 CONFIG = MODEL / "config.json"
+DISTANCE = MODEL / "distance.safetensors"
 HISTORY = MODEL / "history.csv"
 SCORES = Path("data/scores")
 SCORED_VIEWS = SCORES / "views.json"

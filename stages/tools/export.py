@@ -22,6 +22,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.files import atomic_folder, sha256_of, write_text
 from stages.lib.core.labels import read_labels
 from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
+from stages.lib.detector.distance import DISTANCE_FILE
 from stages.lib.detector.inference import BATCH_SIZE, Inference, Network
 from stages.lib.detector.model import CONFIG_FILE, WEIGHTS_FILE
 from stages.lib.evaluation.verdict_rules import Thresholds
@@ -61,8 +62,9 @@ def main() -> None:
     )
     images = _images("val", examiner)
     with atomic_folder(options.folder.resolve()) as folder:
-        for file in (options.model / WEIGHTS_FILE, options.model / CONFIG_FILE):
-            copyfile(file, folder / file.name)
+        for name in (WEIGHTS_FILE, CONFIG_FILE, DISTANCE_FILE):
+            if (options.model / name).is_file():
+                copyfile(options.model / name, folder / name)
         copyfile(rules_file(options.model), folder / RULES_FILE)
         networks = _write_networks(examiner, folder, options.int8, options.threads)
         export = _compare(examiner, folder, networks, images)

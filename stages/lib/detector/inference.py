@@ -1,14 +1,16 @@
 """From the pixels of an image to its score: the one path of every stage and command that scores.
 
-decode -> crop_of (both in preprocessing.py) -> inputs_of_views -> Inference.logits -> score_table.
+decode -> crop_of (both in preprocessing.py) -> inputs_of_views -> Inference.logits and distances
+-> score_table.
 
 The logit of an input is the mean over some of SCORED_VIEWS (test-time augmentation), which are made
 of batches of inputs on the device. CHANGED_VIEWS change what a detector sees before it is resized,
-as sending an image on does; a verdict has to stand them.
+as sending an image on does; a verdict has to stand them. The distance to the training images is
+that of the plain, unchanged input.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
+from stages.lib.detector.distance import TrainingDistance, early_features, load_distance
 from stages.lib.detector.hardware import Hardware
 from stages.lib.detector.model import Detector, DetectorConfig, fake_logit, load_detector
 from stages.lib.detector.pixel_operations import PixelOperation, jpeg, rescale, webp
@@ -84,12 +87,13 @@ class ChangedImages(LabelledImages):
 
 @dataclass(frozen=True)
 class Inference:
-    """A detector on its hardware, with all that turns the inputs of images into logits."""
+    """A detector on its hardware, with all that turns the inputs of images into scores."""
 
     detector: Detector
     config: DetectorConfig
     hardware: Hardware
     network: Network  # the detector, or what it was exported to
+    distance: TrainingDistance | None = None  # from the early blocks of the detector itself
     views: Sequence[str] = ("plain",)  # of SCORED_VIEWS
     batch_size: int = BATCH_SIZE  # inputs at a time
 
@@ -98,7 +102,12 @@ class Inference:
         """Return the detector in a folder; raises UserError as load_detector does."""
         detector, config = load_detector(folder)
         detector = detector.to(hardware.device).to(memory_format=torch.channels_last)
-        return cls(detector, config, hardware, lambda inputs: fake_logit(detector(inputs)))
+        distance = load_distance(folder, config.distance_sha256)
+        if distance:
+            distance = distance.to(hardware.device)
+        return cls(
+            detector, config, hardware, lambda inputs: fake_logit(detector(inputs)), distance
+        )
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the logits of all inputs of images: uint8 (N, V, 3, S, S) to float64 (N, V)."""
@@ -106,56 +115,98 @@ class Inference:
         logits = [_run(self.mean_logit, batch, self.hardware).cpu() for batch in batches]
         return torch.cat(logits).view(inputs.shape[:2]).double()
 
-    def logits_of(self, images: LabelledImages, num_workers: int, title: str) -> torch.Tensor:
-        """Return the logits of all images of a data set, float64 (N, V), in every process.
+    def distances(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return how far plain inputs are from the training images, NaN where that is not known.
 
-        Each image is scored by exactly one process.
+        uint8 (N, 3, S, S) to float64 (N,).
+        """
+        batches = inputs.split(self.batch_size)
+        parts = [_run(self.distance_of, batch, self.hardware).cpu() for batch in batches]
+        return torch.cat(parts).double()
+
+    def scores_of(
+        self, images: LabelledImages, num_workers: int, title: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits of all images of a data set and their distances, in every process.
+
+        float64 (N, V), and float64 (N,) as `distances` returns them. Each image is scored by
+        exactly one process.
         """
         size = max(1, self.batch_size // images.num_inputs)
         rank, world_size = self.hardware.rank, self.hardware.world_size
         batches = sequential_batches(len(images), size, rank, world_size)
         loader = make_loader(images, batches, num_workers, self.hardware.device.type == "cuda")
-        return gather_logits(self.mean_logit, loader, self.hardware, title)
+        columns = gather(self._scores_of_batch, loader, 1 + images.num_inputs, self.hardware, title)
+        return columns[:, 1:], columns[:, 0]
+
+    def logits_of(self, images: LabelledImages, num_workers: int, title: str) -> torch.Tensor:
+        """Return the logits of all images of a data set, float64 (N, V), in every process."""
+        logits, _ = replace(self, distance=None).scores_of(images, num_workers, title)
+        return logits
 
     def mean_logit(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the mean over the scored views, uint8 (N, 3, S, S) to float32 (N,)."""
         logits = [self.network(SCORED_VIEWS[view](inputs)) for view in self.views]
         return torch.stack(logits).mean(dim=0)
 
+    def distance_of(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return what `distances` does of one batch on the device, float32 (N,)."""
+        if self.distance is None:
+            return torch.full((len(inputs),), torch.nan, device=inputs.device)
+        return self.distance(early_features(self.detector, inputs))
+
+    def _scores_of_batch(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return distance and logits of images, uint8 (N, V, 3, S, S) to float32 (N, 1 + V)."""
+        logits = self.mean_logit(inputs.flatten(0, 1)).view(inputs.shape[:2])
+        return torch.cat([self.distance_of(inputs[:, 0])[:, None], logits], dim=1)
+
 
 def gather_logits(
     network: Network, loader: DataLoader, hardware: Hardware, title: str
 ) -> torch.Tensor:
-    """Return the logits of all images of a loader's data set, float64 (N, V), in every process.
+    """Return the logits of all images of a loader's data set, float64 (N, 1), in every process."""
+    return gather(lambda inputs: network(inputs[:, 0])[:, None], loader, 1, hardware, title)
 
-    The loader loads the share of this process (sequential_batches).
+
+def gather(
+    score: Callable[[torch.Tensor], torch.Tensor],
+    loader: DataLoader,
+    num_columns: int,
+    hardware: Hardware,
+    title: str,
+) -> torch.Tensor:
+    """Return numbers of all images of a loader's data set, float64 (N, C), in every process.
+
+    score: from the inputs of images, uint8 (B, V, 3, S, S), to float32 (B, C), on the device. The
+    loader loads the share of this process (sequential_batches).
     """
     images: Any = loader.dataset
-    logits = torch.zeros((len(images), images.num_inputs), device=hardware.device)
+    rows = torch.zeros((len(images), num_columns), device=hardware.device)
     batches: Any = loader.batch_sampler
     with progress_bar(title, sum(map(len, batches))) as bar:
         for batch, _, indices in loader:
-            scored = _run(network, batch.flatten(0, -4), hardware)
-            rows = indices.to(hardware.device, non_blocking=True)
-            logits[rows] = scored.view(len(batch), images.num_inputs)
+            inputs = batch if batch.ndim == 5 else batch[:, None]
+            places = indices.to(hardware.device, non_blocking=True)
+            rows[places] = _run(score, inputs, hardware)
             bar.update(len(batch))
     if hardware.world_size > 1:  # each process filled in its own images and left 0 elsewhere
-        dist.all_reduce(logits)
-    return logits.cpu().double()
+        dist.all_reduce(rows)
+    return rows.cpu().double()
 
 
 def _run(network: Network, inputs: torch.Tensor, hardware: Hardware) -> torch.Tensor:
-    """Return the logits of one batch, on the device."""
+    """Return what a function makes of one batch, on the device."""
     with torch.inference_mode(), hardware.autocast():
         return network(inputs.to(hardware.device, non_blocking=True))
 
 
-def score_table(logits: np.ndarray) -> pd.DataFrame:
-    """Return logit, and low and high, the least and the most of the changed views.
+def score_table(logits: np.ndarray, distances: np.ndarray) -> pd.DataFrame:
+    """Return logit, low and high, the least and the most of the changed views, and distance.
 
     logits: float64 (N, 1 + changed views), or (N, 1), for which low and high are empty.
+    distances: of the unchanged images, float64 (N,), NaN where they are not known.
     """
     table = pd.DataFrame({"logit": logits[:, 0], "low": np.nan, "high": np.nan})
     if logits.shape[1] > 1:
         table["low"], table["high"] = logits[:, 1:].min(axis=1), logits[:, 1:].max(axis=1)
-    return table
+    return table.assign(distance=distances)

@@ -45,6 +45,7 @@ class DetectorConfig(FrozenModel):
     best_epoch: int  # counted from 1
     averaged_epochs: int = 1  # the weights are the mean of this number of epochs, up to best_epoch
     trained_on: TrainingSummary | None = None  # known after the training
+    distance_sha256: str = ""  # of distance.safetensors; empty: the network has no early blocks
     weights_sha256: str = ""  # of weights.safetensors, set by save_detector
     classes: tuple[str, ...] = CLASS_NAMES  # the score is P(classes[1])
     config_sha256: str = ""  # of all the above, set by save_detector

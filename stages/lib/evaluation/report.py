@@ -71,7 +71,8 @@ def labelled_scores(set_name: str) -> pd.DataFrame:
     Raises UserError where the scores are not those of the present detector for these images.
     """
     labels, scores = read_labels_and_scores(set_name)
-    scored = labels.assign(**{name: scores[name] for name in ("logit", "low", "high")})
+    columns = ("logit", "low", "high", "distance")
+    scored = labels.assign(**{name: scores[name] for name in columns})
     # From the logit, as for any detector: the score of the file may differ in its last digit.
     return scored.assign(score=expit(scores["logit"])).dropna(subset=["target"])
 

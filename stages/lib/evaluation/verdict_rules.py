@@ -21,6 +21,7 @@ UNSURE = "unsure"
 # Why a verdict is unsure, in the order in which people read the reasons.
 REASONS = {
     "no_face": "no face found",
+    "unlike_training": "unlike everything it was trained on",
     "small_face": "face smaller than in the training images",
     "unlike_size": "image or face of another size than in the training images",
     "unlike_quality": "image compressed more than the training images",
@@ -35,6 +36,7 @@ DOUBTS: dict[Doubt, str] = {
     "no better than chance": "This detector is no better than chance on its validation images: "
     "its verdicts mean nothing.",
 }
+MOST_NAMED = 8  # manipulations or sources, in a sentence
 LARGER = 2.0  # times the largest training images: still alike, because a model sees less of them
 
 
@@ -69,6 +71,37 @@ class Thresholds(FrozenModel):
         )
 
 
+def known_manipulations(trained_on: TrainingSummary) -> str:
+    """Return in words which manipulations a detector was trained to find."""
+    families: dict[str, list[str]] = {}
+    for fakes in trained_on.fakes:
+        if fakes.family:
+            families.setdefault(fakes.family, []).append(fakes.source or "")
+    unnamed = _joined([fakes.source or "" for fakes in trained_on.fakes if not fakes.family])
+    if not families:
+        whose = f"{unnamed} that it was trained on" if unnamed else "its training set"
+        return f"the manipulations in the fakes of {whose}"
+    named = []
+    for family, sources in families.items():
+        of_sources = _joined(sources)
+        named.append(f"{family} of {of_sources}" if of_sources else family)
+    if unnamed:
+        named.append(f"those in the fakes of {unnamed}")
+    return f"the manipulations it knows ({', '.join(_first(named))})"
+
+
+def _joined(names: list[str]) -> str:
+    """Return the names that are not empty, as in "lfw and dfdc"."""
+    *others, last = _first([name for name in names if name]) or [""]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _first(names: list[str]) -> list[str]:
+    """Return MOST_NAMED of the names, and how many more there are."""
+    more = len(names) - MOST_NAMED
+    return [*names[:MOST_NAMED], f"{more} more"] if more > 0 else names
+
+
 class Rules(FrozenModel):
     """verdict_rules.json: what is needed beside a detector to turn its scores into verdicts."""
 
@@ -76,6 +109,7 @@ class Rules(FrozenModel):
     views: list[str]  # of stages/lib/detector/inference.py, whose mean is the score
     thresholds: Thresholds
     stability: bool  # whether the verdict must be the same on slightly changed views
+    farthest: float | None  # distance to the training images that is allowed; None: not measured
     trained_on: TrainingSummary
     doubt: Doubt | None  # where there is one, no probability is given
 
@@ -84,8 +118,9 @@ class Rules(FrozenModel):
 
         The reasons are bool, a column for each of REASONS. images: one row each. logit, low and
         high: log(P(fake) / P(real)) of the image, and the least and the most over its changed
-        views (empty: not scored). face: size of the face in pixels, 0 none, empty not looked for.
-        width and height in pixels. jpeg_quality, empty for other formats.
+        views (empty: not scored). distance: to the training images, empty where it is not known.
+        face: size of the face in pixels, 0 none, empty not looked for. width and height in pixels.
+        jpeg_quality, empty for other formats.
         """
         thresholds, trained_on = self.thresholds, self.trained_on
         score, middle = expit(images["logit"]), logit(thresholds.middle)
@@ -99,9 +134,11 @@ class Rules(FrozenModel):
         least_face, most_face = trained_on.face or (0, np.inf)
         if trained_on.face:
             is_other_size = np.where(face > 0, face > LARGER * most_face, is_other_size)
+        farthest = np.inf if self.farthest is None else self.farthest
         reasons = pd.DataFrame(
             {
                 "no_face": (face == 0) & (trained_on.face is not None),
+                "unlike_training": images["distance"].astype(float) > farthest,
                 "small_face": (face > 0) & (face < least_face),
                 "unlike_size": is_other_size,
                 "unlike_quality": quality < least_quality,

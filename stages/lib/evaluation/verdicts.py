@@ -17,12 +17,15 @@ from stages.lib.evaluation.intervals import (
     targets_and_scores,
 )
 from stages.lib.evaluation.metrics import threshold_at_fpr
+from stages.lib.evaluation.risk_coverage import area, risks_of
 from stages.lib.evaluation.tables import slices
 from stages.lib.evaluation.verdict_rules import REASONS, UNSURE, Rules, Thresholds
 
-SHARES = ("unsure", "wrong", "sure_wrong")  # of a set
+SHARES = ("unsure", "wrong", "sure_wrong", "sure_and_wrong")  # of a set
 SHARE_COLUMNS = [f"{share}{end}" for share in SHARES for end in ("", "_low", "_high")]
-VERDICT_COLUMNS = ["set", "slice", "num_real", "num_fake", *SHARE_COLUMNS, *REASONS]
+FIGURES = ["sure_and_wrong_before", "aurc"]  # without intervals
+VERDICT_COLUMNS = ["set", "slice", "num_real", "num_fake", *SHARE_COLUMNS, *FIGURES, *REASONS]
+FAR = 0.05  # largest share of images like the calibration set that are unsure for their distance
 Rate = Annotated[float, Field(gt=0, lt=0.5)]
 
 
@@ -64,6 +67,21 @@ def choose_thresholds(
     )
 
 
+def farthest_allowed(distances: pd.Series) -> float | None:
+    """Return the distance that at most FAR of the images like those of calibration exceed.
+
+    It is the conformal quantile (Vovk et al. 2005), half-way to the next image above, so that
+    rounding changes no verdict. None: no distances, or too few images to tell (below 1 / FAR - 1).
+    """
+    allowed = int(FAR * (len(distances) + 1))
+    if not allowed or distances.isna().any():
+        return None
+    ranked = np.sort(distances)
+    farthest = ranked[-allowed]
+    above = ranked[ranked > farthest]
+    return float((farthest + above[0]) / 2 if len(above) else farthest)
+
+
 def verdict_table(
     sets: dict[str, pd.DataFrame],
     rules: Rules,
@@ -73,36 +91,49 @@ def verdict_table(
     """Return one row per set and slice: shares of unsure and of wrong verdicts, and reasons.
 
     wrong is the share of wrong verdicts where every score is called at the middle threshold,
-    sure_wrong the share of wrong ones among those that are not unsure. Each has its 95 % interval.
+    sure_wrong the share of wrong ones among those that are not unsure, sure_and_wrong that among
+    all. Each has its 95 % interval. sure_and_wrong_before is without the reason of the distance.
     """
     rows = []
     for name, table in sets.items():
-        verdicts, reasons = rules.apply(table)
-        table = pd.concat([table.assign(verdict=verdicts), reasons], axis=1)
+        table = with_verdicts(table, rules)
         for slice_name, part in [("all", table), *slices(table, size_bands, quality_bands)]:
             row = verdict_row(part, rules.thresholds.middle)
             rows.append({"set": name, "slice": slice_name} | row)
     return pd.DataFrame(rows, columns=VERDICT_COLUMNS)
 
 
+def with_verdicts(table: pd.DataFrame, rules: Rules) -> pd.DataFrame:
+    """Return a scored set with verdict, verdict_before (without the distance) and REASONS."""
+    verdicts, reasons = rules.apply(table)
+    before, _ = rules.model_copy(update={"farthest": None}).apply(table)
+    return pd.concat([table.assign(verdict=verdicts, verdict_before=before), reasons], axis=1)
+
+
 def verdict_row(part: pd.DataFrame, middle: float) -> TableRow:
-    """Return the shares of a slice, which has its verdicts and a column for each of REASONS."""
+    """Return the figures of a slice of what with_verdicts returns."""
     targets, groups = part["target"].to_numpy(dtype=int), part["group"].to_numpy()
     verdicts = part["verdict"].to_numpy()
     is_sure = verdicts != UNSURE
     is_wrong = (part["score"].to_numpy() >= middle) != targets
-    is_sure_wrong = (verdicts != np.array(CLASS_NAMES)[targets])[is_sure]
+    other_class = np.array(CLASS_NAMES)[1 - targets]
+    is_sure_and_wrong = verdicts == other_class
     row = counts(part)
     row |= columns_of("unsure", share_interval(~is_sure, groups), "unsure_")
     row |= columns_of("wrong", share_interval(is_wrong, groups), "wrong_")
     if is_sure.any():
-        share = share_interval(is_sure_wrong, groups[is_sure])
+        share = share_interval(is_sure_and_wrong[is_sure], groups[is_sure])
         row |= columns_of("sure_wrong", share, "sure_wrong_")
+    row |= columns_of(
+        "sure_and_wrong", share_interval(is_sure_and_wrong, groups), "sure_and_wrong_"
+    )
+    row["sure_and_wrong_before"] = float((part["verdict_before"] == other_class).mean())
+    row["aurc"] = area(risks_of(part, middle))
     return row | {reason: int(part[reason].sum()) for reason in REASONS}
 
 
 def summarise_verdicts(table: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Return the shares of each set, from what verdict_table returns."""
+    """Return the shares and FIGURES of each set, from what verdict_table returns."""
     whole_sets = table[table["slice"] == "all"].set_index("set")
-    shares = whole_sets[list(SHARES)]
+    shares = whole_sets[[*SHARES, *FIGURES]]
     return {str(name): row.dropna().to_dict() for name, row in shares.iterrows()}

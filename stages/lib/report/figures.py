@@ -23,6 +23,8 @@ def draw_all(curves: dict[str, pd.DataFrame]) -> dict[str, Figure]:
     }
     if "robustness" in curves:
         drawings["robustness"] = lambda axes: _robustness(axes, curves["robustness"])
+    if "risk_coverage" in curves:
+        drawings["risk_coverage"] = lambda axes: _risk_coverage(axes, curves["risk_coverage"])
     figures = {}
     for name, draw in drawings.items():
         figure = Figure(figsize=(5, 4.5), dpi=120, layout="constrained")
@@ -62,6 +64,11 @@ def _robustness(axes: Axes, table: pd.DataFrame) -> None:
     _lines(axes, table, "severity", [name for name in table if name != "severity"])
     axes.axhline(0.5, color="grey", linestyle=":")
     axes.set(xlabel="severity (0: as it is)", ylabel="AUC", ylim=(0.4, 1.01))
+
+
+def _risk_coverage(axes: Axes, table: pd.DataFrame) -> None:
+    _lines(axes, table, "coverage", [name for name in table if name != "coverage"])
+    axes.set(xlabel="share of images, the surest first", ylabel="share of wrong calls among them")
 
 
 def _confusion(axes: Axes, table: pd.DataFrame) -> None:

@@ -20,7 +20,7 @@ from stages.lib.detector.hardware import Hardware
 from stages.lib.detector.inference import CHANGED_VIEWS, Inference, inputs_of_views, score_table
 from stages.lib.detector.model import CONFIG_FILE
 from stages.lib.detector.preprocessing import Preprocessing, crops_of, decode
-from stages.lib.evaluation.verdict_rules import UNSURE, Doubt, read_rules
+from stages.lib.evaluation.verdict_rules import UNSURE, Doubt, known_manipulations, read_rules
 from stages.lib.images.decoding import DecodedImage, UnusableImage
 from stages.lib.images.faces import Face, find_faces, smallest_found
 from stages.lib.verdict.networks import choose_network
@@ -43,12 +43,14 @@ class FaceVerdict(FrozenModel):
     reasons: list[str]  # why it is unsure, keys of REASONS
     box: list[int] | None  # of the face in the upright image: left, top, width, height
     face_size: float  # in pixels; 0: none found
+    distance: float | None = None  # to the training images; None: not known, or a record of before
 
 
 class ImageVerdict(FrozenModel):
     """The verdict of an image, and everything that it follows from.
 
-    An image is fake where one of its faces is; else unsure where one of them is; else real. Its
+    An image is fake where one of its faces is; else unsure where one of them is; else real, which
+    means no more than that there is no sign of the manipulations that the detector knows. Its
     probability is the highest of its faces. A detector that cannot be believed gives none; scores
     stay, so that its verdict can be repeated.
     """
@@ -63,6 +65,7 @@ class ImageVerdict(FrozenModel):
     probability: float | None
     reasons: list[str]
     faces: list[FaceVerdict]
+    no_sign_of: str = ""  # what a verdict "real" has looked for, in words; else empty
     not_judged: int = 0  # further faces that were found, the smallest ones
     missed_below: int = 0  # pixels of a face that was not looked for; 0: all pixels were searched
 
@@ -202,19 +205,26 @@ class Examiner:
         """Return the verdicts of images; all their faces are scored together."""
         if not images:
             return []
-        logits = self.inference.logits(torch.cat([image.inputs for image in images]))
+        inputs = torch.cat([image.inputs for image in images])
+        logits, distances = self.inference.logits(inputs), self.inference.distances(inputs[:, 0])
         if not logits.isfinite().all():
             raise UserError(
                 f"weights {self.config.weights_sha256[:12]} give scores that are not numbers; take "
                 "another model, or train again with a lower train.lr"
             )
-        of_images = logits.split([len(image.faces) for image in images])
-        return [self._verdict(*pair) for pair in zip(images, of_images, strict=True)]
+        num_faces = [len(image.faces) for image in images]
+        of_images = zip(images, logits.split(num_faces), distances.split(num_faces), strict=True)
+        return [self._verdict(*scored) for scored in of_images]
 
-    def _verdict(self, image: PreparedImage, logits: torch.Tensor) -> ImageVerdict:
-        """Return the verdict of an image; logits: of its faces, float64 (F, 1 + V)."""
+    def _verdict(
+        self, image: PreparedImage, logits: torch.Tensor, distances: torch.Tensor
+    ) -> ImageVerdict:
+        """Return the verdict of an image.
+
+        logits, float64 (F, 1 + V), and distances, float64 (F,): of its faces.
+        """
         width, height = image.size
-        table = score_table(logits.numpy()).assign(
+        table = score_table(logits.numpy(), distances.numpy()).assign(
             face=[face.size if face else 0.0 for face in image.faces],
             width=width,
             height=height,
@@ -222,7 +232,9 @@ class Examiner:
         )
         verdicts, reasons = self.rules.apply(table)
         faces = [
-            self._face_verdict(face, logits[row].numpy(), verdicts[row], reasons.loc[row])
+            self._face_verdict(
+                face, logits[row].numpy(), float(distances[row]), verdicts[row], reasons.loc[row]
+            )
             for row, face in enumerate(image.faces)
         ]
         verdict = min((face.verdict for face in faces), key=RANKING.index)
@@ -238,14 +250,23 @@ class Examiner:
             probability=max(probabilities, default=None),
             reasons=[name for name in reasons if verdict == UNSURE and reasons[name].any()],
             faces=faces,
+            no_sign_of=known_manipulations(self.rules.trained_on) if verdict == "real" else "",
             not_judged=image.not_judged,
             missed_below=image.missed_below,
         )
 
     def _face_verdict(
-        self, face: Face | None, logits: np.ndarray, verdict: VerdictName, reasons: pd.Series
+        self,
+        face: Face | None,
+        logits: np.ndarray,
+        distance: float,
+        verdict: VerdictName,
+        reasons: pd.Series,
     ) -> FaceVerdict:
-        """Return the verdict of a face; logits: of all its inputs, float64 (1 + V,)."""
+        """Return the verdict of a face.
+
+        logits: of all its inputs, float64 (1 + V,). distance: to the training images, or NaN.
+        """
         limits, scores = self.rules.thresholds, expit(logits)
         same_side = (scores[1:] >= limits.middle) == (scores[0] >= limits.middle)
         return FaceVerdict(
@@ -258,4 +279,5 @@ class Examiner:
             reasons=[str(name) for name, given in reasons.items() if given],
             box=face.box if face else None,
             face_size=face.size if face else 0.0,
+            distance=None if np.isnan(distance) else distance,
         )

@@ -69,7 +69,9 @@ def verdict_in_words(record: Record) -> str:
         reasons = "; ".join(REASONS[reason] for reason in record.reasons)
         meaning = f"The detector should not be trusted here: {reasons}."
     else:
-        meaning = f"How often that is wrong: {record.detector.thresholds.in_words(record.verdict)}."
+        looked_for = f"No sign of {record.no_sign_of}. " if record.no_sign_of else ""
+        how_often = record.detector.thresholds.in_words(record.verdict)
+        meaning = f"{looked_for}How often that is wrong: {how_often}."
     return f"{record.verdict}: {record.probability:.1%} probability of a fake. {meaning}{told}"
 
 

@@ -123,8 +123,10 @@ def limits_in_words(limits: Thresholds) -> str:
 
 
 def why(record: Record) -> str:
-    """Return in words why a verdict is unsure, and which faces it does not count."""
+    """Return in words why a verdict is unsure, what a real one means, and what does not count."""
     words = [REASONS[reason] for reason in record.reasons]
+    if record.no_sign_of and not record.doubt:
+        words.append(f"no sign of {short(record.no_sign_of, 300)}")
     if record.not_searched:
         words.append(record.not_searched)
     return "; ".join(words)

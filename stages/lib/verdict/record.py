@@ -32,6 +32,7 @@ class DetectorIdentity(FrozenModel):
     network: str  # SHA-256 of what has computed the scores: the weights, or an exported network
     quantised: bool  # whether that was an int8 network
     thresholds: Thresholds
+    farthest: float | None = None  # distance to the training images that is allowed, if any
     face_share: float | None  # side of the square around a face, in its sizes; None: not cut
     device: str
     arithmetic: str  # such as portable fp32, see Examiner.arithmetic
@@ -55,6 +56,7 @@ def identity_of(examiner: Examiner) -> DetectorIdentity:
         model=examiner.config.model,
         **examiner.digests,
         thresholds=examiner.rules.thresholds,
+        farthest=examiner.rules.farthest,
         face_share=examiner.face_share,
         device=str(examiner.inference.hardware.device),
         arithmetic=examiner.arithmetic,

@@ -1,0 +1,100 @@
+"""How far an image is from the training images, by what the early blocks of the network see of it.
+
+The last layers of a fine-tuned network map every image to what it knows, and do not tell a strange
+one. Early blocks keep noise, sharpness and colour: the mean and the standard deviation of each of
+their channels over the image (channel means: Lee et al. 2018, arXiv 1807.03888; Calli et al. 2022)
+are whitened, and the distance is the mean over the nearest of a bank of training images (deep
+nearest neighbours: Sun et al. 2022, arXiv 2204.06507).
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from stages.lib import paths
+from stages.lib.core.errors import UserError
+from stages.lib.detector.model import Detector
+
+DISTANCE_FILE = paths.DISTANCE.name
+NUM_NEAREST = 10  # images of the bank
+NUM_BLOCKS = 2  # the first ones whose maps have at most a quarter of the side of the input
+LEAST_REDUCTION = 4
+
+
+class TrainingDistance(torch.nn.Module):
+    """The distance to the nearest training images; 1 is the median distance among themselves."""
+
+    mean: torch.Tensor  # float32 (D,), of the features of training images
+    projection: torch.Tensor  # float32 (D, K), which whitens them
+    bank: torch.Tensor  # float16 (N, K), whitened features of N training images
+
+    def __init__(self, mean: torch.Tensor, projection: torch.Tensor, bank: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("projection", projection)
+        self.register_buffer("bank", bank)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the distances of images: what early_features returns to float32 (N,)."""
+        whitened = (features - self.mean) @ self.projection
+        # Without the faster product of matrices, which loses digits.
+        exact = "donot_use_mm_for_euclid_dist"
+        distances = torch.cdist(whitened, self.bank.float(), compute_mode=exact)
+        nearest = min(NUM_NEAREST, len(self.bank))
+        return distances.topk(nearest, largest=False).values.mean(dim=1)
+
+
+def early_blocks(model: torch.nn.Module) -> list[int]:
+    """Return which blocks of a timm model the features are from; none: it does not return them."""
+    timm_model: Any = model
+    if not hasattr(model, "forward_intermediates"):
+        return []
+    reductions = [block["reduction"] for block in timm_model.feature_info]
+    early = [index for index, side in enumerate(reductions) if side >= LEAST_REDUCTION]
+    return early[:NUM_BLOCKS]
+
+
+def early_features(detector: Detector, inputs: torch.Tensor) -> torch.Tensor:
+    """Return mean and standard deviation of each early channel, float32 (N, D).
+
+    inputs: uint8 (N, 3, S, S), on the device of the detector, whose model has early blocks.
+    """
+    model: Any = detector.model
+    maps = model.forward_intermediates(
+        detector.normalize(inputs),
+        indices=early_blocks(model),
+        stop_early=True,
+        output_fmt="NCHW",
+        intermediates_only=True,
+    )
+    statistics = []
+    for channels in maps:
+        statistics += [channels.mean(dim=(2, 3)), channels.std(dim=(2, 3), correction=0)]
+    return torch.cat(statistics, dim=1).float()
+
+
+def save_distance(folder: Path, distance: TrainingDistance) -> str:
+    """Write distance.safetensors, the same bytes for the same distance; return its SHA-256."""
+    content = save(distance.state_dict())
+    (folder / DISTANCE_FILE).write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_distance(folder: Path, sha256: str) -> TrainingDistance | None:
+    """Load what save_distance wrote; sha256: as config.json has it, empty where there is none.
+
+    Raises UserError where the file is absent, damaged or of another detector.
+    """
+    if not sha256:
+        return None
+    file = folder / DISTANCE_FILE
+    content = file.read_bytes() if file.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(
+            f"{file}: absent, damaged, or of another detector than config.json; bring it back "
+            f"(`dvc checkout --force {folder}`), or train again (`dvc repro --force train`)"
+        )
+    return TrainingDistance(**load(content))

@@ -1,0 +1,85 @@
+"""Fitting the distance to the training images, at the end of the training."""
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.spatial.distance import cdist
+from sklearn.decomposition import PCA
+
+from stages.lib.detector.dataset import LabelledImages, make_loader
+from stages.lib.detector.distance import (
+    NUM_NEAREST,
+    TrainingDistance,
+    early_blocks,
+    early_features,
+)
+from stages.lib.detector.inference import BATCH_SIZE
+from stages.lib.detector.model import Detector
+from stages.lib.progress import progress_bar
+from stages.lib.training.params import TrainParams
+
+MOST_IMAGES = 2000  # of the bank
+MOST_DIMENSIONS = 96
+BITS = 12  # of the numbers of the projection, so that the last digits of a CPU do not count
+LEAST_SPREAD = 1e-6  # standard deviation of a feature that is not constant
+
+
+def fit_distance(
+    detector: Detector, images: LabelledImages, labels: pd.DataFrame, params: TrainParams
+) -> TrainingDistance | None:
+    """Return the distance to training images, or None for a network without early blocks.
+
+    detector: in evaluation mode. images: those of the label table, unaugmented. Computes in fp32.
+    """
+    if not early_blocks(detector.model):
+        print(f"{params.model} does not return its early blocks: no distance is measured")
+        return None
+    chosen = choose_evenly(labels, MOST_IMAGES, params.seed)
+    batches = [
+        chosen[first : first + BATCH_SIZE].tolist() for first in range(0, len(chosen), BATCH_SIZE)
+    ]
+    loader = make_loader(images, batches, params.num_workers, pin=False)
+    features = []
+    with torch.inference_mode(), progress_bar("distance", len(chosen)) as bar:
+        for inputs, _, _ in loader:
+            features.append(early_features(detector, inputs.to(detector.device)).cpu())
+            bar.update(len(inputs))
+    return whiten(torch.cat(features).double().numpy())
+
+
+def choose_evenly(labels: pd.DataFrame, count: int, seed: int) -> np.ndarray:
+    """Draw rows, as many of each source and class as there are; return their numbers, rising."""
+    drawn = labels.reset_index(drop=True).sample(frac=1, random_state=seed)
+    turns = drawn.groupby(["source", "target"], dropna=False).cumcount()
+    return np.sort(turns.sort_values(kind="stable").index.to_numpy()[:count])
+
+
+def whiten(features: np.ndarray) -> TrainingDistance:
+    """Return the distance to images with these features, float64 (N, D), N > 1."""
+    mean, spread = features.mean(axis=0), features.std(axis=0)
+    spread[spread < LEAST_SPREAD] = np.inf  # a constant channel says nothing
+    centred = features - mean
+    dimensions = min(MOST_DIMENSIONS, len(features) - 1, features.shape[1])
+    pca = PCA(dimensions, svd_solver="full").fit(centred / spread)
+    deviations = np.sqrt(np.maximum(pca.explained_variance_, LEAST_SPREAD))
+    projection = pca.components_.T / spread[:, None] / deviations
+    projection = _rounded(projection / _median_distance(centred @ projection))
+    return TrainingDistance(
+        mean=torch.from_numpy(mean).float(),
+        projection=torch.from_numpy(projection).float(),
+        bank=torch.from_numpy(centred @ projection).half(),
+    )
+
+
+def _median_distance(bank: np.ndarray) -> float:
+    """Return the median distance of images to the nearest others, float64 (N, K)."""
+    distances = cdist(bank, bank)
+    np.fill_diagonal(distances, np.inf)
+    nearest = np.sort(distances, axis=1)[:, : min(NUM_NEAREST, len(bank) - 1)]
+    return float(np.median(nearest.mean(axis=1)))
+
+
+def _rounded(numbers: np.ndarray) -> np.ndarray:
+    """Return the numbers with BITS binary digits."""
+    mantissas, exponents = np.frexp(numbers)
+    return np.ldexp(np.round(mantissas * 2**BITS), exponents - BITS)
