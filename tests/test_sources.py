@@ -18,6 +18,8 @@ from stages.lib.core.labels import name_of_place, read_labels
 from stages.lib.core.tables import read_scores
 from stages.lib.data.params import DataParams
 from stages.lib.images.packed_images import PackedImages, read_facts
+from stages.lib.score_files.matching import ImageIndex
+from stages.lib.score_files.reading import ScoreRow
 from tests.conftest import ROOT, TINY, clone_project, draw_dataset, run, set_params
 from tests.test_pack import count_reads, packed_files
 from tests.test_prepare import facts, report, write_facts
@@ -406,6 +408,19 @@ def test_a_source_that_is_held_out_is_scored(
     assert scores["low"].notna().all()
     views = json.loads(Path("data/scores/views.json").read_text())
     assert "held_out_sources" in views["scores"] and "held_out_sources" in views["labels"]
+
+
+def test_a_score_file_names_the_parts_of_a_training_set() -> None:
+    places = ["training/val", f"{DFDC}/val", f"{GAN}/train"]
+    table = pd.DataFrame({"img_name": "a.jpg", "set": places, "row": 0, "target": [0, 0, None]})
+    index = ImageIndex({"val": table})
+    for name, image in (
+        ("val", ("training/val", 0)),
+        ("dfdc/val", (f"{DFDC}/val", 0)),
+        (f"{DFDC}/val", (f"{DFDC}/val", 0)),
+        ("gan/train", None),  # which is not judged
+    ):
+        assert index.find(ScoreRow(2, "a.jpg", name, 0.5, ()), "theirs.csv") == image
 
 
 @pytest.mark.slow
