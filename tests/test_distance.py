@@ -111,7 +111,7 @@ def test_the_file_has_the_same_bytes_and_is_small(tmp_path: Path) -> None:
             load_distance(tmp_path / "a", digest)
     # Two blocks of a large transformer, with a full bank.
     largest = TrainingDistance(
-        torch.zeros(4096), torch.zeros(4096, 96), torch.zeros(2000, 96, dtype=torch.half)
+        torch.zeros(2048), torch.zeros(2048, 96), torch.zeros(2000, 96, dtype=torch.half)
     )
     save_distance(tmp_path, largest)
     assert (tmp_path / DISTANCE_FILE).stat().st_size < 2e6
