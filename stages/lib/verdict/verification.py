@@ -113,7 +113,7 @@ def circumstances_of(detector: DetectorIdentity) -> dict[str, str]:
 def differences(recorded: Record, repeated: Record) -> list[str]:
     """Return in words how a repeated verdict differs from the recorded one.
 
-    Scores may differ by SCORE_TOLERANCE, and all else must be equal, but for NOT_VERIFIED. The
+    Scores may differ by SCORE_TOLERANCE, numbers above 1 by this share of them, and all else must be equal, but for NOT_VERIFIED. The
     exported network may be another one where it ran in another runtime.
     """
     left_out = CIRCUMSTANCES
@@ -132,7 +132,7 @@ def _differences(place: str, old: Any, new: Any, tolerance: float) -> list[str]:
         parts = list(zip(range(1, len(old) + 1), old, new, strict=True))
     else:
         are_numbers = isinstance(old, float) and isinstance(new, float)
-        is_same = abs(old - new) <= tolerance if are_numbers else old == new
+        is_same = abs(old - new) <= tolerance * max(1, abs(old)) if are_numbers else old == new
         return [] if is_same else [f"{place.strip()}: {short(new)}, not {short(old)}"]
     words = []
     for name, old_part, new_part in parts:
