@@ -113,8 +113,9 @@ def circumstances_of(detector: DetectorIdentity) -> dict[str, str]:
 def differences(recorded: Record, repeated: Record) -> list[str]:
     """Return in words how a repeated verdict differs from the recorded one.
 
-    Scores may differ by SCORE_TOLERANCE, numbers above 1 by this share of them, and all else must be equal, but for NOT_VERIFIED. The
-    exported network may be another one where it ran in another runtime.
+    Scores may differ by SCORE_TOLERANCE, numbers above 1 by this share of them. All else must be
+    equal, but for NOT_VERIFIED. The exported network may be another one where it ran in another
+    runtime.
     """
     left_out = CIRCUMSTANCES
     if recorded.detector.runtime != repeated.detector.runtime:
