@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
-from tests.benchmarks import mesonet
+from tests import mesonet
 from tests.conftest import ROOT
 
 SHARED = ROOT.parent / "shared"

@@ -166,7 +166,7 @@ def changed(record: Record, name: str, change: Callable[[Any], Any]) -> Record:
         ("width", lambda number: number + 1),
         ("format", lambda _: "PNG"),
         ("faces.0.score", lambda number: number + 2e-4),
-        ("faces.0.distance", lambda number: number + 2e-4),
+        ("faces.0.distance", lambda number: 1.001 * number),
         ("no_sign_of", lambda _: "anything"),
         ("faces.0.box", lambda _: [1, 2, 3, 4]),
         ("provenance.camera", lambda _: {"make": "Canon"}),

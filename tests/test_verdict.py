@@ -214,8 +214,8 @@ def test_the_distance_that_is_allowed_is_that_of_the_calibration_set_alone(
     params = load_params("evaluate", EvaluateParams)
     farthest = make_rules(config, calibration, report, params).farthest
     assert farthest == farthest_allowed(calibration["distance"])
-    poisoned = pd.concat([calibration, labelled_scores("val").assign(distance=99.0)])
-    assert farthest_allowed(poisoned["distance"]) == 99.0
+    poisoned = pd.concat([calibration, labelled_scores("val").assign(distance=1e6)])
+    assert farthest_allowed(poisoned["distance"]) == 1e6
     assert make_rules(config, calibration[:18], report, params).farthest is None
 
 

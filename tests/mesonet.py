@@ -1,7 +1,7 @@
 """A published detector to stand beside ours: MesoNet (Afchar et al. 2018, arXiv 1809.00888).
 
-Run: MESONET_WEIGHTS=FOLDER python -m stages.tools.score tests.benchmarks.mesonet:meso4 --out m.csv
-     (or tests.benchmarks.mesonet:meso_inception), then `python -m stages.tools.judge m.csv`
+Run: MESONET_WEIGHTS=FOLDER python -m stages.tools.score tests.mesonet:meso4 --out m.csv
+     (or tests.mesonet:meso_inception), then `python -m stages.tools.judge m.csv`
 
 FOLDER has Meso4_DF.safetensors and MesoInception_DF.safetensors: the authors' weights, trained on
 their deepfakes (github.com/DariusAf/MesoNet, Apache-2.0), under the names and in the shapes that
