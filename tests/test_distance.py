@@ -36,7 +36,12 @@ from stages.lib.detector.model import (
 )
 from stages.lib.publishing.served_code import import_closure
 from stages.lib.training.params import TrainParams
-from stages.lib.training.training_distance import choose_evenly, fit_distance, whiten
+from stages.lib.training.training_distance import (
+    MOST_DIMENSIONS,
+    choose_evenly,
+    fit_distance,
+    whiten,
+)
 from tests.conftest import ROOT
 from tests.golden import draw
 
@@ -75,13 +80,14 @@ def test_noise_is_farther_than_other_faces(model: str, faces: torch.Tensor) -> N
     torch.testing.assert_close(alone, near, atol=1e-5, rtol=1e-5)
 
 
-def test_one_is_the_median_distance_of_the_training_images_and_their_order_counts_nothing() -> None:
+def test_one_is_as_far_as_training_images_are_from_each_other_in_any_order() -> None:
     random = np.random.default_rng(0)
     features = random.normal(3, 2, (300, 20)) @ random.normal(size=(20, 20))
     features[:, 5] = 7.0  # a channel that is constant
     distance = whiten(features)
-    gaps = torch.cdist(distance.bank.float(), distance.bank.float()).sort(dim=1).values[:, 1:11]
-    assert gaps.mean(dim=1).median() == pytest.approx(1, abs=0.01)
+    known = torch.from_numpy(random.permuted(features, axis=0)).float()
+    assert distance(torch.from_numpy(features).float()).median() == pytest.approx(0.9, abs=0.1)
+    assert distance(known).median() > 1  # the same numbers in combinations that are new
     others = torch.from_numpy(features[:5] + 1).float()
     expected = distance(others)
     assert expected.isfinite().all()
@@ -110,11 +116,28 @@ def test_the_file_has_the_same_bytes_and_is_small(tmp_path: Path) -> None:
         ):
             load_distance(tmp_path / "a", digest)
     # Two blocks of a large transformer, with a full bank.
+    bank = torch.zeros(2000, MOST_DIMENSIONS, dtype=torch.half)
     largest = TrainingDistance(
-        torch.zeros(2048), torch.zeros(2048, 96), torch.zeros(2000, 96, dtype=torch.half)
+        torch.zeros(2048), torch.zeros(2048, MOST_DIMENSIONS), bank, torch.zeros(2000)
     )
     save_distance(tmp_path, largest)
     assert (tmp_path / DISTANCE_FILE).stat().st_size < 2e6
+
+
+def test_the_distance_counts_how_dense_the_training_images_are_nearby() -> None:
+    """Two sources, one ten times as varied: the same step leaves the other one, but not this."""
+    random = np.random.default_rng(0)
+    dense = random.normal(0, 0.1, (200, 4))
+    varied = random.normal(0, 1, (200, 4)) + np.array([9, 0, 0, 0])
+    distance = whiten(np.concatenate([dense, varied]))
+    step = np.array([0, 0.8, 0.0, 0.0])
+    near_dense, near_varied = (
+        distance(torch.from_numpy(centre[None] + step).float())
+        for centre in (dense.mean(axis=0), varied.mean(axis=0))
+    )
+    assert near_dense > 2 > near_varied
+    frames = whiten(np.concatenate([dense, np.zeros((40, 4))]))  # of a video without movement
+    assert frames.spread.min() >= 0.49 * frames.spread.median()
 
 
 def test_images_are_drawn_evenly_of_sources_and_classes() -> None:

@@ -2,9 +2,10 @@
 
 The last layers of a fine-tuned network map every image to what it knows, and do not tell a strange
 one. Early blocks keep noise, sharpness and colour: the mean of each of their channels over the
-image (Lee et al. 2018, arXiv 1807.03888; Calli et al. 2022) is whitened, and the distance is the
-mean over the nearest of a bank of training images (deep nearest neighbours: Sun et al. 2022, arXiv
-2204.06507). Standard deviations beside the means told unseen sources of real data less well.
+image (Lee et al. 2018, arXiv 1807.03888) is whitened, and compared with the nearest of a bank of
+training images (deep nearest neighbours: Sun et al. 2022, arXiv 2204.06507). How far those are from
+their own neighbours is the measure, for one source may be more varied than another (local outlier
+factor: Breunig et al. 2000; simplified as by Schubert et al. 2014).
 """
 
 import hashlib
@@ -25,17 +26,25 @@ LEAST_REDUCTION = 4
 
 
 class TrainingDistance(torch.nn.Module):
-    """The distance to the nearest training images; 1 is the median distance among themselves."""
+    """The distance to the nearest training images; 1: as far as these are from their nearest."""
 
     mean: torch.Tensor  # float32 (D,), of the features of training images
     projection: torch.Tensor  # float32 (D, K), which whitens them
     bank: torch.Tensor  # float16 (N, K), whitened features of N training images
+    spread: torch.Tensor  # float32 (N,), the mean distance of each to its nearest in the bank
 
-    def __init__(self, mean: torch.Tensor, projection: torch.Tensor, bank: torch.Tensor) -> None:
+    def __init__(
+        self,
+        mean: torch.Tensor,
+        projection: torch.Tensor,
+        bank: torch.Tensor,
+        spread: torch.Tensor,
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("projection", projection)
         self.register_buffer("bank", bank)
+        self.register_buffer("spread", spread)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return the distances of images: what early_features returns to float32 (N,)."""
@@ -43,8 +52,8 @@ class TrainingDistance(torch.nn.Module):
         # Without the faster product of matrices, which loses digits.
         exact = "donot_use_mm_for_euclid_dist"
         distances = torch.cdist(whitened, self.bank.float(), compute_mode=exact)
-        nearest = min(NUM_NEAREST, len(self.bank))
-        return distances.topk(nearest, largest=False).values.mean(dim=1)
+        nearest = distances.topk(min(NUM_NEAREST, len(self.bank)), largest=False)
+        return nearest.values.mean(dim=1) / self.spread[nearest.indices].mean(dim=1)
 
 
 def early_blocks(model: torch.nn.Module) -> list[int]:

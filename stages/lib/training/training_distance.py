@@ -19,9 +19,10 @@ from stages.lib.progress import progress_bar
 from stages.lib.training.params import TrainParams
 
 MOST_IMAGES = 2000  # of the bank
-MOST_DIMENSIONS = 96
+MOST_DIMENSIONS = 32
 BITS = 12  # of the numbers of the projection, so that the last digits of a CPU do not count
-LEAST_SPREAD = 1e-6  # standard deviation of a feature that is not constant
+LEAST_DEVIATION = 1e-6  # of a feature that is not constant
+LEAST_SPREAD = 0.5  # of the median
 
 
 def fit_distance(
@@ -56,27 +57,32 @@ def choose_evenly(labels: pd.DataFrame, count: int, seed: int) -> np.ndarray:
 
 def whiten(features: np.ndarray) -> TrainingDistance:
     """Return the distance to images with these features, float64 (N, D), N > 1."""
-    mean, spread = features.mean(axis=0), features.std(axis=0)
-    spread[spread < LEAST_SPREAD] = np.inf  # a constant channel says nothing
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    deviation[deviation < LEAST_DEVIATION] = np.inf  # a constant channel says nothing
     centred = features - mean
     dimensions = min(MOST_DIMENSIONS, len(features) - 1, features.shape[1])
-    pca = PCA(dimensions, svd_solver="full").fit(centred / spread)
-    deviations = np.sqrt(np.maximum(pca.explained_variance_, LEAST_SPREAD))
-    projection = pca.components_.T / spread[:, None] / deviations
-    projection = _rounded(projection / _median_distance(centred @ projection))
+    pca = PCA(dimensions, svd_solver="full").fit(centred / deviation)
+    axes = np.sqrt(np.maximum(pca.explained_variance_, LEAST_DEVIATION))
+    projection = _rounded(pca.components_.T / deviation[:, None] / axes)
+    bank = torch.from_numpy(centred @ projection).half()
     return TrainingDistance(
         mean=torch.from_numpy(mean).float(),
         projection=torch.from_numpy(projection).float(),
-        bank=torch.from_numpy(centred @ projection).half(),
+        bank=bank,
+        spread=torch.from_numpy(_spread(bank.double().numpy())).float(),
     )
 
 
-def _median_distance(bank: np.ndarray) -> float:
-    """Return the median distance of images to the nearest others, float64 (N, K)."""
+def _spread(bank: np.ndarray) -> np.ndarray:
+    """Return the mean distance of each image to its nearest others, float64 (N, K) to (N,).
+
+    The frames of one video are so near to each other that all else would seem far: LEAST_SPREAD.
+    """
     distances = cdist(bank, bank)
     np.fill_diagonal(distances, np.inf)
     nearest = np.sort(distances, axis=1)[:, : min(NUM_NEAREST, len(bank) - 1)]
-    return float(np.median(nearest.mean(axis=1)))
+    spread = nearest.mean(axis=1)
+    return np.maximum(spread, max(LEAST_SPREAD * np.median(spread), LEAST_DEVIATION))
 
 
 def _rounded(numbers: np.ndarray) -> np.ndarray:
