@@ -190,7 +190,7 @@ def test_modules_are_neither_long_nor_tiny_and_the_pages_short() -> None:
         num_lines = len(path.read_text().splitlines())
         assert path.name == "__init__.py" or 15 <= num_lines <= 300, (path, num_lines)
     pages = [ROOT / "README.md", *ROOT.glob("[!.]*/README.md")]
-    assert sum(len(page.read_text().splitlines()) for page in pages) <= 990
+    assert sum(len(page.read_text().splitlines()) for page in pages) <= 1000
 
 
 def test_train_has_only_cached_outputs() -> None:
