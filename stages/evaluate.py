@@ -63,17 +63,16 @@ def main() -> None:
     metrics, tables = evaluate_detector(sets, calibration, params)
     report |= metrics
     rules = make_rules(config, calibration, report, params)
-    tables["verdicts"] = verdict_table(sets, rules, params.size_bands, params.quality_bands)
+    middle = rules.thresholds.middle
+    decided = {name: with_verdicts(table, rules) for name, table in sets.items()}
+    tables["verdicts"] = verdict_table(decided, middle, params.size_bands, params.quality_bands)
     report["verdicts"] = summarise_verdicts(tables["verdicts"])
     add_robustness(report, tables, perturbed_scores(sets["val"]))
     fake_from = rules.thresholds.fake_from
     add_false_alarms(report, tables, edited_scores(sets["val"]), fake_from)
     curves = make_curves(sets["val"], report["threshold"])
     curves["risk_coverage"] = risk_coverage_curves(
-        {
-            name: risks_of(with_verdicts(table, rules), rules.thresholds.middle)
-            for name, table in sets.items()
-        }
+        {name: risks_of(table, middle) for name, table in decided.items()}
     )
     curves["history"] = read_history()
     if "robustness" in report:

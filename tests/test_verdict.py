@@ -46,6 +46,7 @@ from stages.lib.evaluation.verdicts import (
     farthest_allowed,
     summarise_verdicts,
     verdict_table,
+    with_verdicts,
 )
 from stages.lib.images.faces import Face
 from stages.lib.training.augmentation import Degradation
@@ -166,12 +167,18 @@ def test_one_threshold_is_enough_where_it_keeps_both_rates() -> None:
     assert limits.fake_from == limits.real_below == limits.middle == 0.5
 
 
+def table_of(scored: pd.DataFrame) -> pd.DataFrame:
+    """Return the table of the verdicts on one set."""
+    decided = {"val": with_verdicts(scored, RULES)}
+    return verdict_table(decided, RULES.thresholds.middle, [128], [50])
+
+
 def test_the_sure_verdicts_are_counted_apart() -> None:
     rows = [GOOD | {"target": 1}] * 6 + [GOOD | {"target": 0, "face": 0.0}] * 4
     table = pd.DataFrame(rows).assign(
         group=range(10), family=None, source=None, score=lambda t: expit(t["logit"])
     )
-    whole = verdict_table({"val": table}, RULES, [128], [50]).iloc[0]
+    whole = table_of(table).iloc[0]
     assert whole["unsure"] == 0.4 and whole["wrong"] == 0.4 and whole["sure_wrong"] == 0
     assert whole["no_face"] == 4 and whole["unstable"] == 0
     assert 0 < whole["sure_wrong_high"] < 0.5  # six right ones do not rule out errors
@@ -180,16 +187,16 @@ def test_the_sure_verdicts_are_counted_apart() -> None:
     wrong = [GOOD | {"target": 1, "logit": -3.0, "low": -3.0, "high": -3.0, "distance": distance}
              for distance in (1.0, 2.0)]  # fmt: skip
     table = pd.concat([table, pd.DataFrame(wrong).assign(group=[10, 11], score=expit(-3.0))])
-    whole = verdict_table({"val": table}, RULES, [128], [50]).iloc[0]
+    whole = table_of(table).iloc[0]
     assert whole["unlike_training"] == 1
     assert whole["sure_and_wrong"] == pytest.approx(1 / 12)
     assert whole["sure_and_wrong_low"] == 0 < whole["sure_and_wrong_high"] < 0.4
     assert whole["sure_and_wrong_before"] == pytest.approx(2 / 12)
-    assert summarise_verdicts(verdict_table({"val": table}, RULES, [128], [50]))["val"].keys() == {
+    assert summarise_verdicts(table_of(table))["val"].keys() == {
         "unsure", "wrong", "sure_wrong", "sure_and_wrong", "sure_and_wrong_before", "aurc",
     }  # fmt: skip
     nobody = table.assign(face=0.0)
-    assert np.isnan(verdict_table({"val": nobody}, RULES, [128], [50])["sure_wrong"].iloc[0])
+    assert np.isnan(table_of(nobody)["sure_wrong"].iloc[0])
 
 
 @pytest.mark.parametrize("count", [19, 20, 38, 39, 99, 100, 1000])

@@ -84,7 +84,7 @@ def farthest_allowed(distances: pd.Series) -> float | None:
 
 def verdict_table(
     sets: dict[str, pd.DataFrame],
-    rules: Rules,
+    middle: float,
     size_bands: Sequence[int],
     quality_bands: Sequence[int],
 ) -> pd.DataFrame:
@@ -93,12 +93,12 @@ def verdict_table(
     wrong is the share of wrong verdicts where every score is called at the middle threshold,
     sure_wrong the share of wrong ones among those that are not unsure, sure_and_wrong that among
     all. Each has its 95 % interval. sure_and_wrong_before is without the reason of the distance.
+    sets: as with_verdicts returns them.
     """
     rows = []
     for name, table in sets.items():
-        table = with_verdicts(table, rules)
         for slice_name, part in [("all", table), *slices(table, size_bands, quality_bands)]:
-            row = verdict_row(part, rules.thresholds.middle)
+            row = verdict_row(part, middle)
             rows.append({"set": name, "slice": slice_name} | row)
     return pd.DataFrame(rows, columns=VERDICT_COLUMNS)
 

@@ -17,8 +17,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.detector.dataset import LabelledImages
-from stages.lib.detector.preprocessing import Preprocessing, crop_of, input_of
+from stages.lib.detector.preprocessing import Preprocessing
 from stages.lib.images.faces import crop_largest_face
+from stages.lib.prediction.variants import inputs_of_variants, variant_table
 
 Edit = Callable[[torch.Tensor, float], torch.Tensor]
 
@@ -129,18 +130,12 @@ class EditedImages(LabelledImages):
     def inputs(self, index: int) -> torch.Tensor:
         """Return uint8 (1 + V, 3, S, S)."""
         image = editable(self.decoded_file(index), self.preprocessing)
-        crops = [crop_of(variant, self.preprocessing) for variant in variants_of(image)]
-        return torch.stack([input_of(crop, self.preprocessing) for crop in crops])
+        return inputs_of_variants(variants_of(image), self.preprocessing)
 
 
 def edited_table(names: pd.Series, logits: np.ndarray) -> pd.DataFrame:
     """Return one row per image and variant, the unedited (`none`) first; float64 (N, 1 + V)."""
-    variants = [("none", 0.0), *((edit.__name__, float(level)) for edit, level in VARIANTS)]
-    tables = [
-        pd.DataFrame({"img_name": names, "edit": edit, "level": level, "logit": column})
-        for (edit, level), column in zip(variants, logits.T, strict=True)
-    ]
-    return pd.concat(tables, ignore_index=True)
+    return variant_table("edit", VARIANTS, names, logits)
 
 
 def _opencv() -> Any:

@@ -20,7 +20,7 @@ from stages.lib.detector.pixel_operations import (
     shrink,
     webp,
 )
-from stages.lib.detector.preprocessing import crop_of, input_of
+from stages.lib.prediction.variants import inputs_of_variants, variant_table
 
 
 def crop(image: torch.Tensor, share: float, random: np.random.Generator) -> torch.Tensor:
@@ -57,11 +57,8 @@ class PerturbedImages(LabelledImages):
 
     def inputs(self, index: int) -> torch.Tensor:
         """Return uint8 (1 + V, 3, S, S)."""
-        crops = [
-            crop_of(variant, self.preprocessing)
-            for variant in variants_of(self.decoded_file(index), index)
-        ]
-        return torch.stack([input_of(crop, self.preprocessing) for crop in crops])
+        variants = variants_of(self.decoded_file(index), index)
+        return inputs_of_variants(variants, self.preprocessing)
 
 
 def choose_images(labels: pd.DataFrame, num_images: int) -> pd.DataFrame:
@@ -76,9 +73,4 @@ def choose_images(labels: pd.DataFrame, num_images: int) -> pd.DataFrame:
 
 def perturbed_table(names: pd.Series, logits: np.ndarray) -> pd.DataFrame:
     """Return one row per image and variant; logits: float64 (N, 1 + V)."""
-    variants = [("none", 0.0), *((kind.__name__, float(level)) for kind, level in VARIANTS)]
-    tables = [
-        pd.DataFrame({"img_name": names, "perturbation": kind, "level": level, "logit": column})
-        for (kind, level), column in zip(variants, logits.T, strict=True)
-    ]
-    return pd.concat(tables, ignore_index=True)
+    return variant_table("perturbation", VARIANTS, names, logits)
