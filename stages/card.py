@@ -31,7 +31,7 @@ OTHER_DATA = r"in12k|in21k|in22k|inw21k|_ft_|laion|clip|jft|ig1b|yfcc|openai|web
 
 def main() -> None:
     """Write the card as Markdown and as HTML."""
-    config = read_json(paths.CONFIG, "preprocessing", "num_parameters", "initial_weights")
+    config = read_json(paths.CONFIG, "preprocessing", "num_parameters", "initial_weights", "expert")
     data = read_json(paths.DATA_REPORT, "generated_sample", "duplicates")
     report, tables = read_evaluation(), read_tables(paths.TABLES)
     train = read_yaml(paths.PARAMS)["train"]
@@ -77,8 +77,15 @@ def rules_of(config: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [
         ("at most 200 M parameters", "yes" if is_small else "no", f"{config['num_parameters']:,}"),
         ("pretrained on ImageNet-1K only", *pretraining(config["initial_weights"])),
-        ("one model", "yes", "a submission has the scores of this one"),
+        ("one model", *singleness(config["expert"])),
     ]
+
+
+def singleness(expert: dict[str, Any] | None) -> tuple[str, str]:
+    """Return whether the detector is a single network, and how that is known."""
+    if expert:
+        return "no", f"an ensemble of two networks, the expert at {expert['weight']}"
+    return "yes", "a submission has the scores of this one"
 
 
 def pretraining(initial_weights: str) -> tuple[str, str]:

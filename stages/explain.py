@@ -28,7 +28,7 @@ from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.hardware import set_up_hardware
 from stages.lib.detector.hardware_params import HardwareParams
 from stages.lib.detector.inference import Inference
-from stages.lib.detector.model import Detector, create_model
+from stages.lib.detector.model import Detector, untrained
 from stages.lib.images.decoding import decode_image
 from stages.lib.progress import progress_bar
 from stages.lib.report.heatmap import occlusion_map, rank_correlation
@@ -60,8 +60,7 @@ def main() -> None:
     inference = Inference.load(paths.MODEL, hardware)
     config = inference.config
     torch.manual_seed(0)
-    model = create_model(config.model, config.model_args, "random")
-    untrained = Detector(model, config.preprocessing).eval().to(hardware.device)
+    random = Detector(untrained(config), config.preprocessing).eval().to(hardware.device)
     chosen = choose(*read_labels_and_scores("val"), params.num_images)
     images = LabelledImages(chosen, paths.PACKED, config.preprocessing)
     inputs = [images.inputs(index) for index in range(len(images))]
@@ -70,8 +69,8 @@ def main() -> None:
     with progress_bar("explain", len(images)) as bar:
         for image in inputs:
             maps.append(occlusion_map(inference.detector, image, *window))
-            random = occlusion_map(untrained, image, *window)
-            correlations.append(rank_correlation(maps[-1], random))
+            of_random = occlusion_map(random, image, *window)
+            correlations.append(rank_correlation(maps[-1], of_random))
             bar.update(1)
     chosen["random_weights_correlation"] = np.round(correlations, 4)
     write(chosen, images, inputs, maps)

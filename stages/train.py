@@ -12,17 +12,14 @@ goes on from its last checkpoint (stages/lib/training/checkpoint.py).
 """
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
 from stages.lib import paths
 from stages.lib.core.digests import write_digest
-from stages.lib.core.errors import UserError
 from stages.lib.core.files import atomic_folder, check_disk_space, sha256_of
 from stages.lib.core.labels import read_labels
 from stages.lib.core.params import load_params
@@ -45,7 +42,6 @@ from stages.lib.detector.model import (
     provenance,
     resolve_preprocessing,
     save_detector,
-    zero_head,
 )
 from stages.lib.images.packed_images import FACTS_FILE
 from stages.lib.running import run_stage
@@ -53,17 +49,18 @@ from stages.lib.tracking.run import WEIGHTS_TAG, Tracker, training_run
 from stages.lib.training.batches import check_batch_size
 from stages.lib.training.checkpoint import Checkpoints, training_digest
 from stages.lib.training.decode_cache import decode_ahead
+from stages.lib.training.epochs import train_epochs
 from stages.lib.training.images import TrainingImages
+from stages.lib.training.joining import TrainedNetwork, join
 from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.mark_cache import mark_ahead
 from stages.lib.training.micro_batch import find_accumulate
-from stages.lib.training.optimization import average_states
+from stages.lib.training.optimization import zero_head
 from stages.lib.training.params import TrainParams
-from stages.lib.training.reporting import announce, log_row, report_epoch, report_start
-from stages.lib.training.results import TrainingResults, choosing_auc
+from stages.lib.training.reporting import announce
+from stages.lib.training.results import TrainingResults, history_of
 from stages.lib.training.summary import summarise_images
 from stages.lib.training.training_distance import fit_distance
-from stages.lib.training.validation import validate, validation_loader
 
 SETS = ("train", "val")
 
@@ -80,9 +77,12 @@ def main() -> None:
         "train", params.num_processes, params.device, params.num_threads, bf16
     ) as hardware:
         check_compile("train", params.compile, hardware)
-        digest = training_digest(params, data, hardware)
-        checkpoints = Checkpoints(digest, params.checkpoint_minutes, hardware)
-        run_id = checkpoints.loaded["run_id"] if checkpoints.loaded else ""
+        training = training_digest(params, data, hardware)
+        checkpoints = []
+        for network in params.networks.values():
+            digest = training_digest(network, data, hardware)
+            checkpoints.append(Checkpoints(digest, training, params.checkpoint_minutes, hardware))
+        run_id = next((one.run_id for one in checkpoints if one.run_id), "")
         with training_run(data, hardware.rank == 0, run_id) as tracker:
             train(params, labels, hardware, tracker, checkpoints)
 
@@ -99,9 +99,31 @@ def train(
     labels: dict[str, pd.DataFrame],
     hardware: Hardware,
     tracker: Tracker,
-    checkpoints: Checkpoints,
+    checkpoints: list[Checkpoints],
 ) -> None:
-    """Train for params.epochs and write data/model (first process only)."""
+    """Train one network after the other, and write data/model (first process only)."""
+    trained = []
+    for (prefix, network), of_network in zip(params.networks.items(), checkpoints, strict=True):
+        results = TrainingResults(prefix)
+        trained.append(train_network(network, labels, hardware, tracker, of_network, results))
+    detector, config = trained[0].detector, trained[0].config
+    if len(trained) > 1:
+        detector, config = join(trained[0], trained[1], params, hardware, tracker)
+    if hardware.rank == 0:
+        distance = fit_distance(detector, trained[0].images["train"], params)
+        history = history_of([one.results for one in trained])
+        write_model(params, detector, config, labels["train"], distance, history, tracker)
+
+
+def train_network(
+    params: TrainParams,
+    labels: dict[str, pd.DataFrame],
+    hardware: Hardware,
+    tracker: Tracker,
+    checkpoints: Checkpoints,
+    results: TrainingResults,
+) -> TrainedNetwork:
+    """Train for params.epochs, and return the network as it was after the best one."""
     detector, config = make_detector(params, hardware)
     train_images = TrainingImages(labels["train"], paths.PACKED, config.preprocessing, params)
     val_images = LabelledImages(labels["val"], paths.PACKED, config.preprocessing)
@@ -115,7 +137,7 @@ def train(
     if is_first:
         # The weights are fp32; as much again is to spare.
         check_disk_space(paths.MODEL.parent, 2 * 4 * config.num_parameters)
-        announce(params, detector, labels, hardware, tracker)
+        announce(params, detector, labels, hardware, tracker, results)
     if params.pseudo_fakes.are_wanted:
         mark_ahead(train_images, params.num_workers)
     if params.decoded_gb:
@@ -128,13 +150,13 @@ def train(
             )
     wait_and_compare_files(hardware, "data/labels or data/packed", *input_files(labels))
     loop = TrainingLoop(params, detector, train_images, hardware)
-    results = train_epochs(params, loop, val_images, tracker, checkpoints)
-    if is_first:
-        detector.model.load_state_dict(results.best.weights)
-        plain = LabelledImages(labels["train"], paths.PACKED, config.preprocessing)
-        plain.decoded = train_images.decoded
-        distance = fit_distance(detector.eval(), plain, labels["train"], params)
-        write_model(params, results, config, labels["train"], distance, tracker)
+    train_epochs(params, results, loop, val_images, tracker, checkpoints)
+    detector.model.load_state_dict(results.best.weights)
+    plain = LabelledImages(labels["train"], paths.PACKED, config.preprocessing)
+    plain.decoded = train_images.decoded
+    best = {"best_epoch": results.best.epoch, "averaged_epochs": results.best.averaged}
+    config = config.model_copy(update=best)
+    return TrainedNetwork(detector.eval(), config, results, {"train": plain, "val": val_images})
 
 
 def make_detector(params: TrainParams, hardware: Hardware) -> tuple[Detector, DetectorConfig]:
@@ -171,108 +193,32 @@ def make_detector(params: TrainParams, hardware: Hardware) -> tuple[Detector, De
     return detector, config
 
 
-def train_epochs(
-    params: TrainParams,
-    loop: TrainingLoop,
-    val_images: LabelledImages,
-    tracker: Tracker,
-    checkpoints: Checkpoints,
-) -> TrainingResults:
-    """Train and validate epoch by epoch, from the beginning or from the last checkpoint."""
-    hardware = loop.hardware
-    val_loader = validation_loader(val_images, params, hardware)
-    results = TrainingResults()
-    if checkpoints.loaded:
-        resume(results, loop, tracker, checkpoints.loaded)
-
-    state = partial(state_of, params, results, loop, tracker)
-    if hardware.rank == 0:
-        report_start(results, loop)
-    while not results.is_finished(params):
-        epoch = results.epochs
-        trained, speed = loop.train_epoch(epoch, lambda: checkpoints.save_if_due(state))
-        # The AUC first: the comparison of runs in MLflow opens with the first metric.
-        figures = validate(loop.evaluated_detector, val_loader, hardware) | trained
-        if not np.isfinite(figures["train_loss"] + figures["val_loss"]):
-            raise UserError(
-                f"training diverged in epoch {epoch + 1} (training loss {figures['train_loss']}); "
-                "lower train.lr, or set train.clip_grad"
-            )
-        weights = loop.evaluated_detector.model.state_dict()
-        results.add_epoch(figures, weights, params)
-        if hardware.rank == 0:
-            report_epoch(params, results, speed, tracker)
-        checkpoints.save(*state())
-    if params.average_last:
-        average = average_states(results.last)
-        loop.evaluated_detector.model.load_state_dict(average)
-        auc = choosing_auc(validate(loop.evaluated_detector, val_loader, hardware), params)
-        results.add_average(auc, average)
-        if hardware.rank == 0:
-            kind = "val" if params.choose_epoch_by == "pooled" else params.choose_epoch_by
-            print(
-                f"average of the last {len(results.last)} epochs: {kind} AUC {auc:.4f}", flush=True
-            )
-    return results
-
-
-def state_of(
-    params: TrainParams, results: TrainingResults, loop: TrainingLoop, tracker: Tracker
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a checkpoint keeps: of all processes, and of this one; see Checkpoints.
-
-    At the end of the training the results are enough.
-    """
-    is_finished = results.is_finished(params)
-    state = {
-        "is_finished": is_finished,
-        "run_id": tracker.run_id,
-        "accumulate": params.accumulate,
-        "results": results.state_dict(),
-    }
-    if is_finished:
-        return state, {}
-    return state | {"loop": loop.state_dict()}, loop.process_state_dict()
-
-
-def resume(
-    results: TrainingResults, loop: TrainingLoop, tracker: Tracker, state: dict[str, Any]
-) -> None:
-    """Bring the results and the loop to where they were in a checkpoint."""
-    results.load_state_dict(state["results"])
-    if not state["is_finished"]:
-        loop.load_state_dict(state["loop"])
-        loop.load_process_state_dict(state["process"])
-    if tracker.run_id != state["run_id"]:  # the run of the stopped training has been deleted
-        for row in results.history:
-            log_row(row, tracker)
-
-
 def write_model(
     params: TrainParams,
-    results: TrainingResults,
+    detector: Detector,
     config: DetectorConfig,
     labels: pd.DataFrame,
     distance: TrainingDistance | None,
+    history: pd.DataFrame,
     tracker: Tracker,
 ) -> None:
     """Write data/model, and to MLflow which weights the run belongs to."""
-    best = results.best
-    summary = summarise_images(labels, params.augmentation)
-    changes: dict[str, Any] = {
-        "best_epoch": best.epoch,
-        "averaged_epochs": best.averaged,
-        "trained_on": summary,
-    }
+    changes: dict[str, Any] = {"trained_on": summarise_images(labels, params.augmentation)}
     with atomic_folder(paths.MODEL) as folder:
         if distance:
             changes["distance_sha256"] = save_distance(folder, distance)
         config = config.model_copy(update=changes)
-        weights_sha256 = save_detector(folder, best.weights, config)
-        write_table(pd.DataFrame(results.history), folder / paths.HISTORY.name)
+        weights_sha256 = save_detector(folder, detector.model.state_dict(), config)
+        write_table(history, folder / paths.HISTORY.name)
         write_digest(folder / paths.HISTORY.name)
-    tracker.log_metrics({"best_epoch": best.epoch})
-    tracker.log_tags({WEIGHTS_TAG: weights_sha256, "trained_in": config.trained_in})
+    tracker.log_metrics({"best_epoch": config.best_epoch})
+    tracker.log_tags(
+        {
+            WEIGHTS_TAG: weights_sha256,
+            "trained_in": config.trained_in,
+            "num_parameters": config.num_parameters,
+        }
+    )
 
 
 if __name__ == "__main__":

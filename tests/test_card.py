@@ -20,6 +20,7 @@ CONFIG = {
     "num_parameters": 200_000_000,
     "initial_weights": "random",
     "trained_in": "portable fp32",
+    "expert": None,
     "best_epoch": 1,
 }
 
@@ -125,6 +126,14 @@ def tables_of(**tables: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def card(tables: dict[str, pd.DataFrame] | None = None, **config: object) -> str:
     return render(CONFIG | config, REPORT, DATA, tables or tables_of())
+
+
+def test_the_card_says_what_is_an_ensemble() -> None:
+    assert "ensemble" not in card() and "| one model | yes |" in card()
+    text = card(expert={"weight": 0.25, "best_epoch": 4, "averaged_epochs": 1})
+    assert "resnet18 (timm), an ensemble of two, 200.0 M parameters" in text
+    assert "epoch 1, of the expert epoch 4 |" in text
+    assert "| one model | **no** | an ensemble of two networks, the expert at 0.25 |" in text
 
 
 def test_the_card_shows_what_the_distance_brings() -> None:

@@ -76,7 +76,7 @@ def checkpoints(workspace: Path) -> list[Path]:
 
 def reached(workspace: Path) -> tuple[int, int]:
     """Return the epochs that the checkpoint has behind it, and the batches of the next one."""
-    state = Checkpoints(checkpoints(workspace)[0].stem, 1.0, ALONE).loaded
+    state = Checkpoints(checkpoints(workspace)[0].stem, "", 1.0, ALONE).loaded
     assert state is not None
     return len(state["results"]["history"]), state["process"]["done"]
 
@@ -162,12 +162,12 @@ def test_one_flipped_bit_is_not_trained_on(
     train_until(5, monkeypatch)
     (kept,) = checkpoints(workspace)
     whole, digest = kept.read_bytes(), kept.stem
-    assert Checkpoints(digest, 1.0, ALONE).loaded
+    assert Checkpoints(digest, "", 1.0, ALONE).loaded
     for place in np.linspace(0, len(whole) - 1, 12).astype(int):
         content = bytearray(whole)
         content[place] ^= 1
         kept.write_bytes(content)
-        assert Checkpoints(digest, 1.0, ALONE).loaded is None, place
+        assert Checkpoints(digest, "", 1.0, ALONE).loaded is None, place
         assert f"WARNING: {kept} is damaged (other bytes than" in capfd.readouterr().out
 
 
@@ -181,7 +181,7 @@ def test_what_changes_no_weight_keeps_the_checkpoint() -> None:
 
 def test_few_checkpoints_are_kept(workspace: Path) -> None:
     for number in range(checkpoint.KEPT + 3):
-        Checkpoints(f"{number:032d}", 1.0, ALONE).save({"is_finished": False}, {})
+        Checkpoints(f"{number:032d}", "", 1.0, ALONE).save({"is_finished": False}, {})
         os.utime(checkpoints(workspace)[-1], (number, number))
     names = [file.stem for file in checkpoints(workspace)]
     assert names == [f"{number:032d}" for number in range(3, checkpoint.KEPT + 3)]

@@ -161,12 +161,12 @@ def test_a_network_without_early_blocks_has_no_distance(
 ) -> None:
     detector = detector_of("test_resnet")
     monkeypatch.setattr(type(detector.model), "forward_intermediates", property())
-    assert early_blocks(detector.model) == []
+    assert early_blocks(detector) == []
     params = load_params("train", TrainParams, ROOT / "params.yaml")
     labels = pd.DataFrame({"img_name": [], "target": [], "row": [], "set": [], "sha256": []})
     preprocessing = resolve_preprocessing(detector.model, image_size=SIDE)
     images = LabelledImages(labels, Path("nowhere"), preprocessing)
-    assert fit_distance(detector, images, labels, params) is None
+    assert fit_distance(detector, images, params) is None
     assert capsys.readouterr().out.count("no distance is measured") == 1
     inference = Inference(detector, None, HARDWARE, lambda inputs: inputs)  # pyrefly: ignore
     assert inference.distances(faces[:3]).isnan().all()
@@ -187,7 +187,7 @@ def test_the_distance_is_fitted_on_training_images_alone_and_scored_once(
     def fitted(labels: pd.DataFrame) -> TrainingDistance:
         images = LabelledImages(labels, paths.PACKED, config.preprocessing)
         params = load_params("train", TrainParams)
-        distance = fit_distance(detector, images, labels, params)
+        distance = fit_distance(detector, images, params)
         assert distance
         return distance
 

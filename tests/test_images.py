@@ -3,11 +3,13 @@
 import hashlib
 import shutil
 import sys
+import time
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -26,6 +28,7 @@ from stages.lib.detector.preprocessing import (
     resize,
 )
 from stages.lib.images import decoding
+from stages.lib.running import DEAD_WORKER
 from stages.lib.training.batches import PLAIN, Draw
 from stages.lib.training.images import TrainingImages
 from stages.lib.training.params import TrainParams
@@ -167,6 +170,19 @@ def test_chance_depends_on_seed_epoch_and_image_alone(labels: pd.DataFrame, tmp_
     assert torch.equal(loaded(0, 3, backwards, 2), reference)
     assert not torch.equal(loaded(0, 4, forwards, 0), reference)
     assert not torch.equal(loaded(1, 3, forwards, 0), reference)
+
+
+def test_an_error_that_tells_of_a_dead_worker_comes_to_whoever_waits_for_a_batch(
+    labels: pd.DataFrame, tmp_path: Path
+) -> None:
+    """PyTorch's handler would raise it anywhere, even where errors are lost."""
+    images = LabelledImages(labels, tmp_path, PREPROCESSING)
+    batches = iter(make_loader(images, [[index] for index in range(20)], 1, pin=False))
+    psutil.Process().children()[0].kill()
+    for _ in range(20):
+        time.sleep(0.01)  # the signal comes
+    with pytest.raises(RuntimeError, match=DEAD_WORKER):
+        list(batches)
 
 
 def test_packed_jpegs_do_not_take_the_detour_of_other_formats(

@@ -27,6 +27,7 @@ from stages.lib.report.left_out import (
     LEFT_OUT_TYPES,
     NO_RECIPE,
     Unseen,
+    counting_rows,
     read_left_out,
     recipe_of,
     unseen_sources,
@@ -48,7 +49,8 @@ from tests.conftest import (
 from tests.test_slices import table
 
 SOURCES = ["dfdc", "lfw", "stylegan"]
-TRAIN = {"lr": 0.1, "seed": 0, "num_workers": 4}
+NO_EXPERT = {"pseudo_fakes": {"first_share": 0.0, "expert_weight": 0.0}}
+TRAIN: dict[str, Any] = {"lr": 0.1, "seed": 0, "num_workers": 4} | NO_EXPERT
 IMAGES = {"num_real": 30, "num_fake": 30}  # of each source in val and calibration
 REPORT = {"trained_sources": dict.fromkeys(SOURCES, IMAGES)}
 
@@ -131,12 +133,13 @@ def intervals_of(*rows: tuple[str, str, float, int]) -> pd.DataFrame:
 VAL = intervals_of(("val", "all", 0.9, 90))
 
 
-def rows_of(recipe: str, *rows: tuple[str, int, float], num: int = 30) -> pd.DataFrame:
+def rows_of(
+    recipe: str, *rows: tuple[str, int, float], num: int = 30, expert_weight: float = 0.0
+) -> pd.DataFrame:
     """Return left_out.csv from rows of source, seed and AUC."""
-    return pd.DataFrame(
-        [(name, seed, auc, auc - 0.1, auc + 0.1, num, num, recipe) for name, seed, auc in rows],
-        columns=list(LEFT_OUT_TYPES),
-    )
+    table = pd.DataFrame(rows, columns=["source", "seed", "auc"])
+    table = table.assign(low=table["auc"] - 0.1, high=table["auc"] + 0.1, num_real=num)
+    return table.assign(num_fake=num, recipe=recipe, expert_weight=expert_weight)
 
 
 def said(rows: pd.DataFrame, intervals: pd.DataFrame = VAL, **train: Any) -> Unseen:
@@ -176,6 +179,35 @@ def test_rows_of_this_recipe_are_averaged_by_source_and_then_over_sources() -> N
     assert told in text
     part = said(ROWS[ROWS["source"] != "lfw"])
     assert "over 2 sources" in part.answer and "Never left out: lfw." in part.sentences
+
+
+def test_the_weight_of_an_expert_is_chosen_on_the_other_sources() -> None:
+    """On dfdc alone 0.5 is best, but a weight that was chosen on dfdc would flatter it."""
+    plain = rows_of(RECIPE, ("dfdc", 0, 0.6), ("dfdc", 1, 0.6), ("lfw", 0, 0.7), ("gan", 0, 0.5))
+    joined = rows_of(RECIPE, ("dfdc", 0, 0.9), ("lfw", 0, 0.6), ("gan", 0, 0.4), expert_weight=0.5)
+    part = rows_of(RECIPE, ("dfdc", 0, 1.0), expert_weight=0.9)  # the others were not left out
+    rows = pd.concat([plain, joined, part], ignore_index=True)
+    counting = counting_rows(rows, 0.5)
+    chosen = dict(zip(counting["source"], counting["expert_weight"], strict=True))
+    assert chosen == {"dfdc": 0.0, "lfw": 0.5, "gan": 0.5}
+    assert counting_rows(rows.assign(auc=rows["auc"] + 9 * (rows["source"] == "dfdc")), 0.5).equals(
+        counting.assign(auc=counting["auc"] + 9 * (counting["source"] == "dfdc"))
+    )
+    assert counting_rows(rows, 0.3).empty
+    assert set(counting_rows(plain, 0.0)["auc"]) == {0.5, 0.6, 0.7}
+    one = rows[rows["source"] == "dfdc"]
+    assert set(counting_rows(one, 0.5)["auc"]) == {0.9}
+
+
+def test_the_card_says_how_the_weight_of_an_expert_was_chosen() -> None:
+    expert = {"pseudo_fakes": {**NO_EXPERT["pseudo_fakes"], "expert_weight": 0.5}}
+    tried = pd.concat([ROWS, ROWS.assign(expert_weight=0.5, auc=ROWS["auc"] + 0.1)])
+    told = "The weight of the expert was chosen for each source on the others."
+    assert said(ROWS, **expert).answer == "not measured for this recipe"
+    assert told in said(tried, **expert).sentences and told in said(tried).sentences
+    assert said(tried, **expert).answer.startswith(f"AUC {(0.65 + 0.85 + 0.5) / 3 + 0.1:.4f} ")
+    lines = list(summary(tried.assign(sources="dfdc, lfw, stylegan")))
+    assert f"recipe {RECIPE}, the expert at the weight that is best on the other sources" in lines
 
 
 @pytest.mark.parametrize("change", ["parameter", "sources", "images"])
@@ -232,8 +264,8 @@ def test_experiments_become_the_rows_that_the_card_takes() -> None:
     lines = list(summary(rows))
     lfw, mean, worst = (lines[place] for place in (3, -2, -1))
     assert lines[0] == f"recipe {RECIPE}, sources dfdc, lfw, stylegan"
-    assert lfw.split() == ["lfw", "2", "0.7000", "±", "0.1414", "(0.6000", "to", "0.8000)", "30,",
-                           "30"]  # fmt: skip
+    assert lfw.split() == ["lfw", "0", "2", "0.7000", "±", "0.1414", "(0.6000", "to", "0.8000)",
+                           "30,", "30"]  # fmt: skip
     assert mean.split() == ["mean", "0.6667"] and worst.split() == ["worst:", "dfdc", "0.6500"]
 
 

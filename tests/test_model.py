@@ -27,9 +27,9 @@ from stages.lib.detector.model import (
     provenance,
     resolve_preprocessing,
     save_detector,
-    zero_head,
 )
 from stages.lib.detector.preprocessing import Preprocessing
+from stages.lib.training.optimization import zero_head
 from tests.conftest import ROOT, run
 
 PREPROCESSING = Preprocessing(

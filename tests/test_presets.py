@@ -15,10 +15,10 @@ from stages.chores.preset import PRESETS, listing, with_preset
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import load_params, read_yaml
 from stages.lib.core.tables import read_scores
-from stages.lib.detector.model import count_parameters, create_model, input_size_args, zero_head
+from stages.lib.detector.model import count_parameters, create_model, input_size_args
 from stages.lib.prediction.params import PredictParams
 from stages.lib.training.batches import check_batch_size
-from stages.lib.training.optimization import make_optimizer, set_trainable
+from stages.lib.training.optimization import make_optimizer, set_trainable, zero_head
 from stages.lib.training.params import TrainParams
 from tests.conftest import ROOT, readme_commands, run, set_params
 

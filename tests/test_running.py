@@ -139,30 +139,6 @@ def test_a_worker_whose_death_is_not_known_yet_is_one_line(
     assert capsys.readouterr().err == f"error: DataLoader worker died; {AFTER_A_KILL}\n"
 
 
-def test_news_of_a_dead_worker_does_not_disturb_the_line_about_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """PyTorch installs a handler that raises, and the signal may come while an error is told."""
-
-    def raise_error(number: int, frame: object) -> None:
-        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
-
-    def fail() -> None:
-        signal.signal(signal.SIGCHLD, raise_error)
-        raise UserError("one line")
-
-    def exit_disturbed(message: str) -> None:
-        os.kill(os.getpid(), signal.SIGCHLD)
-        end(message)
-
-    end = running._exit
-    monkeypatch.setattr(running, "_exit", exit_disturbed)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit):
-        running.run_stage(fail)
-    assert capsys.readouterr().err == "error: one line\n"
-
-
 def rank_of(process: psutil.Process) -> str:
     """Return the rank that torchrun has given to a process."""
     return process.environ().get("RANK", "")

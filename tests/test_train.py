@@ -27,12 +27,16 @@ from stages.lib.detector.model import (
     create_model,
     fake_logit,
     resolve_preprocessing,
-    zero_head,
 )
 from stages.lib.training.batches import TrainingSampler, training_batches
 from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.micro_batch import find_accumulate
-from stages.lib.training.optimization import SharpnessAware, average_states, make_schedule
+from stages.lib.training.optimization import (
+    SharpnessAware,
+    average_states,
+    make_schedule,
+    zero_head,
+)
 from stages.lib.training.params import TrainParams
 from stages.lib.training.pseudo_fakes import KINDS
 from stages.predict import main as predict

@@ -5,10 +5,11 @@ Run: python -m stages.chores.left_out [--rev main --rev ...]
   the experiments of the current commit, or of those of --rev  ->  metrics/left_out.csv
 
 An experiment counts where it has finished and prepare.hold_out_sources has one source. There is one
-table for each recipe: the parameters of train that decide the weights, and the sources. It has the
-mean, the standard deviation over the seeds (n - 1) and the range of each source, and the mean and
-the worst over the sources. The file has a row for each source and seed, and `dvc repro card` says
-on the model card what those of its own recipe show.
+table for each recipe (the parameters of train that decide the weights, and the sources) and weight
+of the expert. It has the mean, the standard deviation over the seeds (n - 1) and the range of each
+source, and the mean and the worst over the sources. Where several weights were tried, one more
+table takes for each source the weight that is best on the others. The file has a row for each
+experiment, and `dvc repro card` says on the model card what those of its own recipe show.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,7 +28,7 @@ from stages.lib.core.params import read_yaml
 from stages.lib.core.tables import read_table
 from stages.lib.evaluation.report import held_out_set
 from stages.lib.experiments import aligned, finished_rows, spread
-from stages.lib.report.left_out import LEFT_OUT_TYPES, recipe_of
+from stages.lib.report.left_out import LEFT_OUT_TYPES, counting_rows, expert_weight_of, recipe_of
 from stages.lib.running import run_command
 from stages.tools.command_line import parser_of
 
@@ -83,7 +84,7 @@ def left_out_rows(experiments: Iterable[Experiment]) -> pd.DataFrame:
             "no finished experiment leaves out one source; run them: `dvc exp run --queue evaluate "
             "-S 'prepare.hold_out_sources=[one],[other]'`, then `dvc queue start`"
         )
-    keys = ["recipe", "source", "seed"]
+    keys = ["recipe", "expert_weight", "source", "seed"]
     return pd.DataFrame(rows).drop_duplicates(keys, keep="last").sort_values(keys)
 
 
@@ -96,27 +97,38 @@ def row_of(experiment: Experiment) -> dict[str, Any]:
     auc = intervals[is_of_set & (intervals["metric"] == "auc")].iloc[0]
     row = {"source": source, "seed": train["seed"], "auc": auc["value"]}
     row |= {name: auc[name] for name in ("low", "high", "num_real", "num_fake")}
-    return row | {"recipe": recipe_of(train, sources), "sources": ", ".join(sources)}
+    row |= {"recipe": recipe_of(train, sources), "expert_weight": expert_weight_of(train)}
+    return row | {"sources": ", ".join(sources)}
 
 
 def summary(table: pd.DataFrame) -> Iterator[str]:
     """Yield the lines of what left_out_rows returns: a table for each recipe, and warnings."""
-    recipes = table.groupby(["recipe", "sources"])
-    if len(recipes) > 1:
-        yield f"WARNING: {len(recipes)} recipes; the card takes the one of its own detector"
-    for (recipe, sources), rows in recipes:
+    num_recipes = table["recipe"].nunique()
+    if num_recipes > 1:
+        yield f"WARNING: {num_recipes} recipes; the card takes the one of its own detector"
+    for (recipe, _, sources), rows in table.groupby(["recipe", "expert_weight", "sources"]):
         yield f"recipe {recipe}, sources {sources}"
-        cells = [["left out", "seeds", "AUC", "reals, fakes"]]
-        for source, of_source in rows.groupby("source"):
-            counts = ", ".join(str(of_source[name].iloc[-1]) for name in ("num_real", "num_fake"))
-            cells.append([str(source), str(len(of_source)), spread(of_source["auc"]), counts])
-        means = rows.groupby("source")["auc"].mean()
-        cells.append(["mean", "", f"{means.mean():.4f}", ""])
-        cells.append([f"worst: {means.idxmin()}", "", f"{means.min():.4f}", ""])
-        yield from aligned(cells)
-        missing = [name for name in sources.split(", ") if name not in means]
+        yield from lines_of(rows)
+        missing = [name for name in sources.split(", ") if name not in set(rows["source"])]
         if missing:
             yield f"WARNING: no finished experiment leaves out {', '.join(missing)}"
+    for recipe, rows in table.groupby("recipe"):
+        if rows["expert_weight"].nunique() > 1:
+            yield f"recipe {recipe}, the expert at the weight that is best on the other sources"
+            yield from lines_of(counting_rows(rows, rows["expert_weight"].iloc[0]))
+
+
+def lines_of(rows: pd.DataFrame) -> list[str]:
+    """Return a table of the AUC of each source, of their mean and of the worst."""
+    cells = [["left out", "expert at", "seeds", "AUC", "reals, fakes"]]
+    for source, of_source in rows.groupby("source"):
+        weight = f"{of_source['expert_weight'].iloc[0]:g}"
+        counts = ", ".join(str(of_source[name].iloc[-1]) for name in ("num_real", "num_fake"))
+        cells.append([str(source), weight, str(len(of_source)), spread(of_source["auc"]), counts])
+    means = rows.groupby("source")["auc"].mean()
+    cells.append(["mean", "", "", f"{means.mean():.4f}", ""])
+    cells.append([f"worst: {means.idxmin()}", "", "", f"{means.min():.4f}", ""])
+    return aligned(cells)
 
 
 if __name__ == "__main__":

@@ -55,9 +55,6 @@ stop = Stop()
 def stoppable() -> Iterator[None]:
     """Let SIGTERM and Ctrl-C raise in the body, so that it can clean up."""
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    # PyTorch's handler raises where a worker has died. Windows has no such signal.
-    if hasattr(signal, "SIGCHLD"):
-        before[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:

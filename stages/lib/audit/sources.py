@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from stages.lib.audit.shortcuts import audit_set, shortcuts
-from stages.lib.core.labels import CLASS_NAMES
+from stages.lib.core.labels import has_both_classes, whole_sources
 
 MOST_SOURCES = 20  # that are audited, the largest; a data set may name thousands
 AUDITED = ("real", "fake", "num_groups", "shortcuts")
@@ -22,9 +22,8 @@ def audit_sources(sets: dict[str, pd.DataFrame], limit: float, seed: int) -> dic
     source alone tells the classes (`auc`), and where that is above the limit, `facts`: those that
     tell a source from the others, each with the AUC of the source that it tells best.
     """
-    counts = sets["val"].groupby("source")["target"].agg(["nunique", "size"])
-    counts = counts[counts["nunique"] == len(CLASS_NAMES)]
-    names = counts["size"].sort_index().nlargest(MOST_SOURCES).index.sort_values()
+    sizes = sets["val"]["source"].value_counts().reindex(whole_sources(sets["val"]))
+    names = sorted(sizes.nlargest(MOST_SOURCES).index)
     if len(names) < 2:
         return {}
     report: dict[str, Any] = {"told_apart": {}}
@@ -34,8 +33,8 @@ def audit_sources(sets: dict[str, pd.DataFrame], limit: float, seed: int) -> dic
         for name in names:
             audit = audit_set(rows[rows["source"] == name], seed)
             report[set_name][name] = {key: audit[key] for key in AUDITED}
-        if rows["target"].nunique() == len(CLASS_NAMES):  # train may name no sources
-            report["told_apart"][set_name] = tell_apart(rows, list(names), limit, seed)
+        if has_both_classes(rows):  # train may name no sources
+            report["told_apart"][set_name] = tell_apart(rows, names, limit, seed)
     return report
 
 

@@ -33,6 +33,17 @@ def name_of_place(place: str) -> str:
     return re.sub(r"^training/|\.set(?=/|$)", "", place)
 
 
+def has_both_classes(table: pd.DataFrame) -> bool:
+    """Return whether a table has reals and fakes."""
+    return table["target"].nunique() == len(CLASS_NAMES)
+
+
+def whole_sources(table: pd.DataFrame) -> list[str]:
+    """Return the sources of which a table has both classes, in order of their names."""
+    num_classes = table.groupby("source")["target"].nunique()
+    return list(num_classes.index[num_classes == len(CLASS_NAMES)])
+
+
 def write_labels(table: pd.DataFrame, path: Path) -> None:
     """Write the label table of a set, in types that do not depend on the values."""
     write_table(table[list(LABEL_TYPES)].astype(LABEL_TYPES), path)

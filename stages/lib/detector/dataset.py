@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import signal
 import sys
+import threading
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,6 +128,23 @@ class ResizedImages(Dataset):
         return self.images.resized(index), int(self.images.targets[index]), index
 
 
+class QuietLoader(DataLoader):
+    """A DataLoader without PyTorch's handler of SIGCHLD.
+
+    That handler raises the death of a worker wherever the program is, even where the error is lost,
+    as in the destructor of an object. Without it, whoever waits for a batch looks every five
+    seconds whether the workers are alive, and raises then.
+    """
+
+    def __iter__(self) -> Any:
+        """Return an iterator over the batches."""
+        batches = super().__iter__()
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and hasattr(signal, "SIGCHLD"):  # Windows has no such signal
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return batches
+
+
 def make_loader(
     dataset: LabelledImages | ResizedImages,
     batches: Sequence[list[int]] | Sampler[list[Any]],
@@ -141,7 +160,7 @@ def make_loader(
     """
     if largest is None:
         largest = max(map(len, batches), default=1)
-    return DataLoader(
+    return QuietLoader(
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,

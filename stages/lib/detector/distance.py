@@ -10,7 +10,6 @@ factor: Breunig et al. 2000; simplified as by Schubert et al. 2014).
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -56,12 +55,11 @@ class TrainingDistance(torch.nn.Module):
         return nearest.values.mean(dim=1) / self.spread[nearest.indices].mean(dim=1)
 
 
-def early_blocks(model: torch.nn.Module) -> list[int]:
-    """Return which blocks of a timm model the features are from; none: it does not return them."""
-    timm_model: Any = model
-    if not hasattr(model, "forward_intermediates"):
+def early_blocks(detector: Detector) -> list[int]:
+    """Return which blocks of the network the features are from; none: it does not return them."""
+    if not hasattr(detector.timm_model, "forward_intermediates"):
         return []
-    reductions = [block["reduction"] for block in timm_model.feature_info]
+    reductions = [block["reduction"] for block in detector.timm_model.feature_info]
     early = [index for index, side in enumerate(reductions) if side >= LEAST_REDUCTION]
     return early[:NUM_BLOCKS]
 
@@ -71,10 +69,9 @@ def early_features(detector: Detector, inputs: torch.Tensor) -> torch.Tensor:
 
     inputs: uint8 (N, 3, S, S), on the device of the detector, whose model has early blocks.
     """
-    model: Any = detector.model
-    maps = model.forward_intermediates(
+    maps = detector.timm_model.forward_intermediates(
         detector.normalize(inputs),
-        indices=early_blocks(model),
+        indices=early_blocks(detector),
         stop_early=True,
         output_fmt="NCHW",
         intermediates_only=True,

@@ -17,6 +17,7 @@ from stages.lib.core.errors import UserError, did_you_mean, short
 from stages.lib.core.files import sha256_of, write_text
 from stages.lib.core.labels import CLASS_NAMES
 from stages.lib.core.schema import FrozenModel, TrainingSummary
+from stages.lib.detector.ensemble import Ensemble
 from stages.lib.detector.preprocessing import Normalize, Preprocessing
 
 # Arguments of timm.create_model that load weights, or say which ones.
@@ -33,6 +34,14 @@ LOADS_WEIGHTS = (
 WEIGHTS_FILE, CONFIG_FILE = paths.WEIGHTS.name, paths.CONFIG.name
 
 
+class Expert(FrozenModel):
+    """The second network of an ensemble."""
+
+    weight: float  # of its logit; that of the first network is 1 - weight
+    best_epoch: int
+    averaged_epochs: int
+
+
 class DetectorConfig(FrozenModel):
     """config.json: what is needed, in addition to the weights, to use them."""
 
@@ -44,6 +53,7 @@ class DetectorConfig(FrozenModel):
     trained_in: str  # "portable fp32", "native fp32" or "native bf16", see core/arithmetic.py
     best_epoch: int  # counted from 1
     averaged_epochs: int = 1  # the weights are the mean of this number of epochs, up to best_epoch
+    expert: Expert | None = None  # None: the detector is a single network
     trained_on: TrainingSummary | None = None  # known after the training
     distance_sha256: str = ""  # of distance.safetensors; empty: the network has no early blocks
     weights_sha256: str = ""  # of weights.safetensors, set by save_detector
@@ -118,21 +128,12 @@ def _refuse_other_weights(name: str, model_args: dict[str, Any]) -> None:
         )
 
 
-def zero_head(model: torch.nn.Module) -> None:
-    """Let a timm model begin with P(fake) of nearly 0.5 for every image, and so a loss of ln 2.
-
-    Large first logits of a new head on pretrained features give losses far above that, and
-    gradients that spoil the features. Raises UserError for a model without such a head.
-    """
-    timm_model: Any = model
-    head = timm_model.get_classifier()
-    heads = head if isinstance(head, tuple) else (head,)  # DeiT has a second, for distillation
-    parameters = [parameter for head in heads for parameter in head.parameters()]
-    if not parameters:
-        raise UserError("train.zero_head: this model has no head with weights; set it to false")
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.mul_(0.01)
+def untrained(config: DetectorConfig) -> torch.nn.Module:
+    """Create the network of a detector with random weights, or both of an ensemble."""
+    networks = []
+    for _ in range(2 if config.expert else 1):
+        networks.append(create_model(config.model, config.model_args, "random"))
+    return Ensemble(*networks) if config.expert else networks[0]
 
 
 def check_input(detector: "Detector", name: str, side: int) -> None:
@@ -249,7 +250,7 @@ def load_detector(folder: Path) -> tuple["Detector", DetectorConfig]:
             f"what belongs together (`dvc checkout --force {folder}`), or, where DVC's cache has "
             "the damage too, train again (`dvc repro --force train`)"
         )
-    model = create_model(config.model, config.model_args, "random")
+    model = untrained(config)
     try:
         model.load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError) as error:
@@ -258,7 +259,10 @@ def load_detector(folder: Path) -> tuple["Detector", DetectorConfig]:
 
 
 class Detector(torch.nn.Module):
-    """Normalisation and network together: from uint8 images to the logits of the two classes."""
+    """Normalisation and network together: from uint8 images to the logits of the two classes.
+
+    model: a timm model, or an Ensemble of two.
+    """
 
     def __init__(self, model: torch.nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -269,6 +273,11 @@ class Detector(torch.nn.Module):
     def device(self) -> torch.device:
         """Where it is computed."""
         return self.normalize.scale.device
+
+    @property
+    def timm_model(self) -> Any:
+        """The network, of an ensemble the first one."""
+        return self.model.networks[0] if isinstance(self.model, Ensemble) else self.model
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (N, 3, S, S) -> float (N, 2)."""

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 from scipy.special import expit
 
 from stages.lib.core.files import write_json
-from stages.lib.core.labels import CLASS_NAMES, REAL
+from stages.lib.core.labels import REAL, has_both_classes, whole_sources
 from stages.lib.core.params import StageParams
 from stages.lib.core.scores import read_labels_and_scores, read_set_scores
 from stages.lib.core.tables import write_table
@@ -98,20 +98,9 @@ def labelled_sets(read: Callable[[str], pd.DataFrame] = labelled_scores) -> Tabl
     return {name: table for name, table in sets.items() if has_both_classes(table)}
 
 
-def has_both_classes(table: pd.DataFrame) -> bool:
-    """Return whether a table has reals and fakes."""
-    return table["target"].nunique() == len(CLASS_NAMES)
-
-
 def held_out_set(source: str) -> str:
     """Return the name of the set of a held-out source; sources that differ in marks share one."""
     return f"{HELD_OUT}_" + re.sub(r"[^\w-]", "_", source)
-
-
-def whole_sources(table: pd.DataFrame) -> list[str]:
-    """Return the sources of which a table has both classes, in order of their names."""
-    num_classes = table.groupby("source")["target"].nunique()
-    return list(num_classes.index[num_classes == len(CLASS_NAMES)])
 
 
 def trained_sources(val: pd.DataFrame, calibration: pd.DataFrame) -> dict[str, dict[str, int]]:

@@ -10,10 +10,9 @@ from sklearn.metrics import roc_auc_score
 from stages.lib import paths
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.files import read_json
-from stages.lib.core.labels import FAKE, read_labels
+from stages.lib.core.labels import FAKE, has_both_classes, read_labels
 from stages.lib.evaluation.report import (
     CHANCE,
-    has_both_classes,
     labelled_scores,
     labelled_sets,
     perturbed_scores,

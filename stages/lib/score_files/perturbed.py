@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from stages.lib.core.errors import UserError, short
-from stages.lib.evaluation.report import has_both_classes
+from stages.lib.core.labels import has_both_classes
 from stages.lib.score_files.matching import ImageIndex
 from stages.lib.score_files.reading import ScoreFile, ScoreRow, read_score_file, shown
 from stages.lib.score_files.scaling import VALUE, Scaling, with_scores

@@ -67,13 +67,26 @@ class Checkpoints:
     has; in `loaded` its name is `process`.
     """
 
-    def __init__(self, digest: str, minutes: float, hardware: Hardware) -> None:
-        """minutes: between two checkpoints within an epoch; 0: no checkpoints at all."""
+    def __init__(self, digest: str, training: str, minutes: float, hardware: Hardware) -> None:
+        """Load the checkpoint of a network, where there is one.
+
+        digest: training_digest of the network; training: that of all networks together, which
+        another training of the same network may not have. minutes: between two checkpoints within
+        an epoch; 0: no checkpoints at all.
+        """
+        self.training = training
         self.path = main_workspace() / FOLDER / f"{digest[:32]}.pt"
         self.minutes, self.hardware = minutes, hardware
         self.group: Any = dist.new_group(backend="gloo") if hardware.world_size > 1 else None
         self.last_time = time.monotonic()
         self.loaded = self._load()
+
+    @property
+    def run_id(self) -> str:
+        """The MLflow run that goes on, or "" where this training has none yet."""
+        if self.loaded is None or self.loaded["training"] != self.training:
+            return ""
+        return self.loaded["run_id"]
 
     def _load(self) -> State | None:
         """Return what `save` has kept, the part of this process as `process`, or None."""
@@ -126,7 +139,7 @@ class Checkpoints:
         if self.hardware.rank == 0 and torch.isfinite(losses).all():
             with stop.after_write():
                 try:
-                    self._write((state, processes))
+                    self._write((state | {"training": self.training}, processes))
                 except (OSError, RuntimeError) as error:  # RuntimeError: the disk is full
                     print(
                         f"WARNING: no checkpoint in {self.path.parent} ({short(error)}); the "

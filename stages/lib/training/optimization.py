@@ -1,4 +1,4 @@
-"""Optimizer, schedule and mixup, all from timm, SAM, and which parameters learn."""
+"""Optimizer, schedule and mixup, all from timm, SAM, what learns, and how the head begins."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +10,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stages.lib.core.errors import UserError
 from stages.lib.core.labels import CLASS_NAMES
 from stages.lib.training.params import Trainable, TrainParams
 
@@ -27,6 +28,23 @@ def make_optimizer(params: TrainParams, model: torch.nn.Module) -> torch.optim.O
         layer_decay=params.layer_decay,
         **({"fused": True} if is_fusible else {}),
     )
+
+
+def zero_head(model: torch.nn.Module) -> None:
+    """Let a timm model begin with P(fake) of nearly 0.5 for every image, and so a loss of ln 2.
+
+    Large first logits of a new head on pretrained features give losses far above that, and
+    gradients that spoil the features. Raises UserError for a model without such a head.
+    """
+    timm_model: Any = model
+    head = timm_model.get_classifier()
+    heads = head if isinstance(head, tuple) else (head,)  # DeiT has a second, for distillation
+    parameters = [parameter for head in heads for parameter in head.parameters()]
+    if not parameters:
+        raise UserError("train.zero_head: this model has no head with weights; set it to false")
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.mul_(0.01)
 
 
 def set_trainable(model: torch.nn.Module, which: Trainable) -> None:

@@ -26,6 +26,7 @@ BelowOne = Annotated[Share, Field(lt=1)]
 Factor = Annotated[float, Field(gt=0, le=1)]
 Quality = Annotated[int, Field(ge=1, le=100)]
 Optimizer = Annotated[str, AfterValidator(_check_optimizer)]
+EXPERT = "expert/"
 Trainable = Literal["all", "norms", "head"]
 
 
@@ -102,6 +103,23 @@ class TrainParams(ParallelHardwareParams):
                 "often, which needs no weights; set it to none or sources"
             )
         return self
+
+    @property
+    def networks(self) -> dict[str, "TrainParams"]:
+        """The parameters of each network, by the prefix of its figures in history.csv.
+
+        There is one, or a second as well, the expert, which sees pseudo-fakes and no other fakes.
+        """
+        return {"": self._of_network()} | (
+            {EXPERT: self._of_network(first_share=1.0, last_share=1.0)}
+            if self.pseudo_fakes.expert_weight
+            else {}
+        )
+
+    def _of_network(self, **shares: float) -> "TrainParams":
+        changes = {"expert_weight": 0.0, **shares}
+        pseudo_fakes = self.pseudo_fakes.model_copy(update=changes)
+        return self.model_copy(update={"pseudo_fakes": pseudo_fakes})
 
     @property
     def num_micro_batches(self) -> int:

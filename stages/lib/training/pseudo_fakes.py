@@ -59,6 +59,7 @@ class PseudoFakes(StageParams):
 
     first_share: Share
     last_share: Share
+    expert_weight: Annotated[Share, Field(lt=1)]
     face_width: Range[Share]
     kinds: Kinds
 
@@ -70,7 +71,7 @@ class PseudoFakes(StageParams):
     @model_validator(mode="after")
     def _check_kinds(self) -> Self:
         weights = self.kinds.model_dump().values()
-        if self.are_wanted and not any(weights):
+        if (self.are_wanted or self.expert_weight) and not any(weights):
             raise ValueError("kinds: every weight is 0; give one of them a weight")
         return self
 

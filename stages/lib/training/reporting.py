@@ -20,8 +20,12 @@ def announce(
     labels: dict[str, pd.DataFrame],
     hardware: Hardware,
     tracker: Tracker,
+    results: TrainingResults,
 ) -> None:
-    """Report device, model and data before the training."""
+    """Report device, model and data before the training of a network; of an expert, what it is."""
+    if results.prefix:
+        print("expert: a second network, which sees reals and pseudo-fakes alone", flush=True)
+        return
     num_parameters = count_parameters(detector)
     micro_batch = params.micro_batch_size(hardware.world_size)
     weights = f"weights from {params.weights}"
@@ -37,9 +41,7 @@ def announce(
     print(
         f"a step: {params.batch_size} images, {micro_batch} at a time in each process", flush=True
     )
-    tracker.log_tags(
-        {"device": str(hardware), "num_parameters": num_parameters, "micro_batch": micro_batch}
-    )
+    tracker.log_tags({"device": str(hardware), "micro_batch": micro_batch})
 
 
 def print_sources(labels: pd.DataFrame) -> None:
@@ -81,10 +83,13 @@ def report_epoch(
         f"  {speed['peak_memory_gb']:9.2f}{'  best' if results.best.epoch == epoch else ''}",
         flush=True,
     )
-    log_row(row, tracker)
-    tracker.log_metrics({f"speed/{name}": value for name, value in speed.items()}, step=epoch)
+    log_row(row, results.prefix, tracker)
+    tracker.log_metrics(
+        {f"speed/{results.prefix}{name}": value for name, value in speed.items()}, step=epoch
+    )
 
 
-def log_row(row: dict[str, float], tracker: Tracker) -> None:
-    """Write a row of history.csv to MLflow."""
-    tracker.log_epoch(int(row["epoch"]), {name: row[name] for name in row if name != "epoch"})
+def log_row(row: dict[str, float], prefix: str, tracker: Tracker) -> None:
+    """Write the figures of an epoch to MLflow."""
+    figures = {f"{prefix}{name}": row[name] for name in row if name != "epoch"}
+    tracker.log_epoch(int(row["epoch"]), figures)

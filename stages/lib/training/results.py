@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
 import torch
 
 from stages.lib.training.params import TrainParams
@@ -24,7 +25,8 @@ class Best:
 class TrainingResults:
     """What a training has reached."""
 
-    history: list[dict[str, float]] = field(default_factory=list)  # the rows of history.csv
+    prefix: str = ""  # of the figures of this network in history.csv and in MLflow
+    history: list[dict[str, float]] = field(default_factory=list)  # a row for each epoch
     best: Best = field(default_factory=Best)
     last: list[Weights] = field(default_factory=list)  # of the last epochs, if they are averaged
 
@@ -65,6 +67,17 @@ class TrainingResults:
         """Take over what state_dict has returned."""
         self.history, self.last = state["history"], state["last"]
         self.best = Best(**state["best"])
+
+
+def history_of(networks: list[TrainingResults]) -> pd.DataFrame:
+    """Return history.csv: a row for each epoch, with the figures of all networks.
+
+    The cells of a network that stopped before another one are empty.
+    """
+    columns = []
+    for one in networks:
+        columns.append(pd.DataFrame(one.history).set_index("epoch").add_prefix(one.prefix))
+    return pd.concat(columns, axis=1).rename_axis("epoch").reset_index()
 
 
 def choosing_auc(figures: dict[str, float], params: TrainParams) -> float:

@@ -26,16 +26,16 @@ LEAST_SPREAD = 0.5  # of the median
 
 
 def fit_distance(
-    detector: Detector, images: LabelledImages, labels: pd.DataFrame, params: TrainParams
+    detector: Detector, images: LabelledImages, params: TrainParams
 ) -> TrainingDistance | None:
     """Return the distance to training images, or None for a network without early blocks.
 
-    detector: in evaluation mode. images: those of the label table, unaugmented. Computes in fp32.
+    detector: in evaluation mode. images: unaugmented. Computes in fp32.
     """
-    if not early_blocks(detector.model):
+    if not early_blocks(detector):
         print(f"{params.model} does not return its early blocks: no distance is measured")
         return None
-    chosen = choose_evenly(labels, MOST_IMAGES, params.seed)
+    chosen = choose_evenly(images.labels, MOST_IMAGES, params.seed)
     batches = [
         chosen[first : first + BATCH_SIZE].tolist() for first in range(0, len(chosen), BATCH_SIZE)
     ]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 
-from stages.lib.core.labels import CLASS_NAMES
+from stages.lib.core.labels import whole_sources
 from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
 from stages.lib.detector.hardware import Hardware
 from stages.lib.detector.inference import gather_logits
@@ -29,15 +29,22 @@ def validation_loader(
 
 
 def validate(detector: Detector, loader: DataLoader, hardware: Hardware) -> dict[str, float]:
-    """Return AUC, accuracy at 0.5, loss and what source_aucs does, in every process.
-
-    The images are those of validation_loader.
-    """
-    detector.eval()
-    logits = gather_logits(
-        lambda inputs: fake_logit(detector(inputs)), loader, hardware, "validate"
-    )[:, 0]
+    """Return the figures of figures_of, in every process; the loader is from validation_loader."""
     images: Any = loader.dataset
+    return figures_of(logits_of(detector, loader, hardware), images)
+
+
+def logits_of(detector: Detector, loader: DataLoader, hardware: Hardware) -> torch.Tensor:
+    """Return log(P(fake) / P(real)) of all images, float64 (N,), in every process."""
+    detector.eval()
+    columns = gather_logits(
+        lambda inputs: fake_logit(detector(inputs)), loader, hardware, "validate"
+    )
+    return columns[:, 0]
+
+
+def figures_of(logits: torch.Tensor, images: LabelledImages) -> dict[str, float]:
+    """Return AUC, accuracy at 0.5, loss and what source_aucs does of logits, float64 (N,)."""
     targets = images.targets
     loss = F.binary_cross_entropy_with_logits(logits, torch.from_numpy(targets).double())
     if not torch.isfinite(loss):
@@ -57,14 +64,13 @@ def source_aucs(sources: pd.Series, targets: np.ndarray, scores: np.ndarray) -> 
     A source counts if it has a name and both classes. Where fewer than two count, there are none.
     """
     table = pd.DataFrame({"source": sources.to_numpy(), "target": targets, "score": scores})
-    names, aucs = [], []
-    for name, rows in table.groupby("source"):
-        if rows["target"].nunique() == len(CLASS_NAMES):
-            names.append(metric_name(str(name)))
-            aucs.append(float(roc_auc_score(rows["target"], rows["score"])))
-    if len(aucs) < 2:
+    figures = {}
+    for name in whole_sources(table):
+        rows = table[table["source"] == name]
+        figures[metric_name(str(name))] = float(roc_auc_score(rows["target"], rows["score"]))
+    if len(figures) < 2:
         return {}
-    figures = dict(zip(names, aucs, strict=True))
+    aucs = list(figures.values())
     figures |= {"mean": float(np.mean(aucs)), "worst": min(aucs)}
     return {f"val_auc/{name}": auc for name, auc in figures.items()}
 
