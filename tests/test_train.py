@@ -291,7 +291,7 @@ def test_the_average_of_the_last_epochs_is_their_mean() -> None:
 def test_the_average_is_kept_where_it_is_better_than_every_epoch(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, auc: float, averaged: int
 ) -> None:
-    stage = import_module("stages.train")
+    stage = import_module("stages.lib.training.epochs")
     validate, aucs, states = stage.validate, iter([0.6, 0.8, auc]), []
 
     def validate_as_told(detector: Detector, *arguments: Any) -> dict[str, float]:
