@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.stats import norm
 
 from stages import explain, predict, train
 from stages.lib import paths
@@ -64,47 +66,57 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 # The arithmetic
 
 
-def test_each_network_counts_by_its_weight_whatever_the_scale_of_its_logits() -> None:
-    random = torch.Generator().manual_seed(0)
-    reals = torch.randn((2, 200), generator=random).double()
+def mixture(logits: np.ndarray, reals: np.ndarray, weight: float) -> np.ndarray:
+    """Return the log odds of a mixture of two normal distributions against that of reals.
+
+    logits: float (2, N); reals: bool (N,).
+    """
+    mean, deviation = (f(logits[:, reals], axis=1)[:, None] for f in (np.mean, sample_deviation))
+    standardised = (logits - mean) / deviation
+    odds = norm.pdf(standardised, loc=2) / norm.pdf(standardised)
+    return np.log((1 - weight) * odds[0] + weight * odds[1])
+
+
+sample_deviation = partial(np.std, ddof=1)
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.3, 0.5])
+def test_it_is_the_odds_of_a_mixture_whatever_the_scale_of_the_logits(weight: float) -> None:
+    logits = np.random.default_rng(0).normal(0, [[1], [1.5]], (2, 300))
+    reals = np.arange(300) < 200
     ensemble = Ensemble(torch.nn.Identity(), torch.nn.Identity())
-
-    def joined(scale: float, shift: float, weight: float) -> torch.Tensor:
-        logits = torch.stack([reals[0], scale * reals[1] + shift])
-        ensemble.standardise(logits, weight)
-        return ensemble.joined(logits)
-
-    standardised = (reals - reals.mean(dim=1, keepdim=True)) / reals.std(dim=1, keepdim=True)
-    for weight in (0.0, 0.3, 0.5):
-        expected = (1 - weight) * standardised[0] + weight * standardised[1]
-        for scale, shift in ((1.0, 0.0), (7.0, -3.0)):
-            order = torch.corrcoef(torch.stack([joined(scale, shift, weight), expected]))
-            assert order[0, 1] == pytest.approx(1)
-    torch.testing.assert_close(joined(7.0, -3.0, 0.0), reals[0], atol=1e-5, rtol=1e-5)
-    both = joined(7.0, -3.0, 0.5)
-    assert float(both.mean()) == pytest.approx(
-        float(reals[0].mean() + 7 * reals[1].mean() - 3) / 2, abs=1e-4
-    )
+    for scale, shift in ((1.0, 0.0), (7.0, -3.0)):
+        scaled = torch.from_numpy(logits * [[1], [scale]] + [[0], [shift]])
+        ensemble.standardise(scaled[:, torch.from_numpy(reals)], weight)
+        joined = ensemble.joined(scaled).numpy()
+        np.testing.assert_allclose(joined, mixture(logits, reals, weight), atol=1e-5)
 
 
-def test_its_logits_are_the_weighted_sum_of_those_of_its_networks() -> None:
-    torch.manual_seed(0)
-    networks = [create_model("test_resnet", {}, "random").eval() for _ in range(2)]
-    ensemble = Ensemble(*networks).eval()
-    ensemble.standardise(torch.randn(2, 50).double(), 0.4)
+def test_a_network_that_knows_nothing_of_a_fake_does_not_outvote_the_other_one() -> None:
+    ensemble = Ensemble(torch.nn.Identity(), torch.nn.Identity())
+    found_by_one, found_by_none = ensemble.joined(torch.tensor([[-2.0, 0.9], [3.0, 0.9]]))
+    assert found_by_one > 2 and found_by_none < 0
+
+
+def test_its_logits_are_made_of_those_of_its_networks() -> None:
+    ensemble = an_ensemble()
     inputs = torch.rand(6, 3, 64, 64)
     with torch.inference_mode():
-        logits = torch.stack([fake_logit(network(inputs)) for network in networks])
-        expected = ensemble.joined(logits.double())
-        torch.testing.assert_close(fake_logit(ensemble(inputs)).double(), expected)
+        logits = torch.stack([fake_logit(network(inputs)) for network in ensemble.networks])
+        torch.testing.assert_close(fake_logit(ensemble(inputs)), ensemble.joined(logits))
+
+
+def an_ensemble() -> Ensemble:
+    torch.manual_seed(0)
+    networks = [create_model("test_resnet", {}, "random") for _ in range(2)]
+    ensemble = Ensemble(*networks).eval()
+    ensemble.standardise(torch.randn(2, 50).double(), 0.4)
+    return ensemble
 
 
 def test_it_can_be_exported(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    networks = [create_model("test_resnet", {}, "random") for _ in range(2)]
-    ensemble = Ensemble(*networks)
-    ensemble.standardise(torch.randn(2, 50).double(), 0.4)
-    preprocessing = resolve_preprocessing(networks[0], image_size=64)
+    ensemble = an_ensemble()
+    preprocessing = resolve_preprocessing(ensemble.networks[0], image_size=64)
     detector = Detector(ensemble, preprocessing).eval()
     export_network(detector, 64, tmp_path)
     inputs = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
@@ -145,15 +157,12 @@ def test_it_is_one_detector_everywhere(tracked: Path) -> None:
     val = read_labels(paths.LABELS / "val.csv")
     images = LabelledImages(val, paths.PACKED, config.preprocessing)
     inputs = torch.stack([images.inputs(index) for index in range(len(val))])
-    reals = (val["target"] == REAL).to_numpy(dtype=bool)
-    expected = np.zeros(len(val))
     with torch.inference_mode():
-        for network, weight in zip(detector.model.networks, (0.7, 0.3), strict=True):
-            alone = Detector(network, config.preprocessing).eval()
-            logits = fake_logit(alone(inputs)).numpy()
-            expected += weight * (logits - logits[reals].mean()) / logits[reals].std(ddof=1)
+        alone = [Detector(one, config.preprocessing).eval() for one in detector.model.networks]
+        of_networks = np.stack([fake_logit(one(inputs)).numpy() for one in alone])
         logits = fake_logit(detector(inputs)).numpy()
-    assert np.corrcoef(logits, expected)[0, 1] == pytest.approx(1, abs=1e-5)
+    reals = (val["target"] == REAL).to_numpy(dtype=bool)
+    np.testing.assert_allclose(logits, mixture(of_networks, reals, 0.3), atol=1e-3)
     predict.main()
     written = pd.read_csv(paths.SCORES / "val.csv").set_index("img_name")["logit"]
     np.testing.assert_allclose(written[val["img_name"]], logits, atol=1e-3)
@@ -171,7 +180,7 @@ def test_another_weight_trains_nothing_again_and_has_its_own_run(
     assert out.count("after epoch 2") == 2 and "  2/2 " not in out
     for number in (0, 1):
         assert_same(part_of(one, number), part_of(other, number))
-    assert not torch.equal(one["factors"], other["factors"])
+    assert not torch.equal(one["weights"], other["weights"])
     runs = runs_of(client_of(tracked))
     assert len(runs) == 2
     for one_run in runs:

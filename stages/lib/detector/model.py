@@ -37,7 +37,7 @@ WEIGHTS_FILE, CONFIG_FILE = paths.WEIGHTS.name, paths.CONFIG.name
 class Expert(FrozenModel):
     """The second network of an ensemble."""
 
-    weight: float  # of its logit; that of the first network is 1 - weight
+    weight: float  # of its odds; that of the first network is 1 - weight
     best_epoch: int
     averaged_epochs: int
 
