@@ -1,14 +1,17 @@
 """Every data set of data/README.md, small but whole, trained and judged by its command (slow)."""
 
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import av
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from stages.lib.core.labels import FAKE, REAL
 from stages.lib.core.params import read_yaml
@@ -116,13 +119,54 @@ def draw_benchmark(root: Path) -> None:
     (root / "UADFV.json").write_text(json.dumps({"UADFV": labels}))
 
 
+def draw_parquet(root: Path) -> None:
+    """Draw what the library `datasets` of Hugging Face writes, with a column for the generator."""
+    for name, first in (("train", 0), ("test", 100)):
+        images, labels, models = [], [], []
+        for index in range(first, first + 2 * NUMBER):
+            for target, model in ((REAL, ""), (FAKE, f"flux-{index % 2}")):
+                draw_image(root / "drawn.png", target, index)
+                images.append({"bytes": (root / "drawn.png").read_bytes(), "path": None})
+                labels.append("fake" if target == FAKE else "real")
+                models.append(model)
+        (root / "drawn.png").unlink()
+        (root / "data").mkdir(exist_ok=True)
+        table = pa.table({"image": images, "label": labels, "model": models})
+        parquet.write_table(table, root / f"data/{name}-00000-of-00001.parquet", row_group_size=9)
+
+
+def draw_image_folder(root: Path) -> None:
+    for name, first in (("train", 0), ("validation", 100)):
+        lines = []
+        for index in range(first, first + 2 * NUMBER):
+            for target, word in ((REAL, "photo"), (FAKE, "deepfake")):
+                draw_image(root / name / f"{word}_{index}.png", target, index)
+                facts = {"file_name": f"{word}_{index}.png", "label": target, "group": index}
+                lines.append(json.dumps(facts))
+        (root / name / "metadata.jsonl").write_text("\n".join(lines))
+
+
+def draw_archives(root: Path) -> None:
+    for name, first in (("train-000000", 0), ("train-000001", 50), ("val-000000", 100)):
+        with tarfile.open(root / f"{name}.tar", "w") as archive:
+            for index in range(first, first + NUMBER):
+                for target in (REAL, FAKE):
+                    draw_image(root / "drawn.png", target, index)
+                    archive.add(root / "drawn.png", f"{index}_{target}.png")
+                    (root / "label").write_text(str(target))
+                    archive.add(root / "label", f"{index}_{target}.cls")
+    (root / "drawn.png").unlink()
+    (root / "label").unlink()
+
+
 DRAWN: dict[str, Callable[[Path], object]] = {
     "faces": draw_folders, "mine": draw_manifest, "FaceForensics++": draw_faceforensics,
     "Celeb-DF-v2": draw_celebrities, "dfdc": draw_challenge, "DeepfakeBench": draw_benchmark,
+    "OpenFake": draw_parquet, "hub-faces": draw_image_folder, "shards": draw_archives,
     "ffdi": lambda root: draw_dataset(root, {"train": 60, "val": 40, "test": 10}),
 }  # fmt: skip
-LAYOUTS = ["folders", "manifest", "faceforensics", "celeb_df", "dfdc", "deepfakebench"]
-OF_VIDEOS = LAYOUTS[2:]
+OF_VIDEOS = ["faceforensics", "celeb_df", "dfdc", "deepfakebench"]
+LAYOUTS = ["folders", "manifest", *OF_VIDEOS, "parquet", "imagefolder", "webdataset"]
 
 
 @pytest.fixture(scope="module")

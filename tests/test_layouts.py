@@ -17,6 +17,7 @@ from tests.test_competition import touch
 PLAIN = ManifestParams(
     file=None,
     path="path",
+    image="image",
     label="label",
     split="split",
     family="family",

@@ -18,6 +18,7 @@ from stages import pack
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import load_params
 from stages.lib.data import image_facts, packing, shards
+from stages.lib.data.layouts.image_set import ImageSet
 from stages.lib.data.params import PackParams
 from stages.lib.images.packed_images import PackedImages, read_facts
 from tests.conftest import ROOT, set_params
@@ -97,10 +98,11 @@ def test_what_is_no_regular_file_is_never_read(tmp_path: Path, name: str) -> Non
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     errors = {}
+    image_set = ImageSet("train", tmp_path, pd.DataFrame())
     for target in ("/dev/zero", "pipe", "folder", "gone", "real"):
         (tmp_path / name).unlink(missing_ok=True)
         (tmp_path / name).symlink_to(target)
-        (_, facts), *_ = packing.read_file(tmp_path, {"img_name": name}, params)
+        (_, facts), *_ = packing.read_file(image_set, {"img_name": name}, params)
         errors[target] = facts.get("error")
     refused = "unreadable: no regular file"
     assert errors == {
@@ -220,11 +222,11 @@ def count_reads(monkeypatch: pytest.MonkeyPatch, limit: int = 10**9) -> list[str
     names: list[str] = []
     real_read = packing.read_file
 
-    def read(folder: Path, row: dict, params: PackParams) -> list[shards.Packed]:
+    def read(image_set: ImageSet, row: dict, params: PackParams) -> list[shards.Packed]:
         if len(names) == limit:
             raise KeyboardInterrupt
         names.append(row["img_name"])
-        return real_read(folder, row, params)
+        return real_read(image_set, row, params)
 
     monkeypatch.setattr(packing, "read_file", read)
     return names

@@ -1,7 +1,6 @@
 """Detectors of other people that are called: what they may return, and when a mistake is told."""
 
 import hashlib
-import re
 import shutil
 import signal
 import subprocess
@@ -399,22 +398,15 @@ def test_onnx_files_and_models_of_mlflow_can_be_called(
     assert expit(logits["logit"]).tolist() == pytest.approx(probabilities, abs=0.02)
 
 
-def test_the_published_detector_of_the_readme_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (code,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "metrics/README.md").read_text(), re.DOTALL
-    )
-    (tmp_path / "xception.py").write_text(code)
+def test_the_published_xception_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("legacy_xception", num_classes=2).eval()
     names = {name: f"backbone.{name.replace('fc.', 'last_linear.')}" for name in model.state_dict()}
     published = {names[name]: value for name, value in model.state_dict().items()}
     published["backbone.adjust_channel.0.weight"] = torch.zeros(512, 2048, 1, 1)
     torch.save(published, tmp_path / "xception_best.pth")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("XCEPTION_WEIGHTS", str(tmp_path / "xception_best.pth"))
     photos = [np.full((60, 50, 3), level, dtype=np.uint8) for level in (0, 255)]
-    scores = load_callable("xception:score", 1).score(photos)
+    scores = load_callable("tests.xception:score", 1).score(photos)
     with torch.inference_mode():
         inputs = torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 3, 256, 256)
         right = model(inputs).softmax(dim=1)[:, 1]

@@ -17,7 +17,7 @@ from stages.lib.core.files import main_workspace, remove_folder, sha256_of
 from stages.lib.data import image_facts, shards
 from stages.lib.data.image_facts import FACTS_SCHEMA
 from stages.lib.data.layouts import clips
-from stages.lib.data.layouts.image_set import ImageSet, file_of, is_video
+from stages.lib.data.layouts.image_set import ImageSet, is_video
 from stages.lib.data.params import PackParams
 from stages.lib.data.shards import SHARD_SCHEMA, ImageFile, Packed
 from stages.lib.images import decoding
@@ -38,7 +38,7 @@ class PackCache:
 
     def __init__(self, image_set: ImageSet, params: PackParams) -> None:
         """Name the folder of an image set; entering it waits for other runs that use it."""
-        self.image_folder = image_set.folder
+        self.image_set = image_set
         images = f"{image_set.folder.resolve()} {image_set.name}"  # sets may share a folder
         self.folder = (
             main_workspace() / ".dvc/tmp/pack" / _digest(images) / _digest(_method(params))
@@ -111,7 +111,7 @@ class PackCache:
 
     def _is_unchanged(self, name: str, facts: dict[str, Any]) -> bool:
         try:
-            status = file_of(self.image_folder, name).stat()
+            status = self.image_set.file_of(name).stat()
         except OSError:
             return False
         return (status.st_size, status.st_mtime_ns) == (facts["file_bytes"], facts["mtime_ns"])

@@ -16,7 +16,7 @@ from stages.lib.core.digests import write_digest
 from stages.lib.core.files import open_regular
 from stages.lib.data.image_facts import FACTS_SCHEMA, image_facts
 from stages.lib.data.layouts.clips import spread
-from stages.lib.data.layouts.image_set import ImageSet, file_of, is_video
+from stages.lib.data.layouts.image_set import ImageSet, is_video
 from stages.lib.data.pack_cache import PackCache
 from stages.lib.data.params import PackParams
 from stages.lib.data.shards import Packed, ShardWriter
@@ -38,7 +38,7 @@ def pack_images(image_set: ImageSet, folder: Path, params: PackParams) -> None:
     with PackCache(image_set, params) as cache:
         shards = ShardWriter(cache.new, params.shard_mb * 2**20)
         with progress_bar(f"pack {image_set.name}", len(rows)) as bar:
-            for batch, num_rows, count in _read_in_batches(image_set.folder, rows, cache, params):
+            for batch, num_rows, count in _read_in_batches(image_set, rows, cache, params):
                 shards.write(batch)
                 num_images += len(batch)
                 num_cached += count
@@ -78,7 +78,7 @@ def _number_key(name: str) -> str:
 
 
 def _read_in_batches(
-    folder: Path, rows: pd.DataFrame, cache: PackCache, params: PackParams
+    image_set: ImageSet, rows: pd.DataFrame, cache: PackCache, params: PackParams
 ) -> Iterator[tuple[list[Packed], int, int]]:
     """Yield images in order, of how many rows they are, and how many were packed by earlier runs.
 
@@ -92,7 +92,7 @@ def _read_in_batches(
             batch = part.astype(object).where(part.notna(), None).to_dict("records")
             cached = list(pool.map(cache.find, batch))
             missing = [row for row, images in zip(batch, cached, strict=True) if not images]
-            read = pool.map(lambda row: read_file(folder, row, params), missing)
+            read = pool.map(lambda row: read_file(image_set, row, params), missing)
             packed: list[Packed] = []
             for images in cached:
                 packed += images or next(read)
@@ -141,24 +141,24 @@ def dvc_cache() -> Path | None:
     return Path(done.stdout.strip()).resolve() if done.returncode == 0 else None
 
 
-def read_file(folder: Path, row: dict[str, Any], params: PackParams) -> list[Packed]:
-    """Return bytes and facts of an image file, or of the frames of a video.
+def read_file(image_set: ImageSet, row: dict[str, Any], params: PackParams) -> list[Packed]:
+    """Return bytes and facts of an image, or of the frames of a video.
 
-    A bad file gives one item without bytes, with a reason in the column `error`.
+    A bad one gives one item without bytes, with a reason in the column `error`.
     """
-    path = file_of(folder, row["img_name"])
+    name, containers = row["img_name"], image_set.containers
+    path = image_set.file_of(name)
     try:
         status = path.stat()
-        if params.outside == "refuse" and _leaves(folder, path):
+        if params.outside == "refuse" and _leaves(image_set.folder, path):
             raise UnusableImage("outside of the data set's folder (see pack.outside)")
-        if is_video(row["img_name"]):
+        if containers is None and is_video(name):
             images = _frames(path, row, params)
         else:
-            with open_regular(path) as file:
-                content = file.read()
+            content = containers.read(name) if containers else _read_regular(path)
             images = [(content, row | image_facts(content, params.max_pixels, params.find_faces))]
         file_facts = {
-            "file": row["img_name"],
+            "file": name,
             "file_bytes": status.st_size,
             "mtime_ns": status.st_mtime_ns,
             "num_frames": len(images),
@@ -170,6 +170,11 @@ def read_file(folder: Path, row: dict[str, Any], params: PackParams) -> list[Pac
         return [(b"", row | {"error": str(error)})]
     except OSError as error:
         return [(b"", row | {"error": f"unreadable: {error.strerror}"})]
+
+
+def _read_regular(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
 
 
 def _frames(path: Path, row: dict[str, Any], params: PackParams) -> list[Packed]:

@@ -16,11 +16,14 @@ from stages.lib.data.layouts.dfdc import dfdc_sets, is_dfdc
 from stages.lib.data.layouts.faceforensics import faceforensics_sets, is_faceforensics
 from stages.lib.data.layouts.folders import folder_sets
 from stages.lib.data.layouts.image_set import ImageSet, LeftOut, folders_in
+from stages.lib.data.layouts.imagefolder import has_metadata, imagefolder_sets
 from stages.lib.data.layouts.manifest import ManifestParams, manifest_sets
+from stages.lib.data.layouts.parquet import has_images, parquet_sets
+from stages.lib.data.layouts.webdataset import has_archives, webdataset_sets
 
 LayoutName = Literal[
     "auto", "competition", "manifest", "faceforensics", "celeb_df", "dfdc", "deepfakebench",
-    "folders",
+    "imagefolder", "parquet", "webdataset", "folders",
 ]  # fmt: skip
 READERS: dict[str, Callable[[Path, LeftOut], dict[str, ImageSet]]] = {
     "faceforensics": faceforensics_sets,
@@ -29,12 +32,20 @@ READERS: dict[str, Callable[[Path, LeftOut], dict[str, ImageSet]]] = {
     "deepfakebench": deepfakebench_sets,
     "folders": folder_sets,
 }
+WITH_COLUMNS: dict[str, Callable[[Path, ManifestParams], dict[str, ImageSet]]] = {
+    "manifest": manifest_sets,
+    "imagefolder": imagefolder_sets,
+    "parquet": parquet_sets,
+}
 CHECKS: dict[str, Callable[[Path], object]] = {  # whether a folder has a layout, in this order
     "competition": is_competition,
     "faceforensics": is_faceforensics,
     "celeb_df": is_celeb_df,
     "dfdc": is_dfdc,
     "deepfakebench": lists_of,
+    "imagefolder": has_metadata,
+    "parquet": has_images,
+    "webdataset": has_archives,
 }
 # The first of these that has both classes is evaluated.
 BEST_FOR_EVALUATION = ("test", "val", "train")
@@ -57,8 +68,10 @@ def find_sets(
     left_out = LeftOut()
     if name == "competition":
         sets = competition_sets(root)
-    elif name == "manifest":
-        sets = manifest_sets(root, manifest)
+    elif name in WITH_COLUMNS:
+        sets = WITH_COLUMNS[name](root, manifest)
+    elif name == "webdataset":
+        sets = webdataset_sets(root, manifest, left_out)
     else:
         sets = READERS[name](root, left_out)
     for line in left_out.lines():

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Protocol
 
 import pandas as pd
 
@@ -15,7 +16,7 @@ from stages.lib.images.ignored_files import is_ignored
 
 SET_NAMES = ("train", "val", "test")
 ROW_TYPES = {
-    "img_name": "str",  # path of the file in the folder, with /; unique
+    "img_name": "str",  # path of the file in the folder, with /, and # and the place in it; unique
     "target": "Int8",  # 0 real, 1 fake, empty: unknown
     "family": "str",  # the manipulation method of a fake, empty: unknown
     "source": "str",  # the collection that an image is from, empty: unknown
@@ -28,6 +29,16 @@ MOST_SUFFIXES = 8  # that are named
 ListedImage = dict[str, str | int | None]  # a row of such a table; what it does not have is empty
 
 
+class Containers(Protocol):
+    """Files with many images each, in the folder of an image set. Threads use it together."""
+
+    def file_of(self, name: str) -> str:
+        """Return the path, in the folder, of the file that has an image; name: its img_name."""
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of an image; raises UnusableImage or OSError."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """The images of one set and where they are."""
@@ -35,6 +46,11 @@ class ImageSet:
     name: str  # one of SET_NAMES; `NAME.set` of an evaluation set
     folder: Path
     rows: pd.DataFrame  # with the columns of ROW_TYPES
+    containers: Containers | None = None  # None: each image is a file
+
+    def file_of(self, name: str) -> Path:
+        """Return the path of the file that an image is, or is in; name: its img_name."""
+        return file_of(self.folder, self.containers.file_of(name) if self.containers else name)
 
 
 @dataclass

@@ -5,8 +5,7 @@ folder, or are absolute. Tables need about 1 kB of memory for each row.
 """
 
 import posixpath
-from collections.abc import Collection, Mapping
-from decimal import Decimal
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -15,16 +14,14 @@ import pyarrow as pa
 from pyarrow import json, parquet
 
 from stages.lib.core.errors import UserError, did_you_mean, short
-from stages.lib.core.labels import FAKE, REAL
 from stages.lib.core.params import StageParams
 from stages.lib.data.csv_rows import read_csv, refuse_twice
+from stages.lib.data.layouts.columns import optional, targets_of, text_columns, where
 from stages.lib.data.layouts.image_set import ROW_TYPES, SET_NAMES, ImageSet
 from stages.lib.data.layouts.words import SET_WORDS
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-PLAIN_LABELS = {"0": REAL, "1": FAKE}
-TRUTHS = {"false": "0", "true": "1"}
 
 
 class ManifestParams(StageParams):
@@ -32,6 +29,7 @@ class ManifestParams(StageParams):
 
     file: str | None
     path: str
+    image: str
     label: str
     split: str
     family: str
@@ -43,7 +41,7 @@ class ManifestParams(StageParams):
     @property
     def columns(self) -> list[str]:
         """Those of the file that are read; no two with one name."""
-        named = self.model_dump(exclude={"file", "labels"})
+        named = self.model_dump(exclude={"file", "image", "labels"})
         return list(dict.fromkeys(named.values()))
 
 
@@ -56,22 +54,22 @@ def manifest_sets(root: Path, params: ManifestParams) -> dict[str, ImageSet]:
         raise UserError(
             f"data.manifest.file = '{params.file}': {file} is not a {', '.join(SUFFIXES)} file"
         )
-    columns, table = _read(file, params.columns)
+    columns, table = read_columns(file, params.columns)
     for name, column in (("path", params.path), ("label", params.label)):
         if column not in table:
             hint = did_you_mean(column, columns) or f"; it has {short(', '.join(columns))}"
             raise UserError(f"{file}: has no column '{column}' (data.manifest.{name}){hint}")
     rows = pd.DataFrame(
         {
-            "img_name": _names(table[params.path], root, file),
-            "target": _targets(table[params.label], params.labels, file),
-            "family": _optional(table, params.family),
-            "source": _optional(table, params.source),
-            "given_group": _optional(table, params.group),
-            "video": _optional(table, params.video),
+            "img_name": names_of(table[params.path], root, file),
+            "target": targets_of(table[params.label], params.labels, file),
+            "family": optional(table, params.family),
+            "source": optional(table, params.source),
+            "given_group": optional(table, params.group),
+            "video": optional(table, params.video),
         }
     ).astype(ROW_TYPES)
-    sets = _sets(_optional(table, params.split), file)
+    sets = sets_of_words(optional(table, params.split), file)
     _check(rows, sets, file)
     return {
         name: ImageSet(name, root, rows[sets == name].reset_index(drop=True))
@@ -80,7 +78,7 @@ def manifest_sets(root: Path, params: ManifestParams) -> dict[str, ImageSet]:
     }
 
 
-def _read(file: Path, wanted: Collection[str]) -> tuple[list[str], pd.DataFrame]:
+def read_columns(file: Path, wanted: Collection[str]) -> tuple[list[str], pd.DataFrame]:
     """Return the names of all columns, and the wanted ones as text, a missing cell empty.
 
     The index has the number of each row: of its line, where the file has lines. Raises UserError
@@ -115,44 +113,16 @@ def _read_typed(file: Path, wanted: Collection[str]) -> tuple[list[str], pd.Data
     """Return the names of all columns of JSON lines or a Parquet file, and the wanted ones."""
     if file.suffix.lower() == ".parquet":
         columns = parquet.read_schema(file).names
-        read = [name for name in columns if name.strip() in wanted]
-        table = parquet.read_table(file, columns=read)
+        table = parquet.read_table(file, columns=[one for one in columns if one.strip() in wanted])
     else:
         table = json.read_json(file)
         columns = table.column_names
     columns = [name.strip() for name in columns]
     refuse_twice(columns, wanted, str(file))
-    table = table.rename_columns([name.strip() for name in table.column_names])
-    text = pd.DataFrame({name: _as_text(table[name]) for name in wanted if name in columns})
-    text.index = pd.RangeIndex(1, len(table) + 1)
-    for name in text:
-        broken = text[name].str.contains("[\r\n]", regex=True)
-        if broken.any():
-            row = int(broken.idxmax())
-            raise UserError(
-                f"{_where(file, row)}: '{short(text[name][row])}' has a line break in it; take it "
-                f"out of the column {short(name)}"
-            )
-    return columns, text.apply(lambda column: column.str.strip())
+    return columns, text_columns(table, wanted, file)
 
 
-def _as_text(column: pa.ChunkedArray) -> pd.Series:
-    """Return a column as text: whole numbers without a point, empty for a missing cell."""
-    if pa.types.is_floating(column.type):
-        values = column.to_pandas()
-        if (values.dropna() % 1 == 0).all():
-            column = pa.chunked_array([pa.array(values.astype("Int64"))])
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    return column.cast(pa.string()).fill_null("").to_pandas().astype("str")
-
-
-def _where(file: Path, row: int) -> str:
-    """Return where the row of that number is, in a file with or without lines."""
-    return f"{file}: row {row}" if file.suffix.lower() == ".parquet" else f"{file}:{row}"
-
-
-def _names(paths: pd.Series, root: Path, file: Path) -> pd.Series:
+def names_of(paths: pd.Series, root: Path, file: Path) -> pd.Series:
     """Return paths as they start at the folder, with /."""
     names = paths.str.replace("\\", "/", regex=False)
     start = root.resolve().as_posix() + "/"
@@ -160,53 +130,18 @@ def _names(paths: pd.Series, root: Path, file: Path) -> pd.Series:
     names = names.str.removeprefix(start)
     bad = (names == "") | names.str.contains("\0", regex=False)
     if bad.any():
-        raise UserError(f"{_where(file, int(bad.idxmax()))}: no path of an image")
+        raise UserError(f"{where(file, int(bad.idxmax()))}: no path of an image")
     twice = names.duplicated()
     if twice.any():
         row = int(twice.idxmax())
-        first = _where(Path(file.name), int((names == names[row]).idxmax()))
+        first = where(Path(file.name), int((names == names[row]).idxmax()))
         raise UserError(
-            f"{_where(file, row)}: '{short(names[row])}' is listed before, {first}; remove one"
+            f"{where(file, row)}: '{short(names[row])}' is listed before, {first}; remove one"
         )
     return names
 
 
-def _targets(words: pd.Series, labels: Mapping[str | int | bool, int], file: Path) -> pd.Series:
-    """Return 0, 1 or empty for each word; raises UserError with all words that have no meaning.
-
-    A number means the same in every spelling: who says what 1 is also says what 1.0 and True are.
-    """
-    meanings: dict[str, int] = {}
-    for word, label in labels.items():
-        if meanings.setdefault(_plain(str(word)), label) != label:
-            raise UserError(
-                f"data.manifest.labels: '{short(word)}' is there twice, in two spellings, as 0 and "
-                "as 1; remove one"
-            )
-    plain = {word: _plain(word) for word in words.unique()}
-    targets = words.map(plain).map(PLAIN_LABELS | meanings).astype("Int8")
-    unknown = sorted(words[targets.isna() & (words != "")].unique())
-    if unknown:
-        listed = ", ".join(repr(short(word, 30)) for word in unknown[:8])
-        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-        raise UserError(
-            f"{file}: labels without a meaning: {listed}{more}; say in data.manifest.labels which "
-            "are 0 (real) and which 1 (fake)"
-        )
-    return targets
-
-
-def _plain(word: str) -> str:
-    """Return a label in one spelling: no capitals, a number as short as it gets, 1 for true."""
-    word = word.strip().casefold()
-    try:
-        number = Decimal(word.replace("_", "x"))  # Python would read 1_0 as 10
-        return str(number.normalize() + 0) if number.is_finite() else word
-    except ArithmeticError:
-        return TRUTHS.get(word, word)
-
-
-def _sets(words: pd.Series, file: Path) -> pd.Series:
+def sets_of_words(words: pd.Series, file: Path) -> pd.Series:
     """Return train, val or test for each row; train where there is no such column."""
     if words.isna().all():
         return pd.Series("train", index=words.index)
@@ -214,17 +149,10 @@ def _sets(words: pd.Series, file: Path) -> pd.Series:
     unknown = words.fillna("")[sets.isna()]
     if len(unknown):
         raise UserError(
-            f"{_where(file, int(unknown.index[0]))}: split '{short(unknown.iloc[0])}', expected "
+            f"{where(file, int(unknown.index[0]))}: split '{short(unknown.iloc[0])}', expected "
             f"one of {', '.join(SET_WORDS)}"
         )
     return sets
-
-
-def _optional(table: pd.DataFrame, column: str) -> pd.Series:
-    """Return a column, missing where its cell is empty, or where there is no such column."""
-    if column not in table:
-        return pd.Series(None, index=table.index, dtype="str")
-    return table[column].mask(table[column] == "")
 
 
 def _check(rows: pd.DataFrame, sets: pd.Series, file: Path) -> None:
@@ -233,6 +161,6 @@ def _check(rows: pd.DataFrame, sets: pd.Series, file: Path) -> None:
     if unlabelled.any():
         row = int(unlabelled.idxmax())
         raise UserError(
-            f"{_where(file, row)}: no label, and the {sets[row]} set needs one; give each image "
+            f"{where(file, row)}: no label, and the {sets[row]} set needs one; give each image "
             "0 or 1, or put it into the test set"
         )

@@ -59,6 +59,12 @@ def class_of(name: str) -> int | None:
     return classes.pop()
 
 
+def class_of_folders(path: str) -> int | None:
+    """Return the class that the nearest folder of a file says; path: of the file, with /."""
+    classes = map(class_of, reversed(path.split("/")[:-1]))
+    return next((target for target in classes if target is not None), None)
+
+
 def is_digit(name: str) -> bool:
     """Return whether a name says a class by a digit alone."""
     return name in (str(REAL), str(FAKE))
