@@ -297,11 +297,15 @@ def screenshots() -> Path:
 
 def readme_commands(beginning: str) -> list[str]:
     """Return the commands of the block that begins so, in one of the README files."""
+    (block,) = [block for block in readme_blocks("sh") if block.startswith(beginning)]
+    return block.splitlines()
+
+
+def readme_blocks(language: str) -> list[str]:
+    """Return the blocks of code in this language in the README files."""
     files = [ROOT / "README.md", *ROOT.glob("*/README.md")]
     text = "\n".join(file.read_text() for file in files)
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    (block,) = [block for block in blocks if block.startswith(beginning)]
-    return block.splitlines()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def wait_for(look: Callable[[], Any], seconds: int = 90) -> Any:

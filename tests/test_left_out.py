@@ -320,3 +320,27 @@ def test_leaving_one_source_out_as_the_readme_shows(tmp_path: Path) -> None:
     set_params(clone, {"train.lr": 0.01})
     run("bash", "-c", card, cwd=clone)
     assert f"{never_seen}not measured for this recipe.**" in (clone / paths.CARD).read_text()
+
+
+@pytest.mark.slow
+def test_other_weights_of_an_expert_train_nothing_again(tmp_path: Path) -> None:
+    """Two weights for each of two sources, side by side with the baseline, which has none."""
+    root = draw_sources(tmp_path / "faces")
+    more = {"data.root": str(root), "data.manifest.file": "list.csv", "train.epochs": 1}
+    clone = clone_project(tmp_path / "clone", TINY | more)
+    sources = "prepare.hold_out_sources=[dfdc],[lfw]"
+    weights = "train.pseudo_fakes.expert_weight=0.25,0.5"
+    run("dvc", "exp", "run", "--queue", "evaluate", "-S", sources, "-S", weights, cwd=clone)
+    run("dvc", "queue", "start", cwd=clone)
+    wait_for_queue(clone)
+    lines = run("python", "-m", "stages.chores.left_out", cwd=clone).stdout.splitlines()
+    rows = pd.read_csv(clone / paths.LEFT_OUT)
+    pairs = sorted(zip(rows["source"], rows["expert_weight"], strict=True))
+    assert pairs == [*product(["dfdc", "lfw"], [0.25, 0.5])] and rows["recipe"].nunique() == 1
+    assert f"recipe {rows['recipe'][0]}, the expert at the weight that is best on" in "\n".join(
+        lines
+    )
+    names = run("dvc", "exp", "list", "--name-only", cwd=clone).stdout.split()
+    logs = [run("dvc", "queue", "logs", name, cwd=clone).stdout for name in names]
+    assert sum(log.count("this network was trained before") for log in logs) == 4
+    assert sum(log.count("  1/1 ") for log in logs) == 4

@@ -101,6 +101,28 @@ def test_what_is_no_image_is_refused_with_its_row(
         model.predict(pd.DataFrame({column: [value]}))
 
 
+@pytest.mark.parametrize("verdicts", [False, True])
+def test_bad_images_are_rows_with_their_reason_where_that_is_wanted(
+    model: PyFuncModel, files: list[str], verdicts: bool
+) -> None:
+    content = Path(files[0]).read_bytes()
+    table = pd.DataFrame({"image": [b"no image", content, b"", content]})
+    params = {"verdicts": verdicts, "bad_images": "report"}
+    answer = model.predict(table, params=params)
+    right = model.predict(table.iloc[[1, 3]], params={"verdicts": verdicts}).fillna({"doubt": ""})
+    assert list(answer.columns) == [*right.columns, "error"]
+    pd.testing.assert_frame_equal(
+        answer.iloc[[1, 3]][list(right.columns)].reset_index(drop=True), right, check_dtype=False
+    )
+    assert answer["score"].isna().tolist() == [True, False, True, False]
+    assert "not an image of a known format" in answer["error"][0] and answer["error"][2]
+    assert answer["error"][1] == answer["error"][3] == ""
+    alone = model.predict(table.iloc[:1], params=params)
+    assert list(alone.columns) == list(answer.columns) and alone["score"].dtype == float
+    with pytest.raises(MlflowException, match="bad_images = 'drop': give one of refuse, report"):
+        model.predict(table, params={"bad_images": "drop"})
+
+
 def test_a_path_says_nothing_of_files_that_are_not_below_its_folder(
     pipeline: Path, tmp_path: Path
 ) -> None:

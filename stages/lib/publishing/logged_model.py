@@ -99,7 +99,8 @@ def _digest_of_code(settings: list[str]) -> str:
 def _signature() -> "ModelSignature":
     """Return the schema of the served model: one of three columns in, the score out.
 
-    With the parameter `verdicts` it returns more columns, which a schema cannot express.
+    With the parameters `verdicts` and `bad_images` it returns more columns, which a schema cannot
+    express.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -108,8 +109,9 @@ def _signature() -> "ModelSignature":
     kinds = {"image": DataType.binary, "path": DataType.string, "pixels": AnyType()}
     inputs = [ColSpec(kind, name, required=False) for name, kind in kinds.items()]
     verdicts = ParamSpec("verdicts", DataType.boolean, default=False)
+    bad_images = ParamSpec("bad_images", DataType.string, default="refuse")
     outputs = Schema([ColSpec(DataType.double, "score")])
-    return ModelSignature(Schema(inputs), outputs, ParamSchema([verdicts]))
+    return ModelSignature(Schema(inputs), outputs, ParamSchema([verdicts, bad_images]))
 
 
 def _example_image() -> bytes:

@@ -55,6 +55,9 @@ def print_sources(labels: pd.DataFrame) -> None:
 
 def report_start(results: TrainingResults, loop: TrainingLoop) -> None:
     """Print where a resumed training goes on, and the headings of the table of epochs."""
+    if results.is_finished(loop.params):
+        print("this network was trained before: its checkpoint has all epochs", flush=True)
+        return
     where = ""
     if loop.done:
         total = loop.steps_per_epoch * loop.params.num_micro_batches

@@ -32,7 +32,7 @@ from stages.lib.images.decoding import UnusableImage
 
 SUFFIX = ".parquet"
 LEAST_GROUPS = 2  # row groups that are kept: threads may be in two at once
-MOST_BYTES = 256 * 2**20  # of more row groups
+MOST_BYTES = 64 * 2**20  # of more row groups
 UNKNOWN = -1  # what the library `datasets` writes for a class that is not known
 
 
@@ -172,6 +172,7 @@ class RowGroups:
         self.root, self.columns = root, columns
         self.lock = Lock()
         self.groups: OrderedDict[tuple[str, int], pa.ChunkedArray] = OrderedDict()
+        self.num_bytes = 0  # of those
         self.file = ""  # the one that is open
         self.reader: Any = None
         self.ends: list[int] = []  # of its row groups, in rows
@@ -204,16 +205,15 @@ class RowGroups:
         first = self.ends[number - 1] if number else 0
         key = (file, number)
         if key not in self.groups:
-            column = self.columns[file]
-            table = self.reader.read_row_group(number, columns=[column])
-            cells = table.column(0)
-            if pa.types.is_struct(cells.type):
-                cells = pa.chunked_array([one.field("bytes") for one in cells.chunks])
-            self.groups[key] = cells
-        self.groups.move_to_end(key)
-        while len(self.groups) > LEAST_GROUPS and self._num_bytes() > MOST_BYTES:
-            self.groups.popitem(last=False)
+            self.groups[key] = self._read_group(file, number)
+            self.num_bytes += self.groups[key].nbytes
+        while len(self.groups) > LEAST_GROUPS and self.num_bytes > MOST_BYTES:
+            _, oldest = self.groups.popitem(last=False)
+            self.num_bytes -= oldest.nbytes
         return self.groups[key], row - first
 
-    def _num_bytes(self) -> int:
-        return sum(cells.nbytes for cells in self.groups.values())
+    def _read_group(self, file: str, number: int) -> pa.ChunkedArray:
+        cells = self.reader.read_row_group(number, columns=[self.columns[file]]).column(0)
+        if pa.types.is_struct(cells.type):
+            cells = pa.chunked_array([one.field("bytes") for one in cells.chunks])
+        return cells
