@@ -69,3 +69,11 @@ def test_the_views_keep_shape_and_type() -> None:
         assert view(inputs).dtype == torch.uint8
     flat = torch.full((1, 3, 16, 16), 9, dtype=torch.uint8)
     assert torch.equal(SCORED_VIEWS["zoomed"](flat), flat)
+
+
+def test_a_job_of_slurm_is_not_taken_for_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm sets these for each command of a job with two tasks."""
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    hardware = set_up_hardware("cpu", 1)
+    assert (hardware.rank, hardware.world_size) == (0, 1)

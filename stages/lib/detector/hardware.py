@@ -66,7 +66,9 @@ def set_up_hardware(device: DeviceName, num_threads: int, bf16: bool = False) ->
     name = _find_device(device)
     if name == "cpu":
         keep_freed_memory()
-    process = init_distributed_device_so(name)
+    process = {"device": name, "global_rank": 0, "world_size": 1}
+    if "RANK" in os.environ:  # set by torchrun; timm goes by variables of Slurm's jobs as well
+        process = init_distributed_device_so(name)
     own_device = torch.device(process["device"])
     if own_device.type == "cuda" and own_device.index is None:  # torch.cuda may need the number
         own_device = torch.device("cuda", torch.cuda.current_device())
