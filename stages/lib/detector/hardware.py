@@ -66,7 +66,7 @@ def set_up_hardware(device: DeviceName, num_threads: int, bf16: bool = False) ->
     name = _find_device(device)
     if name == "cpu":
         keep_freed_memory()
-    process = {"device": name, "global_rank": 0, "world_size": 1}
+    process: dict[str, Any] = {"device": name, "global_rank": 0, "world_size": 1}
     if "RANK" in os.environ:  # set by torchrun; timm goes by variables of Slurm's jobs as well
         process = init_distributed_device_so(name)
     own_device = torch.device(process["device"])
