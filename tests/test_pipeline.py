@@ -36,6 +36,7 @@ from tests.conftest import (
     store_of,
 )
 from tests.test_design import STAGES, loaded_params
+from tests.test_hub_layouts import write_hub_parquet
 
 SPLITS = ("val", "calibration", "test")
 
@@ -268,6 +269,9 @@ def test_every_stage_gives_the_same_bytes_again(
         {"data.root": str(write_manifest(clone / "listed")), "data.manifest.file": "list.csv"},
     )
     import_module("stages.pack").main()  # a manifest reads more parameters
+    write_hub_parquet(clone / "hub/train.parquet", range(4))
+    set_params(clone, {"data.root": str(clone / "hub"), "data.manifest.file": None})
+    import_module("stages.pack").main()  # and so do images in a table
     models = {
         model for model in models_below(StageParams) if model.__module__.startswith("stages.")
     }
