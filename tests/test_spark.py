@@ -19,18 +19,18 @@ TABLE = 'spark.read.parquet("/data/faces")'
 SMALL = 'SparkSession.builder.master("local[2]").config("spark.ui.enabled", False)'
 
 
-def examined(pipeline: Path, folder: Path, source: str) -> pd.DataFrame:
+def examined(pipeline: Path, folder: Path, source: str, output: Path) -> pd.DataFrame:
     """Run the README's lines with this source of images; return what they write."""
     (code,) = [block for block in readme_blocks("python") if "SparkSession" in block]
     assert code.count(FILES) == 1
     code = code.replace(FILES, source).replace("SparkSession.builder", SMALL)
     code = code.replace("models:/deepfake-detector@champion", MODEL)
-    code = code.replace("/data/verdicts", f"{folder}/verdicts-of-{source[11:18]}")
+    code = code.replace("/data/verdicts", str(output))
     store = f"import mlflow\nmlflow.set_tracking_uri('sqlite:///{pipeline}/mlflow.db')\n"
     (folder / "script.py").write_text(store + code.replace("/data/", f"{folder}/"))
     env = environment() | {"PYSPARK_PYTHON": sys.executable}
     subprocess.run([sys.executable, "script.py"], cwd=folder, env=env, check=True)
-    table = pd.read_parquet(folder / f"verdicts-of-{source[11:18]}")
+    table = pd.read_parquet(output)
     return table.assign(name=table["path"].map(lambda path: Path(path).name)).set_index("name")
 
 
@@ -48,7 +48,7 @@ def test_spark_gives_the_verdicts_of_detect(pipeline: Path, tmp_path: Path) -> N
     table = pa.table({"path": [path.name for path in paths], "content": contents})
     parquet.write_table(table, tmp_path / "faces/0000.parquet", row_group_size=5)
 
-    found = examined(pipeline, tmp_path, FILES)
+    found = examined(pipeline, tmp_path, FILES, tmp_path / "of_files")
     bad = found[found["error"] != ""]
     assert list(bad.index) == ["broken.jpg"] and bad["score"].isna().all()
     assert "not an image" in bad["error"].iloc[0]
@@ -61,7 +61,7 @@ def test_spark_gives_the_verdicts_of_detect(pipeline: Path, tmp_path: Path) -> N
     same = found["verdict"] == detected["verdict"].reindex(found.index)
     assert same.drop("broken.jpg").all()
 
-    of_table = examined(pipeline, tmp_path, TABLE)
+    of_table = examined(pipeline, tmp_path, TABLE, tmp_path / "of_table")
     pd.testing.assert_frame_equal(
         of_table.drop(columns="path").sort_index(), found.drop(columns="path").sort_index()
     )

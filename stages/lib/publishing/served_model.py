@@ -75,11 +75,11 @@ class ServedDetector(PythonModel):
                 f"bad_images = '{bad_images}': give one of {', '.join(BAD_IMAGES)}"
             )
         rows = list(enumerate(model_input.reindex(columns=list(COLUMNS)).to_dict("records")))
-        answers = [pd.DataFrame({"score": np.empty(0)})]
-        for first in range(0, len(rows), BATCH_SIZE):
-            batch = rows[first : first + BATCH_SIZE]
-            answers.append(self._answer(batch, bool(params.get("verdicts")), bad_images))
-        return pd.concat(answers[1:] or answers, ignore_index=True)
+        batches = [rows[first : first + BATCH_SIZE] for first in range(0, len(rows), BATCH_SIZE)]
+        has_verdicts = bool(params.get("verdicts"))
+        answers = [self._answer(batch, has_verdicts, bad_images) for batch in batches]
+        empty = pd.DataFrame({"score": np.empty(0)})
+        return pd.concat(answers or [empty], ignore_index=True)
 
     def _answer(self, rows: list[Row], has_verdicts: bool, bad_images: str) -> pd.DataFrame:
         """Return scores or verdicts of a batch, where wanted with the reasons of bad images."""

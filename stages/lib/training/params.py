@@ -110,11 +110,10 @@ class TrainParams(ParallelHardwareParams):
 
         There is one, or a second as well, the expert, which sees pseudo-fakes and no other fakes.
         """
-        return {"": self._of_network()} | (
-            {EXPERT: self._of_network(first_share=1.0, last_share=1.0)}
-            if self.pseudo_fakes.expert_weight
-            else {}
-        )
+        networks = {"": self._of_network()}
+        if self.pseudo_fakes.expert_weight:
+            networks[EXPERT] = self._of_network(first_share=1.0, last_share=1.0)
+        return networks
 
     def _of_network(self, **shares: float) -> "TrainParams":
         changes = {"expert_weight": 0.0, **shares}

@@ -25,17 +25,18 @@ LayoutName = Literal[
     "auto", "competition", "manifest", "faceforensics", "celeb_df", "dfdc", "deepfakebench",
     "imagefolder", "parquet", "webdataset", "folders",
 ]  # fmt: skip
-READERS: dict[str, Callable[[Path, LeftOut], dict[str, ImageSet]]] = {
-    "faceforensics": faceforensics_sets,
-    "celeb_df": celeb_df_sets,
-    "dfdc": dfdc_sets,
-    "deepfakebench": deepfakebench_sets,
-    "folders": folder_sets,
-}
-WITH_COLUMNS: dict[str, Callable[[Path, ManifestParams], dict[str, ImageSet]]] = {
-    "manifest": manifest_sets,
-    "imagefolder": imagefolder_sets,
-    "parquet": parquet_sets,
+Reader = Callable[[Path, ManifestParams, LeftOut], dict[str, ImageSet]]
+READERS: dict[str, Reader] = {
+    "competition": lambda root, columns, left_out: competition_sets(root),
+    "manifest": lambda root, columns, left_out: manifest_sets(root, columns),
+    "faceforensics": lambda root, columns, left_out: faceforensics_sets(root, left_out),
+    "celeb_df": lambda root, columns, left_out: celeb_df_sets(root, left_out),
+    "dfdc": lambda root, columns, left_out: dfdc_sets(root, left_out),
+    "deepfakebench": lambda root, columns, left_out: deepfakebench_sets(root, left_out),
+    "imagefolder": lambda root, columns, left_out: imagefolder_sets(root, columns),
+    "parquet": lambda root, columns, left_out: parquet_sets(root, columns),
+    "webdataset": webdataset_sets,
+    "folders": lambda root, columns, left_out: folder_sets(root, left_out),
 }
 CHECKS: dict[str, Callable[[Path], object]] = {  # whether a folder has a layout, in this order
     "competition": is_competition,
@@ -66,14 +67,7 @@ def find_sets(
         )
     name = _find_layout(root, manifest, parameter) if layout == "auto" else layout
     left_out = LeftOut()
-    if name == "competition":
-        sets = competition_sets(root)
-    elif name in WITH_COLUMNS:
-        sets = WITH_COLUMNS[name](root, manifest)
-    elif name == "webdataset":
-        sets = webdataset_sets(root, manifest, left_out)
-    else:
-        sets = READERS[name](root, left_out)
+    sets = READERS[name](root, manifest, left_out)
     for line in left_out.lines():
         print(f"{root}: {line}", flush=True)
     if not sets:

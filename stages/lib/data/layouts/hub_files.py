@@ -4,8 +4,16 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+import pandas as pd
+
 from stages.lib.core.errors import UserError
-from stages.lib.data.layouts.image_set import SET_NAMES, folders_in
+from stages.lib.data.layouts.image_set import (
+    SET_NAMES,
+    Containers,
+    ImageSet,
+    folders_in,
+    sets_by_name,
+)
 from stages.lib.data.layouts.words import SET_WORDS, words_of
 from stages.lib.images.ignored_files import is_ignored
 
@@ -37,6 +45,17 @@ def sets_of_files(root: Path, files: Iterable[Path]) -> dict[Path, str]:
             f"{', '.join(SET_NAMES)} into its name"
         )
     return {file: name or "train" for file, name in sets.items()}
+
+
+def sets_of_tables(
+    root: Path, tables: Iterable[tuple[str, pd.DataFrame]], containers: Containers
+) -> dict[str, ImageSet]:
+    """Return the sets of the rows of many files; tables: with the name of their set."""
+    named = {number: rows.assign(set=name) for number, (name, rows) in enumerate(tables)}
+    if not named:
+        return {}
+    rows = pd.concat(named, ignore_index=True)
+    return sets_by_name(root, rows.drop(columns="set"), rows["set"], containers)
 
 
 def _set_of(path: str, file: Path) -> str | None:

@@ -94,6 +94,17 @@ def sets_of(root: Path, images: Mapping[str, Sequence[ListedImage]]) -> dict[str
     return {name: ImageSet(name, root, table_of(of)) for name, of in images.items() if of}
 
 
+def sets_by_name(
+    root: Path, rows: pd.DataFrame, sets: pd.Series, containers: Containers | None = None
+) -> dict[str, ImageSet]:
+    """Return the sets that have images; sets: the name of the set of each row."""
+    return {
+        name: ImageSet(name, root, rows[sets == name].reset_index(drop=True), containers)
+        for name in SET_NAMES
+        if (sets == name).any()
+    }
+
+
 def is_video(name: str) -> bool:
     """Return whether a file name is that of a video."""
     return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES

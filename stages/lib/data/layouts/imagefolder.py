@@ -13,8 +13,14 @@ import pandas as pd
 
 from stages.lib.core.errors import UserError
 from stages.lib.data.layouts.columns import optional, targets_of
-from stages.lib.data.layouts.image_set import ROW_TYPES, SET_NAMES, ImageSet, folders_in
-from stages.lib.data.layouts.manifest import ManifestParams, names_of, read_columns, sets_of_words
+from stages.lib.data.layouts.image_set import ImageSet, folders_in, sets_by_name
+from stages.lib.data.layouts.manifest import (
+    ManifestParams,
+    names_of,
+    read_columns,
+    rows_of,
+    sets_of_words,
+)
 from stages.lib.data.layouts.words import class_of, class_of_folders, set_of
 
 FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -50,11 +56,7 @@ def imagefolder_sets(root: Path, params: ManifestParams) -> dict[str, ImageSet]:
     if not parts:
         raise UserError(f"{root}: has none of {', '.join(FILES)}")
     rows, sets = (pd.concat(columns, ignore_index=True) for columns in zip(*parts, strict=True))
-    return {
-        name: ImageSet(name, root, rows[sets == name].reset_index(drop=True))
-        for name in SET_NAMES
-        if (sets == name).any()
-    }
+    return sets_by_name(root, rows, sets)
 
 
 def _rows_of(file: Path, root: Path, params: ManifestParams) -> tuple[pd.DataFrame, pd.Series]:
@@ -76,12 +78,4 @@ def _rows_of(file: Path, root: Path, params: ManifestParams) -> tuple[pd.DataFra
     if unlabelled.any():
         name = names[unlabelled].iloc[0]
         raise UserError(f"{file}: {name} has no label, and its set needs one")
-    rows = {
-        "img_name": names,
-        "target": targets,
-        "family": optional(table, params.family),
-        "source": optional(table, params.source),
-        "given_group": optional(table, params.group),
-        "video": optional(table, params.video),
-    }
-    return pd.DataFrame(rows).astype(ROW_TYPES), sets
+    return rows_of(names, targets, table, params), sets

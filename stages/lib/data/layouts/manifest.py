@@ -5,7 +5,7 @@ folder, or are absolute. Tables need about 1 kB of memory for each row.
 """
 
 import posixpath
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from stages.lib.core.errors import UserError, did_you_mean, short
 from stages.lib.core.params import StageParams
 from stages.lib.data.csv_rows import read_csv, refuse_twice
 from stages.lib.data.layouts.columns import optional, targets_of, text_columns, where
-from stages.lib.data.layouts.image_set import ROW_TYPES, SET_NAMES, ImageSet
+from stages.lib.data.layouts.image_set import ROW_TYPES, ImageSet, sets_by_name
 from stages.lib.data.layouts.words import SET_WORDS
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -59,23 +59,29 @@ def manifest_sets(root: Path, params: ManifestParams) -> dict[str, ImageSet]:
         if column not in table:
             hint = did_you_mean(column, columns) or f"; it has {short(', '.join(columns))}"
             raise UserError(f"{file}: has no column '{column}' (data.manifest.{name}){hint}")
-    rows = pd.DataFrame(
-        {
-            "img_name": names_of(table[params.path], root, file),
-            "target": targets_of(table[params.label], params.labels, file),
-            "family": optional(table, params.family),
-            "source": optional(table, params.source),
-            "given_group": optional(table, params.group),
-            "video": optional(table, params.video),
-        }
-    ).astype(ROW_TYPES)
+    names = names_of(table[params.path], root, file)
+    rows = rows_of(names, targets_of(table[params.label], params.labels, file), table, params)
     sets = sets_of_words(optional(table, params.split), file)
-    _check(rows, sets, file)
-    return {
-        name: ImageSet(name, root, rows[sets == name].reset_index(drop=True))
-        for name in SET_NAMES
-        if (sets == name).any()
+    refuse_unlabelled(rows, sets, file)
+    return sets_by_name(root, rows, sets)
+
+
+def rows_of(
+    names: Sequence[str] | pd.Series,
+    targets: pd.Series,
+    table: pd.DataFrame,
+    params: ManifestParams,
+) -> pd.DataFrame:
+    """Return rows with the columns of ROW_TYPES; table: their other columns as text, or none."""
+    rows = {
+        "img_name": names,
+        "target": targets,
+        "family": optional(table, params.family),
+        "source": optional(table, params.source),
+        "given_group": optional(table, params.group),
+        "video": optional(table, params.video),
     }
+    return pd.DataFrame(rows).astype(ROW_TYPES)
 
 
 def read_columns(file: Path, wanted: Collection[str]) -> tuple[list[str], pd.DataFrame]:
@@ -155,7 +161,7 @@ def sets_of_words(words: pd.Series, file: Path) -> pd.Series:
     return sets
 
 
-def _check(rows: pd.DataFrame, sets: pd.Series, file: Path) -> None:
+def refuse_unlabelled(rows: pd.DataFrame, sets: pd.Series, file: Path) -> None:
     """Raise UserError for an image without a label that is not of the test set."""
     unlabelled = rows["target"].isna() & (sets != "test")
     if unlabelled.any():

@@ -24,9 +24,14 @@ from pyarrow import parquet
 from stages.lib.core.errors import UserError, short
 from stages.lib.data.csv_rows import refuse_twice
 from stages.lib.data.layouts.columns import optional, targets_of, text_columns, where
-from stages.lib.data.layouts.hub_files import all_files, nearby_files, sets_of_files
-from stages.lib.data.layouts.image_set import ROW_TYPES, SET_NAMES, ImageSet
-from stages.lib.data.layouts.manifest import ManifestParams
+from stages.lib.data.layouts.hub_files import (
+    all_files,
+    nearby_files,
+    sets_of_files,
+    sets_of_tables,
+)
+from stages.lib.data.layouts.image_set import ImageSet
+from stages.lib.data.layouts.manifest import ManifestParams, refuse_unlabelled, rows_of
 from stages.lib.data.layouts.words import class_of
 from stages.lib.images.decoding import UnusableImage
 
@@ -47,21 +52,16 @@ def has_images(root: Path) -> bool:
 
 def parquet_sets(root: Path, params: ManifestParams) -> dict[str, ImageSet]:
     """Return the sets in Parquet files; raises UserError for what they do not explain."""
-    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in SET_NAMES}
+    tables: list[tuple[str, pd.DataFrame]] = []
     columns = {}  # of images, by file
     for file, name in sets_of_files(root, all_files(root, SUFFIX)).items():
         try:
             schema = parquet.read_schema(file)
             columns[file.relative_to(root).as_posix()] = image_column(schema, params, file)
-            tables[name].append(_read_rows(file, root, schema, params, name))
+            tables.append((name, _read_rows(file, root, schema, params, name)))
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{file}: cannot be read as Parquet: {short(error, 120)}") from None
-    containers = RowGroups(root, columns)
-    return {
-        name: ImageSet(name, root, pd.concat(of_set, ignore_index=True), containers)
-        for name, of_set in tables.items()
-        if of_set
-    }
+    return sets_of_tables(root, tables, RowGroups(root, columns))
 
 
 def image_column(schema: pa.Schema, params: ManifestParams, file: Path) -> str:
@@ -104,26 +104,18 @@ def _read_rows(
     text = text_columns(parquet.read_table(file, columns=present), wanted, file)
     words = optional(text, label).fillna("")
     if label in classes:
-        words = words.map(_words_of_classes(classes[label]) | {str(UNKNOWN): "", "": ""})
+        names = {str(number): name for number, name in enumerate(classes[label])}
+        words = words.map(names | {str(UNKNOWN): "", "": ""})
         if words.isna().any():
             row = int(words.isna().idxmax())
             raise UserError(
                 f"{where(file, row)}: class {short(text[label][row])}, which has no name there"
             )
     targets = targets_of(words, params.labels, file, class_of)
-    if set_name != "test" and targets.isna().any():
-        row = int(targets.isna().idxmax())
-        raise UserError(f"{where(file, row)}: no label, and the {set_name} set needs one")
     name = file.relative_to(root).as_posix()
-    rows = {
-        "img_name": [f"{name}#{row}" for row in range(len(text))],
-        "target": targets,
-        "family": optional(text, params.family),
-        "source": optional(text, params.source),
-        "given_group": optional(text, params.group),
-        "video": optional(text, params.video),
-    }
-    return pd.DataFrame(rows).astype(ROW_TYPES)
+    rows = rows_of([f"{name}#{row}" for row in range(len(text))], targets, text, params)
+    refuse_unlabelled(rows, pd.Series(set_name, index=rows.index), file)
+    return rows
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
@@ -138,10 +130,6 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
         }
     except (KeyError, TypeError, ValueError):  # of another writer, who says nothing of classes
         return {}
-
-
-def _words_of_classes(names: list[str]) -> dict[str, str]:
-    return {str(number): name for number, name in enumerate(names)}
 
 
 def _label_column(

@@ -18,9 +18,14 @@ import pandas as pd
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.data.layouts.columns import targets_of
-from stages.lib.data.layouts.hub_files import all_files, nearby_files, sets_of_files
-from stages.lib.data.layouts.image_set import ROW_TYPES, SET_NAMES, ImageSet, LeftOut
-from stages.lib.data.layouts.manifest import ManifestParams
+from stages.lib.data.layouts.hub_files import (
+    all_files,
+    nearby_files,
+    sets_of_files,
+    sets_of_tables,
+)
+from stages.lib.data.layouts.image_set import ImageSet, LeftOut
+from stages.lib.data.layouts.manifest import ManifestParams, rows_of
 from stages.lib.data.layouts.words import class_of, class_of_folders
 from stages.lib.images.decoding import SUFFIXES, UnusableImage
 from stages.lib.images.ignored_files import is_ignored
@@ -38,7 +43,7 @@ def has_archives(root: Path) -> bool:
 
 def webdataset_sets(root: Path, params: ManifestParams, left_out: LeftOut) -> dict[str, ImageSet]:
     """Return the sets in tar archives; raises UserError for what they do not explain."""
-    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in SET_NAMES}
+    tables: list[tuple[str, pd.DataFrame]] = []
     places: dict[str, Place] = {}
     for file, set_name in sets_of_files(root, all_files(root, SUFFIX)).items():
         samples = list(_samples(file, left_out))
@@ -47,13 +52,8 @@ def webdataset_sets(root: Path, params: ManifestParams, left_out: LeftOut) -> di
         names = [f"{file.relative_to(root).as_posix()}#{member}" for member, _, _ in samples]
         places |= zip(names, (place for _, place, _ in samples), strict=True)
         facts = [facts for _, _, facts in samples]
-        tables[set_name].append(_rows(file, names, facts, params, set_name))
-    containers = Archives(root, places)
-    return {
-        name: ImageSet(name, root, pd.concat(of_set, ignore_index=True), containers)
-        for name, of_set in tables.items()
-        if of_set
-    }
+        tables.append((set_name, _rows(file, names, facts, params, set_name)))
+    return sets_of_tables(root, tables, Archives(root, places))
 
 
 def _rows(
@@ -71,13 +71,8 @@ def _rows(
     if set_name != "test" and targets.isna().any():
         member = short(members[targets.isna()].iloc[0])
         raise UserError(f"{file}: {member}: no label, and the {set_name} set needs one")
-    rows: dict[str, Any] = {"img_name": names, "target": targets}
-    columns = {"family": params.family, "source": params.source}
-    columns |= {"given_group": params.group, "video": params.video}
-    for name, column in columns.items():
-        words = text(column)
-        rows[name] = words.mask(words == "")
-    return pd.DataFrame(rows).astype(ROW_TYPES)
+    table = pd.DataFrame({column: text(column) for column in params.columns})
+    return rows_of(names, targets, table, params)
 
 
 def _samples(file: Path, left_out: LeftOut) -> Iterator[tuple[str, Place, dict[str, Any]]]:
