@@ -47,6 +47,7 @@ from stages.lib.evaluation.verdicts import (
     verdict_table,
     with_verdicts,
 )
+from stages.lib.evaluation.video_verdicts import choose_video_rules, videos_of
 from stages.lib.running import run_stage
 
 WEIGHTS_DIGITS = 12  # of the SHA-256 of the weights, which lead from DVC's tables to the MLflow run
@@ -65,7 +66,14 @@ def main() -> None:
     rules = make_rules(config, calibration, report, params)
     middle = rules.thresholds.middle
     decided = {name: with_verdicts(table, rules) for name, table in sets.items()}
-    tables["verdicts"] = verdict_table(decided, middle, params.size_bands, params.quality_bands)
+    videos = {
+        name: with_verdicts(videos_of(table), rules.for_videos())
+        for name, table in sets.items()
+        if table["video"].notna().any()
+    }
+    tables["verdicts"] = verdict_table(
+        decided, videos, rules, params.size_bands, params.quality_bands
+    )
     report["verdicts"] = summarise_verdicts(tables["verdicts"])
     add_robustness(report, tables, perturbed_scores(sets["val"]))
     fake_from = rules.thresholds.fake_from
@@ -109,6 +117,7 @@ def make_rules(
             read_json(paths.DATA_REPORT, "generated_sample")["generated_sample"],
             bool(report["better_than_chance"]),
         ),
+        videos=choose_video_rules(calibration, params.verdicts, params.threshold),
     )
 
 

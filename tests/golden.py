@@ -24,7 +24,8 @@ from stages.lib.detector.preprocessing import Preprocessing
 from stages.lib.drawing.portrait import draw_person, portrait
 from stages.lib.evaluation.verdict_rules import Rules, Thresholds
 from stages.lib.images.decoding import decode_image
-from stages.lib.verdict.examiner import RULES_FILE, Examiner, ImageVerdict
+from stages.lib.verdict.examiner import RULES_FILE, Examiner
+from stages.lib.verdict.results import ImageVerdict
 
 FILE = Path(__file__).with_suffix(".json")
 FORMS: dict[str, dict[str, Any]] = {

@@ -16,7 +16,8 @@ import torch
 from stages.lib.core.arithmetic import PINNED_ALWAYS, PINNED_IF_PORTABLE
 from stages.lib.detector import hardware as runtime
 from stages.lib.detector.hardware import set_up_hardware
-from stages.lib.verdict.examiner import Examiner, ImageVerdict
+from stages.lib.verdict.examiner import Examiner
+from stages.lib.verdict.results import ImageVerdict
 from stages.predict import main as predict
 from stages.train import main as train
 from tests import portable

@@ -13,7 +13,7 @@ from PIL import Image
 
 from stages.lib.core.errors import UserError
 from stages.lib.evaluation.verdict_rules import DOUBTS, Doubt
-from stages.lib.verdict.image_files import find_files
+from stages.lib.verdict.files import find_files
 from stages.lib.verdict.printing import CSV_COLUMNS
 from stages.tools import detect, export
 from tests.conftest import copy_detector, run
@@ -70,8 +70,12 @@ def test_the_three_forms_tell_the_same(there: Path, command: Command, tmp_path: 
     records = [json.loads(line) for line in command("--json", *files)[1].splitlines()]
     rows = list(csv.DictReader(StringIO(command("--csv", *files)[1])))
     _, out, err = command(*files)
-    first, *lines = out.splitlines()
-    assert ": fake from " in first and "a reason to look closer" in err
+    first, second, *lines = out.splitlines()
+    assert (
+        ", learnt from 60 images; fakes: " in first
+        and second.startswith("fake from ")
+        and "a reason to look closer" in err
+    )
     for record, row, line in zip(records, rows, lines, strict=True):
         assert row["verdict"] == record["verdict"] == line.split()[0]
         assert float(row["probability"]) == pytest.approx(record["probability"], abs=1e-6)
@@ -91,8 +95,8 @@ def test_a_detector_that_cannot_be_believed_says_so_before_its_verdicts(
     doubted = copy_detector(Path(), tmp_path / "detector", doubt=doubt)
     files = [*sorted(there.iterdir())[:3], "--model", doubted]
     _, out, err = command(*files)
-    first, *lines = out.splitlines()
-    assert first.endswith(f": {DOUBTS[doubt]}") and DOUBTS[doubt] in err
+    _, second, *lines = out.splitlines()
+    assert second == DOUBTS[doubt] and DOUBTS[doubt] in err
     assert "%" not in out and "look closer" not in err
     assert all(f"  [{doubt}]" in line for line in lines)
     for row in csv.DictReader(StringIO(command("--csv", *files)[1])):
@@ -147,14 +151,14 @@ def test_bad_input_is_a_line_and_disturbs_nothing(
     assert len({rows[name]["verdict"] for name in good_names}) == 1
     assert code == 2
     text = command(strange, tmp_path / "text.png")[1].splitlines()
-    assert len(text) == 3 and "\\xff .jpg" in text[1] and text[2].startswith("error")
+    assert len(text) == 4 and "\\xff .jpg" in text[2] and text[3].startswith("error")
 
 
 def test_after_two_dashes_all_are_paths() -> None:
     options = detect.parse(["a.jpg", "--json", "--", "-b.jpg", "--csv"])
     assert options.paths == ["a.jpg", "-b.jpg", "--csv"]
     assert detect.parse(["--", "--"]).paths == ["--"]
-    with pytest.raises(UserError, match="name one image or more"):
+    with pytest.raises(UserError, match="name one image or video, or more"):
         detect.parse(["--"])
 
 
@@ -169,11 +173,11 @@ def test_thumbnails_and_other_files_of_a_folder_are_passed_over_and_counted(
     assert find_files([str(folder)]) == [str(folder / "1.jpg"), str(folder / "2/3.PNG")]
     assert capsys.readouterr().err == (
         f"{folder}: passed over 4 hidden files, thumbnails and the like, left out 2 files without "
-        "the suffix of an image\n"
+        "the suffix of an image or a video\n"
     )
     (folder / "1.jpg").unlink()
     (folder / "2/3.PNG").unlink()
-    with pytest.raises(UserError, match=r"without images \(passed over 4 .*left out 2 .*\); name"):
+    with pytest.raises(UserError, match=r"and videos \(passed over 4 .*left out 2 .*\); name"):
         find_files([str(folder)])
 
 
@@ -221,7 +225,7 @@ def test_a_name_gives_no_command_to_a_terminal_or_a_spreadsheet(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "name one image or more; see --help"),
+        ([], "name one image or video, or more; see --help"),
         (["--resume", "a.jpg"], "--resume needs --record FILE"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
         (["--model", "nowhere", "a.jpg"], "nowhere: no weights.safetensors in it"),
@@ -244,7 +248,10 @@ def test_a_wrong_command_is_one_line(
 
 def test_a_wrong_command_ends_with_1(there: Path) -> None:
     done = run(sys.executable, "-m", "stages.tools.detect", cwd=Path.cwd(), check=False)
-    assert done.returncode == 1 and done.stderr == "error: name one image or more; see --help\n"
+    assert (
+        done.returncode == 1
+        and done.stderr == "error: name one image or video, or more; see --help\n"
+    )
 
 
 @pytest.mark.parametrize(("threshold", "verdict"), [(0.0, "fake"), (1.0, "real")])
@@ -257,7 +264,7 @@ def test_a_fake_may_set_the_exit_code(
     rules["trained_on"] |= {"side": [1, 9999], "face": None, "jpeg_quality": None}
     copy_detector(Path(), tmp_path, **rules)
     arguments = [min(there.iterdir()), "--model", tmp_path]
-    assert command(*arguments)[:2][1].splitlines()[1].startswith(verdict)
+    assert command(*arguments)[:2][1].splitlines()[2].startswith(verdict)
     expected = 3 if verdict == "fake" else 0
     assert command(*arguments, "--fail-on-fake")[0] == expected
     assert command(*arguments, "nowhere.jpg", "--fail-on-fake")[0] == (expected or 2)
@@ -348,7 +355,7 @@ def test_a_page_explains_each_image_without_a_network(
     ):
         assert words in text
     assert "http" not in text
-    told = f"<p><b>{DOUBTS['trained on drawn faces alone']} Its verdict is: "
+    told = f"<p><b>{DOUBTS['trained on drawn faces alone']}</b> Its verdict is: "
     assert told in text and "probability" not in text and "Stability" not in text
     believed = copy_detector(Path(), tmp_path / "detector", doubt=None)
     command(file, "--explain", tmp_path / "more", "--model", believed)

@@ -12,7 +12,8 @@ from scipy.special import expit
 from stages.lib.detector.hardware import set_up_hardware
 from stages.lib.detector.inference import SCORED_VIEWS
 from stages.lib.images.decoding import decode_image
-from stages.lib.verdict.examiner import Examiner, ImageVerdict
+from stages.lib.verdict.examiner import Examiner
+from stages.lib.verdict.results import ImageVerdict
 from tests.test_served_model import MODEL
 
 

@@ -14,7 +14,7 @@ from filelock import lock_descriptor
 
 from stages.lib.core.errors import UserError
 from stages.lib.detector.hardware import set_up_hardware
-from stages.lib.verdict.examiner import Examiner, ImageVerdict
+from stages.lib.verdict.examiner import Examiner
 from stages.lib.verdict.record import (
     Record,
     append_records,
@@ -23,6 +23,7 @@ from stages.lib.verdict.record import (
     open_record,
     read_records,
 )
+from stages.lib.verdict.results import ImageVerdict
 from stages.lib.verdict.verification import differences, other_circumstances
 
 

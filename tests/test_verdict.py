@@ -52,11 +52,12 @@ from stages.lib.images.faces import Face
 from stages.lib.training.augmentation import Degradation
 from stages.lib.training.summary import summarise_images
 from stages.lib.verdict import examiner as examiner_module
-from stages.lib.verdict.examiner import Examiner, ImageVerdict
+from stages.lib.verdict.examiner import Examiner
 from stages.lib.verdict.explanation import verdict_in_words
 from stages.lib.verdict.printing import why
 from stages.lib.verdict.provenance import read_provenance
 from stages.lib.verdict.record import Record, identity_of, make_record
+from stages.lib.verdict.results import ImageVerdict
 from tests.test_images import PARAMS
 
 TRAINED_ON = TrainingSummary(
@@ -170,7 +171,7 @@ def test_one_threshold_is_enough_where_it_keeps_both_rates() -> None:
 def table_of(scored: pd.DataFrame) -> pd.DataFrame:
     """Return the table of the verdicts on one set."""
     decided = {"val": with_verdicts(scored, RULES)}
-    return verdict_table(decided, RULES.thresholds.middle, [128], [50])
+    return verdict_table(decided, {}, RULES, [128], [50])
 
 
 def test_the_sure_verdicts_are_counted_apart() -> None:
@@ -513,7 +514,8 @@ def test_faces_are_measured_in_pixels_of_the_file(
     (whole,) = examiner.examine([large.getvalue()])
     config = examiner.config.model_copy(update={"preprocessing": scaled})
     monkeypatch.setattr(examiner, "config", config)
-    assert examiner.crops(large.getvalue())[0].shape[1] < 800
+    _, (crop,) = examiner.crops(examiner.decode(large.getvalue()))
+    assert crop.shape[1] < 800
     (small,) = examiner.examine([large.getvalue()])
     assert isinstance(whole, ImageVerdict) and isinstance(small, ImageVerdict)
     assert whole.faces[0].face_size > 0
@@ -525,8 +527,8 @@ def test_faces_are_measured_in_pixels_of_the_file(
 
 
 @cache
-def signed(source_type: str = "digitalCapture") -> bytes:
-    """Return a JPEG with a C2PA manifest, signed by a certificate that nobody vouches for."""
+def signer_and_manifest(source_type: str = "digitalCapture") -> tuple[c2pa.Signer, dict[str, Any]]:
+    """Return a signer with a certificate that nobody vouches for, and what it signs."""
 
     def name(common: str) -> x509.Name:
         return x509.Name(
@@ -573,11 +575,17 @@ def signed(source_type: str = "digitalCapture") -> bytes:
         "claim_generator_info": [{"name": "Example Camera", "version": "1"}],
         "assertions": [{"label": "c2pa.actions", "data": actions}],
     }
+    info = c2pa.C2paSignerInfo(alg=b"es256", sign_cert=chain, private_key=private, ta_url=None)
+    return c2pa.Signer.from_info(info), manifest
+
+
+@cache
+def signed(source_type: str = "digitalCapture") -> bytes:
+    """Return a JPEG with a signed C2PA manifest."""
+    signer, manifest = signer_and_manifest(source_type)
     plain, result = BytesIO(), BytesIO()
     Image.new("RGB", (200, 150), "teal").save(plain, "JPEG")
     plain.seek(0)
-    info = c2pa.C2paSignerInfo(alg=b"es256", sign_cert=chain, private_key=private, ta_url=None)
-    signer = c2pa.Signer.from_info(info)
     c2pa.Builder(json.dumps(manifest)).sign(signer, "image/jpeg", plain, result)
     return result.getvalue()
 

@@ -15,15 +15,19 @@ from PIL import Image
 
 from stages import pack
 from stages.lib.core.labels import FAKE, REAL
-from stages.lib.data import packing
+from stages.lib.data import packing, videos
 from stages.lib.data.layouts.clips import spread
-from stages.lib.data.videos import read_frames
 from stages.lib.evaluation.tables import video_rows
 from stages.lib.images.decoding import UnusableImage, decode_image
 from stages.lib.images.packed_images import PackedImages, read_facts
 from tests.conftest import ROOT, set_params
+from tests.films import RATE, repeat_film, write_film
 
 CODECS = {"mp4": "libx264", "mov": "libx264", "avi": "mpeg4", "webm": "libvpx-vp9"}
+
+
+def read_frames(path: Path, wanted: int, max_pixels: int | None) -> list[videos.Frame]:
+    return [frame for frame, _ in videos.read_frames(path, wanted, max_pixels)]
 
 
 def write_video(
@@ -69,7 +73,7 @@ def test_frames_of_every_container_are_those_of_the_video(tmp_path: Path, suffix
     assert [frame.number for frame in found] == [5, 15, 25, 35]
     assert [frame.seconds for frame in found] == pytest.approx([0.2, 0.6, 1.0, 1.4], abs=1e-2)
     for frame in found:
-        pixels = decode_image(frame.content).pixels
+        pixels = frame.pixels
         assert pixels.shape == (120, 160, 3)
         assert np.median(pixels[60:]) == pytest.approx(5 * frame.number, abs=4)
         assert np.median(pixels[:20]) == pytest.approx(250, abs=4)
@@ -97,10 +101,7 @@ def test_a_turned_or_mirrored_video_is_shown_as_players_do(
     a, b, c, d = (number << 16 for number in matrix)
     header = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content[:place] + header + content[place + len(header) :])
-    plain, found = (
-        decode_image(read_frames(one, 1, None)[0].content).pixels
-        for one in (tmp_path / "a.mp4", path)
-    )
+    plain, found = (read_frames(one, 1, None)[0].pixels for one in (tmp_path / "a.mp4", path))
     assert np.array_equal(found, shown(plain))
     assert not np.array_equal(plain, plain[:, ::-1]) and not np.array_equal(plain, plain[::-1])
 
@@ -161,7 +162,7 @@ def with_cover(path: Path) -> Path:
 def test_a_cover_image_is_no_video(tmp_path: Path) -> None:
     write_video(tmp_path / "film.mp4", 12)
     found = read_frames(with_cover(tmp_path / "film.mp4"), 4, None)
-    assert len(found) == 4 and {decode_image(one.content).size for one in found} == {(160, 120)}
+    assert len(found) == 4 and {one.pixels.shape for one in found} == {(120, 160, 3)}
     with pytest.raises(UnusableImage, match="no video in this file"):
         read_frames(with_cover(write_sound(tmp_path / "sound.mp4")), 4, None)
     with pytest.raises(UnusableImage, match="no video in this file"):
@@ -173,16 +174,16 @@ def test_of_several_videos_the_one_that_moves_is_read(tmp_path: Path, suffix: st
     """A cover may be a track like any other one."""
     for tracks in ([COVER, FILM], [FILM, COVER]):
         found = read_frames(write_tracks(tmp_path / f"a.{suffix}", tracks), 4, None)
-        assert len(found) == 4 and {one.codec for one in found} == {"h264"}
+        assert len(found) == 4 and {one.pixels.shape for one in found} == {(120, 160, 3)}
     (only,) = read_frames(write_tracks(tmp_path / f"b.{suffix}", [COVER]), 4, None)
-    assert decode_image(only.content).size == (640, 480)
+    assert only.pixels.shape == (480, 640, 3)
 
 
 def test_of_several_videos_the_default_one_is_read_and_else_the_largest(tmp_path: Path) -> None:
     tracks = [FILM, ("libx264", (320, 240), 9), ("libx264", (80, 60), 9)]
     for default, size in ((0, (160, 120)), (1, (320, 240)), (2, (80, 60)), (9, (320, 240))):
         path = write_tracks(tmp_path / f"{default}.mkv", tracks, default)
-        assert decode_image(read_frames(path, 1, None)[0].content).size == size
+        assert read_frames(path, 1, None)[0].pixels.shape == (*size[::-1], 3)
 
 
 def test_a_video_of_an_unknown_codec_has_a_reason(tmp_path: Path) -> None:
@@ -222,6 +223,62 @@ def test_a_damaged_frame_is_passed_over(tmp_path: Path) -> None:
     content[middle : middle + 60] = bytes(60)
     path.write_bytes(content)
     assert len(read_frames(path, 8, None)) >= 7
+
+
+GROUPS = {  # how frames depend on others: key frames, and frames that come before they are shown
+    "h264": ("a.mp4", "libx264", {"g": "12", "bf": "3"}),
+    "h264, open groups": ("a.mp4", "libx264", {"x264-params": "open-gop=1:keyint=12:bframes=3"}),
+    "hevc": ("a.mp4", "libx265", {"x265-params": "open-gop=1:keyint=12:log-level=none"}),
+    "vp9": ("a.webm", "libvpx-vp9", {"g": "12", "deadline": "realtime"}),
+    "mkv": ("a.mkv", "libx264", {"g": "12", "bf": "2"}),
+    "without times": ("a.avi", "mpeg4", {"g": "12"}),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_frames_are_those_that_decoding_everything_gives(tmp_path: Path, kind: str) -> None:
+    name, codec, options = GROUPS[kind]
+    random = np.random.default_rng(0)
+    noise = [random.integers(0, 255, (6, 8, 3)).astype(np.uint8).repeat(16, 0).repeat(16, 1)
+             for _ in range(60)]  # fmt: skip
+    path = write_film(tmp_path / name, noise, codec, options)
+    with av.open(str(path)) as container:
+        everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(everything) == 60
+    for wanted in (3, 7, 60):
+        found = read_frames(path, wanted, None)
+        assert [frame.number for frame in found] == list(spread(60, wanted))
+        for frame in found:
+            assert np.array_equal(frame.pixels, everything[frame.number])
+            assert frame.seconds == pytest.approx(frame.number / RATE, abs=2e-3)
+
+
+def test_of_a_long_video_only_what_leads_to_a_wanted_frame_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grey = [np.full((48, 64, 3), 4 * number, np.uint8) for number in range(50)]
+    short = write_film(tmp_path / "short.mp4", grey, options={"g": "25", "bf": "2"})
+    path = repeat_film(short, tmp_path / "long.mp4", 1200)
+    decoded = []
+    real = videos._frames_of
+    monkeypatch.setattr(videos, "_frames_of", lambda packet: decoded.append(1) or real(packet))
+    found = read_frames(path, 32, None)
+    assert len(found) == 32 and found[-1].number == 59_062 and len(decoded) < 32 * 32
+    assert found[-1].seconds == pytest.approx(59_062 / RATE, abs=0.1)
+    for frame in found:
+        assert np.median(frame.pixels) == pytest.approx(4 * (frame.number % 50), abs=4)
+
+
+def test_frames_are_spread_over_their_number_where_their_times_vary(tmp_path: Path) -> None:
+    times = [0, 40, 80, 1000, 1040, 3000, 3400, 3410, 3500, 9000]
+    grey = [np.full((48, 64, 3), 20 * number, np.uint8) for number in range(10)]
+    path = write_film(tmp_path / "a.mkv", grey, times=times)
+    found = read_frames(path, 5, None)
+    assert [frame.number for frame in found] == [1, 3, 5, 7, 9]
+    assert [frame.seconds for frame in found] == pytest.approx([0.04, 1, 3, 3.41, 9], abs=2e-3)
+    assert [np.median(frame.pixels) for frame in found] == pytest.approx(
+        [20, 60, 100, 140, 180], abs=4
+    )
 
 
 def test_what_is_left_of_a_cut_video_is_read(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import copy
+import csv
+import json
 import re
 import socket
 import sys
@@ -11,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +30,15 @@ from selenium.webdriver.common.keys import Keys
 from stages.lib.core.errors import UserError
 from stages.lib.detector.hardware import set_up_hardware
 from stages.lib.evaluation.verdict_rules import DOUBTS
-from stages.lib.verdict.examiner import Examiner, ImageVerdict
+from stages.lib.verdict.examiner import Examiner
+from stages.lib.verdict.printing import CSV_COLUMNS
+from stages.lib.verdict.results import ImageVerdict
 from stages.lib.verdict.server import PAGE, make_app
 from stages.lib.verdict.server_connections import server_config
 from stages.lib.verdict.server_guard import Guard, Limits, plain_host
 from stages.tools import serve
 from tests.conftest import wait_for
+from tests.films import faces_of, scene, write_film
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +96,9 @@ def test_an_upload_gets_the_verdict_of_the_examiner(
     verdict = {name: record[name] for name in type(expected).model_fields}
     assert ImageVerdict.model_validate(verdict) == expected
     assert record["detector"]["weights"] == examiner.config.weights_sha256
-    assert record["provenance"] == {"c2pa": None, "source_types": [], "camera": {}}
+    assert record["provenance"] == {
+        "c2pa": None, "source_types": [], "camera": {}, "camera_from": "EXIF",
+    }  # fmt: skip
     assert record["doubt"] == "trained on drawn faces alone" and record["probability"] is None
 
 
@@ -98,8 +107,7 @@ def test_an_explanation_has_the_verdict_and_its_drawings(address: str, images: l
     assert explanation["record"]["sha256"] == ask(address, images[0]).json()["sha256"]
     (face,) = explanation["faces"]
     doubt = DOUBTS["trained on drawn faces alone"]
-    verdict = explanation["record"]["verdict"]
-    assert explanation["in_words"] == f"{doubt} Its verdict is: {verdict}."
+    assert explanation["in_words"] == doubt
     assert len(explanation["not_told"]) == 3
     drawings = [face["image"], face["heatmap"], *face["views"].values()]
     assert len(drawings) == 7
@@ -157,16 +165,16 @@ def test_a_request_without_its_body_keeps_nobody_out(
 ) -> None:
     """Where too many bytes are announced, the oldest uploads end before their time."""
     silent = "POST /detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: "
-    limits = Limits(megabytes=0.1, requests=2, seconds=3)
+    limits = Limits(megabytes=0.05, video_megabytes=0.07, requests=1, seconds=3)
     with served(examiner, limits) as address:
-        connections = [connect(address, f"{silent}100000\r\n\r\n") for _ in range(8)]
+        connections = [connect(address, f"{silent}75000\r\n\r\n") for _ in range(8)]
         start = time.monotonic()
         assert ask(address, images[0]).status_code == 200
         answers = [read_all(connection) for connection in connections[:6]]
         assert time.monotonic() - start < 2
         answers += [read_all(connection) for connection in connections[6:]]
     assert {answer.split("\r\n")[0] for answer in answers} == {"HTTP/1.1 408 Request Timeout"}
-    assert all("the image did not arrive in time" in answer for answer in answers)
+    assert all("the file did not arrive in time" in answer for answer in answers)
     assert 2.5 < time.monotonic() - start < 6
 
 
@@ -303,10 +311,15 @@ def test_other_requests_are_refused_in_words(address: str) -> None:
         ([("file", b"a"), ("other", b"b")], {}, 422, "and nothing else; the form has file, other"),
         ([("file", b"a")], {"crop": "no"}, 422, "and nothing else; the form has crop, file"),
         ([("file", b"a")], {"file": "no"}, 422, "and nothing else; the form has file, file"),
-        ([("image", b"a")], {}, 422, "send one image as the form field `file`, and"),
-        ([], {"file": "text"}, 422, "send one image as the form field `file`, and nothing else"),
-        ([], {"path": "/etc/passwd"}, 422, "send one image as the form field `file`, and"),
-        ([], {}, 422, "send one image as the form field `file`, and nothing else"),
+        ([("image", b"a")], {}, 422, "send one image or video as the form field `file`, and"),
+        (
+            [],
+            {"file": "text"},
+            422,
+            "send one image or video as the form field `file`, and nothing else",
+        ),
+        ([], {"path": "/etc/passwd"}, 422, "send one image or video as the form field `file`, and"),
+        ([], {}, 422, "send one image or video as the form field `file`, and"),
     ],
 )
 def test_a_form_is_one_image_and_nothing_else(
@@ -460,9 +473,125 @@ def test_a_detector_that_is_believed_tells_its_probability(
     explanation = ask(believed_address, images[0], "explain").json()
     record = explanation["record"]
     assert record["doubt"] is None and record["probability"] == record["faces"][0]["probability"]
-    words = f"{record['verdict']}: {record['probability']:.1%} probability of a fake. "
+    words = f"{record['probability']:.1%} probability of a fake. "
     assert explanation["in_words"].startswith(words)
     assert "reason to look closer" in explanation["not_told"][0]
+
+
+@pytest.fixture(scope="module")
+def film(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    first, second = faces_of(pipeline, 2)
+    moving = scene([(first, 20, 2), (second, 400, -2)], 50)
+    return write_film(tmp_path_factory.mktemp("films") / "film.mp4", moving)
+
+
+@pytest.fixture(scope="module")
+def cutting_address(examiner: Examiner) -> Iterator[str]:
+    """The address of a server that is believed and cuts out the faces."""
+    cutting = copy.copy(examiner)
+    cutting.crop, cutting.rules = True, examiner.rules.model_copy(update={"doubt": None})
+    with served(cutting, Limits(video_megabytes=1, frames=6)) as url:
+        yield url
+
+
+def post(url: str, path: Path) -> requests.Response:
+    with path.open("rb") as file:
+        return requests.post(url, files={"file": (path.name, file)}, timeout=60)
+
+
+def test_a_video_has_a_record_its_persons_and_its_strongest_frames(
+    cutting_address: str, film: Path, tmp_path: Path
+) -> None:
+    record = post(f"{cutting_address}/detect", film).json()
+    assert record["frames_judged"] == 6 and len(record["persons"]) == 2
+    explanation = post(f"{cutting_address}/explain", film).json()
+    assert explanation["record"]["sha256"] == record["sha256"] and explanation["faces"] == []
+    assert {person["number"] for person in explanation["persons"]} == {1, 2}
+    scores = [frame["score"] for frame in explanation["frames"]]
+    assert len(scores) == 4 and scores == sorted(scores, reverse=True)
+    shown = {(frame["person"], frame["seconds"]) for frame in explanation["frames"]}
+    for number, person in enumerate(record["persons"], 1):
+        strongest = sorted(person["frames"], key=lambda frame: frame["logit"])[-2:]
+        assert {(number, frame["seconds"]) for frame in strongest} <= shown
+    assert "persons in 6 of 50 frames" in explanation["in_words"]
+    for bad in (b"no video", film.read_bytes()[:9000]):
+        (tmp_path / "bad.mov").write_bytes(bad)
+        answer = post(f"{cutting_address}/detect", tmp_path / "bad.mov")
+        assert answer.status_code == 400 and "damaged video" in answer.json()["detail"]
+    (tmp_path / "large.mp4").write_bytes(bytes(1_100_000))
+    assert post(f"{cutting_address}/detect", tmp_path / "large.mp4").status_code == 413
+
+
+def test_records_and_errors_become_the_table_of_the_command(
+    believed_address: str, images: list[bytes]
+) -> None:
+    lines = [ask(believed_address, images[number]).text for number in range(2)]
+    lines.append(json.dumps({"file": "=bad.jpg", "verdict": "error", "error": "empty file"}))
+    answer = requests.post(f"{believed_address}/csv", data="\n".join(lines), timeout=9)
+    rows = list(csv.DictReader(StringIO(answer.text)))
+    assert list(rows[0]) == list(CSV_COLUMNS) and len(rows) == 3
+    records = [json.loads(line) for line in lines]
+    assert [row["verdict"] for row in rows] == [record["verdict"] for record in records]
+    assert float(rows[0]["probability"]) == pytest.approx(records[0]["probability"], abs=1e-6)
+    assert rows[2]["file"] == "'=bad.jpg" and rows[2]["why"] == "empty file"
+    for bad in ("[]", "{}", "text", '{"verdict": "error"}'):
+        answer = requests.post(f"{believed_address}/csv", data=bad, timeout=9)
+        assert answer.status_code == 422 and "JSON a line" in answer.json()["detail"]
+
+
+@pytest.mark.slow
+def test_a_person_looks_through_a_folder_with_the_keyboard(
+    cutting_address: str,
+    browser: webdriver.Chrome,
+    images: list[bytes],
+    film: Path,
+    screenshots: Path,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "folder"
+    (folder / "inside").mkdir(parents=True)
+    for number in range(4):
+        (folder / f"{number}.jpg").write_bytes(images[number])
+    (folder / "inside/film.mp4").write_bytes(film.read_bytes())
+    (folder / "broken.jpg").write_text("no image")
+    (folder / "notes.txt").write_text("no image either")
+    browser.get(cutting_address)
+    learnt = browser.find_element(By.ID, "learnt")
+    wait_for(lambda: "has learnt from 60 images" in learnt.text)
+    browser.find_element(By.ID, "folder").send_keys(str(folder))
+    status = browser.find_element(By.ID, "status")
+    wait_for(lambda: status.text.startswith("6 of 6 examined: "))
+    rows = browser.find_elements(By.CSS_SELECTOR, "#files tbody tr")
+    cells = [[cell.text for cell in row.find_elements(By.TAG_NAME, "td")] for row in rows]
+    ranks = [["fake", "unsure", "real", "error"].index(row[2]) for row in cells]
+    assert ranks == sorted(ranks) and len(rows) == 6
+    assert cells[-1] == ["", "folder/broken.jpg", "error", "", "not an image of a known format"]
+    assert any(row[1] == "folder/inside/film.mp4" for row in cells)
+    for width in (1200, 390):
+        browser.set_window_size(width, 900)
+        browser.save_screenshot(str(screenshots / f"table-{width}.png"))
+        wide = "return document.documentElement.scrollWidth > innerWidth"
+        assert not browser.execute_script(wide)
+    body = browser.find_element(By.TAG_NAME, "body")
+    rows[0].send_keys("")
+    number = [row[1] for row in cells].index("folder/inside/film.mp4")
+    for _ in range(number + 1):
+        browser.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+    browser.execute_script("arguments[0].focus()", rows[number])
+    rows[number].send_keys(Keys.ENTER)
+    result = browser.find_element(By.ID, "result")
+    wait_for(result.is_displayed)
+    assert result.text.count("folder/inside/film.mp4") == 1
+    assert "P(fake) over time" in result.text and "Person 1 at " in result.text
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#course .frame")) == 12
+    browser.save_screenshot(str(screenshots / "video.png"))
+    body.send_keys(Keys.ESCAPE)
+    wait_for(lambda: not result.is_displayed())
+    assert browser.switch_to.active_element == rows[number]
+    rows[number].send_keys(Keys.ARROW_UP)
+    assert browser.switch_to.active_element == rows[max(0, number - 1)]
+    severe = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    assert all("400" in line for line in severe)  # that of the broken file
 
 
 @pytest.mark.slow
@@ -478,7 +607,7 @@ def test_a_person_is_told_first_that_a_detector_cannot_be_believed(
     result = browser.find_element(By.ID, "result")
     wait_for(result.is_displayed)
     text = browser.find_element(By.TAG_NAME, "main").text
-    assert text.index(doubt.text) < text.index(f"{photo.name}: ")
+    assert text.index(doubt.text) < text.index(photo.name)
     assert "probability" not in text and "P(fake)" not in text and "look closer" not in text
     assert not browser.find_element(By.ID, "meter").is_displayed()
     browser.save_screenshot(str(screenshots / "doubt.png"))
@@ -504,7 +633,8 @@ def test_a_person_examines_an_image_with_the_keyboard(
     wait_for(result.is_displayed)
     assert browser.switch_to.active_element == result  # so that a screen reader goes on there
     status = browser.find_element(By.ID, "status")
-    assert status.text.startswith(photo.name) and status.get_attribute("aria-live") == "polite"
+    assert status.text == "" and status.get_attribute("aria-live") == "polite"
+    assert result.text.count(photo.name) == 1  # the name and the verdict once
     for words in (
         "probability of a fake",
         "Face 1: ",

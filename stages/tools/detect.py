@@ -1,43 +1,45 @@
-"""Examine images: real, fake or unsure, and why.
+"""Examine images and videos: real, fake or unsure, and why.
 
 Run: python -m stages.tools.detect PATH [PATH ...]
      python -m stages.tools.detect --verify RECORD [PATH ...]      repeat the verdicts of a record
 
 PATH is a file, a folder, a glob, or - for a list of names on standard input, one a line.
-Exit code: 0 every image has a verdict; 1 the command or the model is wrong, and no image has one; 2
-some images have none, or --verify found a difference; 3 with --fail-on-fake, an image is fake,
+Exit code: 0 every file has a verdict; 1 the command or the model is wrong, and no file has one; 2
+some files have none, or --verify found a difference; 3 with --fail-on-fake, a file is fake,
 whatever else there is.
 """
 
 import argparse
-import hashlib
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from stages.lib import paths
 from stages.lib.core.files import write_text
-from stages.lib.evaluation.verdict_rules import DOUBTS
+from stages.lib.data.layouts.image_set import is_video
+from stages.lib.evaluation.verdict_rules import DOUBTS, learnt_from
 from stages.lib.images.decoding import UnusableImage
 from stages.lib.progress import progress_bar
 from stages.lib.running import run_command
 from stages.lib.verdict.examiner import Examiner
-from stages.lib.verdict.image_files import find_files, printable_name, read_file
+from stages.lib.verdict.files import digest_of, examine_files, find_files, opened, printable_name
 from stages.lib.verdict.load import load_examiner
 from stages.lib.verdict.printing import Result, print_csv, print_json, print_text
 from stages.lib.verdict.record import (
+    AnyRecord,
     DetectorIdentity,
-    Record,
     append_records,
+    frames_wanted,
     identity_of,
-    make_record,
     open_record,
     same_detector,
 )
 from stages.lib.verdict.verification import verify
-from stages.tools.command_line import add_device_and_threads, parser_of, positive
+from stages.lib.verdict.videos import FRAMES
+from stages.tools.command_line import add_device_and_threads, count, parser_of, positive
 
 FILES_AT_A_TIME = 16
 SOME_FAILED, ONE_IS_FAKE = 2, 3
@@ -67,7 +69,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options; raises UserError for a wrong command."""
     parser = parser_of(__doc__, "stages.tools.detect")
     add = parser.add_argument
-    add("paths", nargs="*", metavar="PATH", help="images")
+    add("paths", nargs="*", metavar="PATH", help="images and videos")
     add("--model", default=str(paths.MODEL), help="a folder, or models:/NAME@champion")
     add(
         "--no-crop",
@@ -77,26 +79,27 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--form", default="text", choices=PRINTERS, help="of the output: text, csv or json")
     add("--json", dest="form", action="store_const", const="json", help="one object a line")
-    add("--csv", dest="form", action="store_const", const="csv", help="one row an image")
-    add("--record", type=Path, metavar="FILE", help="add one JSON line per image to FILE")
-    add("--resume", action="store_true", help="examine no image that FILE has already")
-    add("--explain", type=Path, metavar="DIR", help="write a page for each image into DIR")
+    add("--csv", dest="form", action="store_const", const="csv", help="one row a file")
+    add("--record", type=Path, metavar="FILE", help="add one JSON line per file to FILE")
+    add("--resume", action="store_true", help="examine no file that FILE has already")
+    add("--explain", type=Path, metavar="DIR", help="write a page for each file into DIR")
     add("--verify", type=Path, metavar="RECORD", help="repeat the verdicts of a record")
     add("--fail-on-fake", action="store_true", help=f"exit with {ONE_IS_FAKE} where one is fake")
-    add("--max-megapixels", type=positive, default=100.0, help="of an image")
+    add("--frames", type=count, default=FRAMES, help="of a video, evenly spread, that are judged")
+    add("--max-megapixels", type=positive, default=100.0, help="of an image or a frame")
     add_device_and_threads(parser)
     end = arguments.index("--") if "--" in arguments else len(arguments)  # only paths come after it
     options = parser.parse_intermixed_args(arguments[:end])
     options.paths += arguments[end + 1 :]
     if not options.paths and not options.verify:
-        parser.error("name one image or more")
+        parser.error("name one image or video, or more")
     if options.resume and not options.record:
         parser.error("--resume needs --record FILE, the record to continue")
     return options
 
 
-def detect(examiner: Examiner, options: argparse.Namespace, recorded: list[Record]) -> int:
-    """Examine the images and print their verdicts; return the exit code.
+def detect(examiner: Examiner, options: argparse.Namespace, recorded: list[AnyRecord]) -> int:
+    """Examine the files and print their verdicts; return the exit code.
 
     recorded: the records that the file of --record has.
     """
@@ -108,7 +111,7 @@ def detect(examiner: Examiner, options: argparse.Namespace, recorded: list[Recor
         done = [record for record in recorded if same_detector(record.detector, detector)]
     counts = Counter[str]()
     results = examine_all(examiner, detector, files, options, done, counts)
-    PRINTERS[options.form](results, detector, doubt)
+    PRINTERS[options.form](results, detector, doubt, learnt_from(examiner.rules.trained_on))
     print(
         f"{counts['real']} real, {counts['fake']} fake, {counts['unsure']} unsure, "
         f"{counts['error']} not examined. {doubt or NO_PROOF} {NO_PROVENANCE}",
@@ -124,72 +127,75 @@ def examine_all(
     detector: DetectorIdentity,
     files: Sequence[str],
     options: argparse.Namespace,
-    done: list[Record],
+    done: list[AnyRecord],
     counts: Counter[str],
 ) -> Iterator[Result]:
     """Yield the result of each file, a batch at a time; write its record and its page.
 
     done: records to take as they are. counts: how often each verdict, or an error, occurs.
     """
-    record_of = {record.sha256: record for record in done}
+    record_of = {(record.sha256, frames_wanted(record)): record for record in done}
     names = {(record.sha256, record.file) for record in done}
     with progress_bar("detect", len(files)) as bar:
-        for first in range(0, len(files), FILES_AT_A_TIME):
-            batch = files[first : first + FILES_AT_A_TIME]
-            results, contents = examine_files(examiner, detector, batch, record_of)
+        for batch in in_batches(files):
+            results = examine_batch(examiner, detector, batch, record_of, options.frames)
             if options.record:
-                records = [result for result in results.values() if isinstance(result, Record)]
+                records = [one for one in results.values() if not isinstance(one, UnusableImage)]
                 new = [record for record in records if (record.sha256, record.file) not in names]
                 append_records(options.record, new)
             for file in batch:
                 result = results[file]
-                counts[result.verdict if isinstance(result, Record) else "error"] += 1
+                counts["error" if isinstance(result, UnusableImage) else result.verdict] += 1
                 yield printable_name(file), result
-                if options.explain and isinstance(result, Record):
-                    write_page(examiner, result, contents[file], options.explain)
+                if options.explain and not isinstance(result, UnusableImage):
+                    write_page(examiner, result, file, options.explain)
             bar.update(len(batch))
 
 
-def examine_files(
+def in_batches(files: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield the files in their order: a few images at a time, or one video."""
+    for are_videos, group in groupby(files, is_video):
+        size, members = 1 if are_videos else FILES_AT_A_TIME, list(group)
+        for first in range(0, len(members), size):
+            yield members[first : first + size]
+
+
+def examine_batch(
     examiner: Examiner,
     detector: DetectorIdentity,
     files: Sequence[str],
-    record_of: dict[str, Record],
-) -> tuple[dict[str, Record | UnusableImage], dict[str, bytes]]:
-    """Return by its name the record of each file, or why it has none; and the bytes of all files.
+    record_of: dict[tuple[str, int | None], AnyRecord],
+    frames: int,
+) -> dict[str, AnyRecord | UnusableImage]:
+    """Return by its name the record of each file, or why it has none.
 
-    record_of: records by the SHA-256 of their images, which are not examined again.
+    files: images or videos. record_of: records by the SHA-256 of their files and the frames that
+    were wanted, which are not examined again. frames: of a video that are judged.
     """
-    results: dict[str, Record | UnusableImage] = {}
-    contents: dict[str, bytes] = {}
+    results: dict[str, AnyRecord | UnusableImage] = {}
+    new = []
     for file in files:
+        wanted = frames if is_video(file) else None
         try:
-            contents[file] = read_file(file)
+            # The examiner computes the digest itself; without --resume nothing is looked up by it.
+            record = record_of.get((digest_of(file), wanted)) if record_of else None
         except UnusableImage as error:
             results[file] = error
-    new = []
-    for file, content in contents.items():
-        # The examiner computes the digest itself; without --resume nothing is looked up by it.
-        record = record_of.get(hashlib.sha256(content).hexdigest()) if record_of else None
+            continue
         if record:
             results[file] = record.model_copy(update={"file": printable_name(file)})
         else:
             new.append(file)
-    verdicts = examiner.examine([contents[file] for file in new])
-    for file, verdict in zip(new, verdicts, strict=True):
-        if isinstance(verdict, UnusableImage):
-            results[file] = verdict
-        else:
-            results[file] = make_record(printable_name(file), verdict, detector, contents[file])
-    return results, contents
+    return results | examine_files(examiner, detector, new, frames)
 
 
-def write_page(examiner: Examiner, record: Record, content: bytes, folder: Path) -> None:
-    """Write the page that explains a verdict into a folder; content: the bytes of the image."""
-    from stages.lib.verdict.explanation import explain_image  # here, because it loads matplotlib
+def write_page(examiner: Examiner, record: AnyRecord, file: str, folder: Path) -> None:
+    """Write the page that explains a verdict into a folder."""
+    from stages.lib.verdict import explanation  # here, because it loads matplotlib
 
     stem = os.fsencode(Path(record.file).stem)[:100].decode("utf-8", "ignore")
-    page = explain_image(examiner, record, content)
+    with opened(file) as content:
+        page = explanation.explain(examiner, record, content)
     write_text(folder / f"{stem}-{record.sha256[:12]}.html", page)
 
 

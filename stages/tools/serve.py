@@ -38,7 +38,9 @@ def main() -> None:
     add("--name", action="append", default=[], help="another name under which it may be called")
     add("--port", type=port, default=8000)
     add("--megabytes", type=positive, default=Limits.megabytes, help="of an image's file")
-    add("--max-megapixels", type=positive, default=50.0, help="of an image")
+    add("--video-megabytes", type=positive, default=Limits.video_megabytes, help="of a video")
+    add("--max-megapixels", type=positive, default=50.0, help="of an image or a frame")
+    add("--frames", type=count, default=Limits.frames, help="of a video that are judged")
     add("--requests", type=count, default=Limits.requests, help="that may wait at once")
     add("--seconds", type=positive, default=Limits.seconds, help="for one request")
     add_device_and_threads(parser)
@@ -47,7 +49,13 @@ def main() -> None:
     examiner = load_examiner(
         options.model, options.device, options.threads, options.crop, options.max_megapixels
     )
-    limits = Limits(options.megabytes, options.requests, options.seconds)
+    limits = Limits(
+        options.megabytes,
+        options.video_megabytes,
+        options.requests,
+        options.seconds,
+        frames=options.frames,
+    )
     app = make_app(examiner, limits, [*OWN_NAMES, address, *options.name])
     config = server_config(app, host=address, port=options.port, log_level="warning")
     try:

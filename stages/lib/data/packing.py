@@ -6,11 +6,14 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from PIL import Image
 
 from stages.lib.core.digests import write_digest
 from stages.lib.core.files import open_regular
@@ -25,6 +28,7 @@ from stages.lib.images.packed_images import FACTS_FILE
 from stages.lib.progress import progress_bar
 
 IMAGES_PER_BATCH = 256
+PNG_LEVEL = 1  # of zlib, for frames: three times faster than 6 and 10 % larger
 CACHED_FILE = re.compile("(files/md5/)?[0-9a-f]{2}/[0-9a-f]{30}")  # of DVC, version 3 and before
 
 
@@ -182,13 +186,21 @@ def _frames(path: Path, row: dict[str, Any], params: PackParams) -> list[Packed]
     from stages.lib.data.videos import read_frames  # here, because it loads FFmpeg
 
     frames = []
-    for frame in read_frames(path, params.frames_per_video, params.max_pixels):
-        facts = image_facts(frame.content, params.max_pixels, params.find_faces)
+    for frame, codec in read_frames(path, params.frames_per_video, params.max_pixels):
+        content = _png(frame.pixels)
+        facts = image_facts(content, params.max_pixels, params.find_faces)
         frame_facts = {
             "img_name": f"{row['img_name']}#{frame.number}",
             "video": row["img_name"],
             "frame_seconds": frame.seconds,
-            "format": frame.codec,
+            "format": codec,
         }
-        frames.append((frame.content, row | facts | frame_facts))
+        frames.append((content, row | facts | frame_facts))
     return frames
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """Return uint8 (H, W, 3) as a PNG file: a frame without another loss of quality."""
+    buffer = BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=PNG_LEVEL)
+    return buffer.getvalue()

@@ -52,22 +52,24 @@ class Thresholds(FrozenModel):
     # The upper ends of the 95 % intervals of both rates: what the calibration set cannot rule out.
     false_alarms_high: float
     misses_high: float
-    num_real: int  # calibration images that the thresholds come from
+    num_real: int  # calibration images, or videos, that the thresholds come from
     num_fake: int
+    counted: Literal["images", "videos"] = "images"
 
     def calibrated(self, score: float) -> float:
         """Return the calibrated probability of a score or threshold, 0 to 1."""
         return float(expit(logit(min(score, 1.0)) / self.temperature))
 
     def in_words(self, verdict: str) -> str:
-        """Return how often an image gets the verdict real or fake wrongly."""
+        """Return how often an image or a person in a video gets the verdict wrongly."""
         wanted, high, count, kind = {
             "fake": (self.false_alarms, self.false_alarms_high, self.num_real, "reals"),
             "real": (self.misses, self.misses_high, self.num_fake, "fakes"),
         }[verdict]
+        videos = "videos of " if self.counted == "videos" else ""
         return (
-            f"at most {wanted:.1%} of {count} calibration {kind} were called {verdict}, so up to "
-            f"{high:.1%} of such faces (95 %)"
+            f"at most {wanted:.1%} of {count} calibration {videos}{kind} were called {verdict}, so "
+            f"up to {high:.1%} of such faces (95 %)"
         )
 
 
@@ -90,6 +92,22 @@ def known_manipulations(trained_on: TrainingSummary) -> str:
     return f"the manipulations it knows ({', '.join(_first(named))})"
 
 
+def learnt_from(trained_on: TrainingSummary) -> str:
+    """Return in words which images a detector was trained on."""
+    words = f"learnt from {trained_on.num_images:,} images"
+    if trained_on.sources:
+        sources = [f"{name} {count:,}" for name, count in trained_on.sources.items()]
+        words += f" ({', '.join(_first(sources))})"
+    families: dict[str, int] = {}
+    for fakes in trained_on.fakes:
+        name = fakes.family or "of unnamed methods"
+        families[name] = families.get(name, 0) + fakes.num_images
+    if families:
+        named = [f"{name} {count:,}" for name, count in families.items()]
+        words += f"; fakes: {', '.join(_first(named))}"
+    return words
+
+
 def _joined(names: list[str]) -> str:
     """Return the names that are not empty, as in "lfw and dfdc"."""
     *others, last = _first([name for name in names if name]) or [""]
@@ -102,6 +120,13 @@ def _first(names: list[str]) -> list[str]:
     return [*names[:MOST_NAMED], f"{more} more"] if more > 0 else names
 
 
+class VideoRules(FrozenModel):
+    """What differs for the mean over the frames of a video."""
+
+    thresholds: Thresholds
+    farthest: float | None  # see Rules
+
+
 class Rules(FrozenModel):
     """verdict_rules.json: what is needed beside a detector to turn its scores into verdicts."""
 
@@ -112,6 +137,15 @@ class Rules(FrozenModel):
     farthest: float | None  # distance to the training images that is allowed; None: not measured
     trained_on: TrainingSummary
     doubt: Doubt | None  # where there is one, no probability is given
+    videos: VideoRules | None = None  # None: too few calibration videos to choose them
+
+    def for_videos(self) -> "Rules":
+        """Return the rules for persons in videos; those of images where there are no others."""
+        if self.videos is None:
+            return self
+        return self.model_copy(
+            update={"thresholds": self.videos.thresholds, "farthest": self.videos.farthest}
+        )
 
     def apply(self, images: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
         """Return each image's verdict, real, fake or unsure, and its reasons to be unsure.

@@ -1,7 +1,7 @@
 """Verdicts on scored sets: how many are unsure, and how often the sure ones are wrong."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ SHARES = ("unsure", "wrong", "sure_wrong", "sure_and_wrong")  # of a set
 SHARE_COLUMNS = [f"{share}{end}" for share in SHARES for end in ("", "_low", "_high")]
 FIGURES = ["sure_and_wrong_before", "aurc"]  # without intervals
 VERDICT_COLUMNS = ["set", "slice", "num_real", "num_fake", *SHARE_COLUMNS, *FIGURES, *REASONS]
+VIDEOS = "videos"  # the slice that counts videos
 FAR = 0.05  # largest share of images like the calibration set that are unsure for their distance
 Rate = Annotated[float, Field(gt=0, lt=0.5)]
 
@@ -37,7 +38,11 @@ class VerdictParams(StageParams):
 
 
 def choose_thresholds(
-    calibration: pd.DataFrame, params: VerdictParams, middle: float, temperature: float
+    calibration: pd.DataFrame,
+    params: VerdictParams,
+    middle: float,
+    temperature: float,
+    counted: Literal["images", "videos"] = "images",
 ) -> Thresholds:
     """Return the thresholds that keep the wanted rates on the calibration set.
 
@@ -64,6 +69,7 @@ def choose_thresholds(
         misses_high=misses.high,
         num_real=int(is_real.sum()),
         num_fake=int((~is_real).sum()),
+        counted=counted,
     )
 
 
@@ -84,7 +90,8 @@ def farthest_allowed(distances: pd.Series) -> float | None:
 
 def verdict_table(
     sets: dict[str, pd.DataFrame],
-    middle: float,
+    videos: dict[str, pd.DataFrame],
+    rules: Rules,
     size_bands: Sequence[int],
     quality_bands: Sequence[int],
 ) -> pd.DataFrame:
@@ -93,12 +100,16 @@ def verdict_table(
     wrong is the share of wrong verdicts where every score is called at the middle threshold,
     sure_wrong the share of wrong ones among those that are not unsure, sure_and_wrong that among
     all. Each has its 95 % interval. sure_and_wrong_before is without the reason of the distance.
-    sets: as with_verdicts returns them.
+    sets, and the videos of those that have some: as with_verdicts returns them.
     """
     rows = []
     for name, table in sets.items():
-        for slice_name, part in [("all", table), *slices(table, size_bands, quality_bands)]:
-            row = verdict_row(part, middle)
+        parts = [("all", table, rules)]
+        if name in videos:
+            parts.append((VIDEOS, videos[name], rules.for_videos()))
+        parts += [(*part, rules) for part in slices(table, size_bands, quality_bands)]
+        for slice_name, part, its_rules in parts:
+            row = verdict_row(part, its_rules.thresholds.middle)
             rows.append({"set": name, "slice": slice_name} | row)
     return pd.DataFrame(rows, columns=VERDICT_COLUMNS)
 

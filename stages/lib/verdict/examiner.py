@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -15,69 +14,23 @@ from scipy.special import expit
 from stages.lib import paths
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.files import sha256_of
-from stages.lib.core.schema import FrozenModel
 from stages.lib.detector.hardware import Hardware
 from stages.lib.detector.inference import CHANGED_VIEWS, Inference, inputs_of_views, score_table
 from stages.lib.detector.model import CONFIG_FILE
 from stages.lib.detector.preprocessing import Preprocessing, crops_of, decode
-from stages.lib.evaluation.verdict_rules import UNSURE, Doubt, known_manipulations, read_rules
+from stages.lib.evaluation.verdict_rules import known_manipulations, read_rules
 from stages.lib.images.decoding import DecodedImage, UnusableImage
 from stages.lib.images.faces import Face, find_faces, smallest_found
 from stages.lib.verdict.networks import choose_network
+from stages.lib.verdict.results import (
+    FaceVerdict,
+    ImageVerdict,
+    VerdictName,
+    verdict_of_parts,
+)
 
 RULES_FILE = paths.VERDICT_RULES.name
 MOST_FACES = 32  # of an image that are examined, the largest ones
-VerdictName = Literal["real", "fake", "unsure"]
-RANKING: tuple[VerdictName, ...] = ("fake", "unsure", "real")  # of a face decides for the image
-
-
-class FaceVerdict(FrozenModel):
-    """The verdict of one face, or of a whole image that was not cut."""
-
-    verdict: VerdictName
-    probability: float | None  # that it is fake, calibrated, 0 to 1; None: doubt withholds it
-    score: float  # P(fake) as the detector says it, which the thresholds apply to
-    logit: float  # the same as log(P(fake) / P(real)), with all its digits
-    views: dict[str, float]  # the scores of slightly changed views
-    stability: float  # the share of those views on the same side of the middle threshold
-    reasons: list[str]  # why it is unsure, keys of REASONS
-    box: list[int] | None  # of the face in the upright image: left, top, width, height
-    face_size: float  # in pixels; 0: none found
-    distance: float | None = None  # to the training images; None: not known, or a record of before
-
-
-class ImageVerdict(FrozenModel):
-    """The verdict of an image, and everything that it follows from.
-
-    An image is fake where one of its faces is; else unsure where one of them is; else real, which
-    means no more than that there is no sign of the manipulations that the detector knows. Its
-    probability is the highest of its faces. A detector that cannot be believed gives none; scores
-    stay, so that its verdict can be repeated.
-    """
-
-    sha256: str  # of the file
-    format: str
-    width: int
-    height: int
-    jpeg_quality: int | None
-    doubt: Doubt | None = None  # why the detector cannot be believed; records of before have none
-    verdict: VerdictName
-    probability: float | None
-    reasons: list[str]
-    faces: list[FaceVerdict]
-    no_sign_of: str = ""  # what a verdict "real" has looked for, in words; else empty
-    not_judged: int = 0  # further faces that were found, the smallest ones
-    missed_below: int = 0  # pixels of a face that was not looked for; 0: all pixels were searched
-
-    @property
-    def not_searched(self) -> str:
-        """Return in words which faces the verdict does not count, or nothing."""
-        told = []
-        if self.not_judged:
-            told.append(f"of the faces found, {self.not_judged} smaller ones were not examined")
-        if self.missed_below:
-            told.append(f"faces below {self.missed_below} pixels were not looked for")
-        return "; ".join(told)
 
 
 @dataclass(frozen=True)
@@ -158,11 +111,13 @@ class Examiner:
         """Decode an image file; raises UnusableImage."""
         return decode(content, self.preprocessing, self.max_pixels)
 
-    def crops(self, content: bytes) -> list[torch.Tensor]:
-        """Return what the detector sees of each face in an image file, uint8 (3, h, w)."""
-        pixels = self.decode(content).tensor
-        faces, _ = self._find_faces(pixels)
-        return crops_of(pixels, faces, self.preprocessing)
+    def crops(self, image: DecodedImage) -> tuple[list[Face], list[torch.Tensor]]:
+        """Return the faces in an image, and what the detector sees of each, uint8 (3, h, w).
+
+        Without a face that is one crop, the whole image.
+        """
+        faces, _ = self._find_faces(image.tensor)
+        return faces, crops_of(image.tensor, faces, self.preprocessing)
 
     def _find_faces(self, pixels: torch.Tensor) -> tuple[list[Face], int]:
         """Return the faces in an image that are examined, and how many more there are."""
@@ -203,6 +158,14 @@ class Examiner:
 
     def verdicts(self, images: Sequence[PreparedImage]) -> list[ImageVerdict]:
         """Return the verdicts of images; all their faces are scored together."""
+        scored = self.score(images)
+        return [self._verdict(image, *scores) for image, scores in zip(images, scored, strict=True)]
+
+    def score(self, images: Sequence[PreparedImage]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the logits of the faces of each image, and their distances to the training images.
+
+        float64 (F, 1 + V) and float64 (F,).
+        """
         if not images:
             return []
         inputs = torch.cat([image.inputs for image in images])
@@ -213,8 +176,7 @@ class Examiner:
                 "another model, or train again with a lower train.lr"
             )
         num_faces = [len(image.faces) for image in images]
-        of_images = zip(images, logits.split(num_faces), distances.split(num_faces), strict=True)
-        return [self._verdict(*scored) for scored in of_images]
+        return list(zip(logits.split(num_faces), distances.split(num_faces), strict=True))
 
     def _verdict(
         self, image: PreparedImage, logits: torch.Tensor, distances: torch.Tensor
@@ -237,8 +199,7 @@ class Examiner:
             )
             for row, face in enumerate(image.faces)
         ]
-        verdict = min((face.verdict for face in faces), key=RANKING.index)
-        probabilities = [face.probability for face in faces if face.probability is not None]
+        verdict, probability, reasons_given = verdict_of_parts(faces)
         return ImageVerdict(
             sha256=image.sha256,
             format=image.format,
@@ -247,13 +208,17 @@ class Examiner:
             jpeg_quality=image.jpeg_quality,
             doubt=self.rules.doubt,
             verdict=verdict,
-            probability=max(probabilities, default=None),
-            reasons=[name for name in reasons if verdict == UNSURE and reasons[name].any()],
+            probability=probability,
+            reasons=reasons_given,
             faces=faces,
-            no_sign_of=known_manipulations(self.rules.trained_on) if verdict == "real" else "",
+            no_sign_of=self.no_sign_of(verdict),
             not_judged=image.not_judged,
             missed_below=image.missed_below,
         )
+
+    def no_sign_of(self, verdict: VerdictName) -> str:
+        """Return in words what a verdict "real" has looked for, else nothing."""
+        return known_manipulations(self.rules.trained_on) if verdict == "real" else ""
 
     def _face_verdict(
         self,

@@ -1,14 +1,19 @@
-"""The page that explains the verdict of one image, in one HTML file that needs no network."""
+"""The page that explains the verdict of one file, in one HTML file that needs no network."""
 
 from html import escape
+from typing import BinaryIO
+
+import torch
 
 from stages.lib.detector.preprocessing import input_of
-from stages.lib.evaluation.verdict_rules import DOUBTS, REASONS, UNSURE, Doubt
+from stages.lib.evaluation.verdict_rules import DOUBTS, REASONS, UNSURE, Doubt, learnt_from
 from stages.lib.report.heatmap import STRIDE, WINDOW, occlusion_map
 from stages.lib.report.html import html_image, html_page
 from stages.lib.report.sheets import HOW_TO_READ, SheetRow, draw_sheet
-from stages.lib.verdict.examiner import Examiner, FaceVerdict
-from stages.lib.verdict.record import Record
+from stages.lib.verdict.examiner import Examiner
+from stages.lib.verdict.printing import judged_in_words
+from stages.lib.verdict.record import AnyRecord, Record, VideoRecord
+from stages.lib.verdict.results import FaceVerdict, ScoredPart
 
 MOST_SHOWN = 8  # faces on the page, the largest ones of the image
 NO_PROOF = "A verdict is a reason to look closer. It does not prove that an image is real or fake."
@@ -21,20 +26,25 @@ NOT_TOLD = [
 ]
 
 
-def explain_image(examiner: Examiner, record: Record, content: bytes) -> str:
-    """Return the page of an image; content: the bytes of its file, which record is of."""
-    rows = explained_faces(examiner, record, content, MOST_SHOWN)
-    body = [
-        f"<h1>{escape(record.file)}</h1>",
-        _verdict(record),
-        html_image(draw_sheet("", rows), "heatmap and forensic views of each face"),
-        HOW_TO_READ,
-        "" if record.doubt else _stability(record.faces),
+def explain(examiner: Examiner, record: AnyRecord, file: BinaryIO) -> str:
+    """Return the page of an image or a video; file: open, which record is of."""
+    learnt = learnt_from(examiner.rules.trained_on)
+    heading = f"<h1>{escape(record.file)}</h1>\n<p>By a detector that has {escape(learnt)}.</p>"
+    body = [heading, _verdict(record)]
+    if isinstance(record, VideoRecord):
+        from stages.lib.verdict.video_explanation import video_parts  # it needs this module
+
+        body += [*video_parts(examiner, record, file), HOW_TO_READ]
+    else:
+        rows = explained_faces(examiner, record, file.read(), MOST_SHOWN)
+        image = html_image(draw_sheet("", rows), "heatmap and forensic views of each face")
+        body += [image, HOW_TO_READ, "" if record.doubt else _stability(record.faces)]
+    body += [
         "<h2>Provenance</h2>",
         f"<p>{escape(str(record.provenance)) or 'none in this file'}</p>",
         "<h2>What this does not tell you</h2>",
         "<ul>" + "".join(f"<li>{line}" for line in not_told(record.doubt)) + "</ul>",
-        f"<p>SHA-256 of the image {record.sha256}, of the weights {record.detector.weights}.</p>",
+        f"<p>SHA-256 of the file {record.sha256}, of the weights {record.detector.weights}.</p>",
     ]
     return html_page(f"Verdict: {record.file}", "\n".join(body))
 
@@ -43,16 +53,25 @@ def explained_faces(
     examiner: Examiner, record: Record, content: bytes, most: int
 ) -> list[SheetRow]:
     """Return the first faces of an image with their heatmaps and verdicts; most: how many."""
-    rows, inference = [], examiner.inference
-    crops = examiner.crops(content)[:most]
-    for number, (crop, face) in enumerate(zip(crops, record.faces, strict=False), 1):
-        seen = input_of(crop, examiner.preprocessing)
-        heat = occlusion_map(inference.detector, seen, WINDOW, STRIDE, inference.batch_size)
-        title = f"face {number}\n{face.verdict}"
-        if face.probability is not None:
-            title += f", {face.probability:.1%}"
-        rows.append(SheetRow(title, crop.permute(1, 2, 0).numpy(), seen, heat))
-    return rows
+    _, crops = examiner.crops(examiner.decode(content))
+    of_faces = zip(crops[:most], record.faces, strict=False)
+    return [
+        explain_crop(examiner, crop, f"face {number}\n{face.verdict}{probability_in_words(face)}")
+        for number, (crop, face) in enumerate(of_faces, 1)
+    ]
+
+
+def explain_crop(examiner: Examiner, crop: torch.Tensor, title: str) -> SheetRow:
+    """Return a face with its heatmap; crop: uint8 (3, h, w), as Examiner.crops returns it."""
+    inference = examiner.inference
+    seen = input_of(crop, examiner.preprocessing)
+    heat = occlusion_map(inference.detector, seen, WINDOW, STRIDE, inference.batch_size)
+    return SheetRow(title, crop.permute(1, 2, 0).numpy(), seen, heat)
+
+
+def probability_in_words(part: ScoredPart) -> str:
+    """Return the probability of a face or a person, such as ", 12.3%", or nothing."""
+    return "" if part.probability is None else f", {part.probability:.1%}"
 
 
 def not_told(doubt: Doubt | None) -> list[str]:
@@ -60,11 +79,15 @@ def not_told(doubt: Doubt | None) -> list[str]:
     return NOT_TOLD if doubt else [NO_PROOF, *NOT_TOLD]
 
 
-def verdict_in_words(record: Record) -> str:
-    """Return what the verdict of an image means, in sentences."""
+def verdict_in_words(record: AnyRecord) -> str:
+    """Return what the verdict of a file means, in sentences that come after it."""
     told = f" Not examined: {record.not_searched}." if record.not_searched else ""
+    if isinstance(record, VideoRecord):
+        told += f" Judged: {judged_in_words(record)}."
+        if record.thresholds_of == "images":
+            told += " The thresholds are those of images, because there were too few videos."
     if record.doubt:
-        return f"{DOUBTS[record.doubt]} Its verdict is: {record.verdict}.{told}"
+        return f"{DOUBTS[record.doubt]}{told}"
     if record.verdict == UNSURE:
         reasons = "; ".join(REASONS[reason] for reason in record.reasons)
         meaning = f"The detector should not be trusted here: {reasons}."
@@ -72,18 +95,19 @@ def verdict_in_words(record: Record) -> str:
         looked_for = f"No sign of {record.no_sign_of}. " if record.no_sign_of else ""
         how_often = record.detector.thresholds.in_words(record.verdict)
         meaning = f"{looked_for}How often that is wrong: {how_often}."
-    return f"{record.verdict}: {record.probability:.1%} probability of a fake. {meaning}{told}"
+    return f"{record.probability:.1%} probability of a fake. {meaning}{told}"
 
 
-def _verdict(record: Record) -> str:
-    words = f"<p><b>{escape(verdict_in_words(record))}</b></p>\n"
+def _verdict(record: AnyRecord) -> str:
+    words = escape(verdict_in_words(record))
     if record.doubt:
-        return words
+        return f"<p><b>{words}</b> Its verdict is: {record.verdict}.</p>"
     limits = record.detector.thresholds
     return (
-        f"{words}<p>Fake from a probability of {limits.calibrated(limits.fake_from):.1%}, real "
-        f"below {limits.calibrated(limits.real_below):.1%}; both were chosen on {limits.num_real} "
-        f"real and {limits.num_fake} fake images that the detector had not seen in training. "
+        f"<p><b>{record.verdict}</b>: {words}</p>\n"
+        f"<p>Fake from a probability of {limits.calibrated(limits.fake_from):.1%}, real below "
+        f"{limits.calibrated(limits.real_below):.1%}; both were chosen on {limits.num_real} real "
+        f"and {limits.num_fake} fake {limits.counted} that the detector had not seen in training. "
         "The probability is the score after temperature scaling.</p>"
     )
 

@@ -5,6 +5,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -12,9 +13,11 @@ from rich.text import Text
 from stages.lib.core.errors import short
 from stages.lib.evaluation.verdict_rules import REASONS, Thresholds
 from stages.lib.images.decoding import UnusableImage
-from stages.lib.verdict.record import DetectorIdentity, Record
+from stages.lib.verdict.record import AnyRecord, DetectorIdentity, VideoRecord, parse_record
+from stages.lib.verdict.results import PersonVerdict
 
-Result = tuple[str, Record | UnusableImage]  # a file name, and its record or why it has none
+Result = tuple[str, AnyRecord | UnusableImage]  # a file name, and its record or why it has none
+MOST_NAMED = 4  # persons, in a line
 COLOURS = {"real": "green", "fake": "bold red", "unsure": "yellow", "error": "magenta"}
 CSV_COLUMNS = (
     "file",
@@ -25,59 +28,74 @@ CSV_COLUMNS = (
     "real_below",
     "false_alarms",
     "num_faces",
+    "num_persons",
+    "num_frames",
+    "persons",
     "why",
     "provenance",
 )
 
 
-def print_text(results: Iterable[Result], detector: DetectorIdentity, doubt: str | None) -> None:
-    """Print the detector, then one line an image, in colours on a terminal.
+def print_text(
+    results: Iterable[Result], detector: DetectorIdentity, doubt: str | None, learnt_from: str
+) -> None:
+    """Print the detector on two lines, then one line a file, in colours on a terminal.
 
-    doubt: the sentence why the detector cannot be believed.
+    doubt: the sentence why the detector cannot be believed. learnt_from: in words.
     """
     console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{detector.model} {detector.weights[:12]}, {learnt_from}", markup=False)
     words = doubt or limits_in_words(detector.thresholds)
-    style = COLOURS["error"] if doubt else None
-    console.print(f"{detector.model} {detector.weights[:12]}: {words}", style=style, markup=False)
+    console.print(words, style=COLOURS["error"] if doubt else None, markup=False)
     for file, result in results:
         console.print(text_line(short(file, 300), result))
 
 
-def text_line(name: str, result: Record | UnusableImage) -> Text:
-    """Return the line of an image in colours."""
+def text_line(name: str, result: AnyRecord | UnusableImage) -> Text:
+    """Return the line of a file in colours."""
     if isinstance(result, UnusableImage):
         return Text(f"{'error':<7}        {name}  ", COLOURS["error"]).append(str(result))
     probability = "-" if result.probability is None else f"{result.probability:.1%}"
     line = Text(f"{result.verdict:<7}", COLOURS[result.verdict])
     line.append(f" {probability:>6} ", "default").append(name, "bold")
-    faces = faces_in_words(result) if len(result.faces) > 1 else ""
-    for words in (faces, result.doubt, why(result), str(result.provenance)):
+    for words in (parts_in_words(result), result.doubt, why(result), str(result.provenance)):
         if words:
             line.append(f"  [{words}]", "dim")
     return line
 
 
-def print_csv(results: Iterable[Result], detector: DetectorIdentity, doubt: str | None) -> None:
-    """Print one row an image, and a reason in place of a verdict where there is none."""
-    writer = csv.DictWriter(sys.stdout, CSV_COLUMNS, lineterminator="\n")
+def print_csv(
+    results: Iterable[Result], detector: DetectorIdentity, doubt: str | None, learnt_from: str
+) -> None:
+    """Print one row a file, and a reason in place of a verdict where there is none."""
+    write_csv(sys.stdout, results, doubt)
+
+
+def write_csv(output: TextIO, results: Iterable[Result], doubt: str | None) -> None:
+    """Write what print_csv prints."""
+    writer = csv.DictWriter(output, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
     for file, result in results:
         row = csv_row(file, result, doubt)
         writer.writerow({name: safe_cell(str(value)) for name, value in row.items()})
 
 
-def csv_row(file: str, result: Record | UnusableImage, doubt: str | None) -> dict[str, object]:
-    """Return the row of an image, without the cells that stay empty."""
+def csv_row(file: str, result: AnyRecord | UnusableImage, doubt: str | None) -> dict[str, object]:
+    """Return the row of a file, without the cells that stay empty."""
     if isinstance(result, UnusableImage):
         return {"file": file, "verdict": "error", "why": result}
     row: dict[str, object] = {
         "file": file,
         "doubt": doubt or "",
         "verdict": result.verdict,
-        "num_faces": sum(face.box is not None for face in result.faces),
         "why": why(result),
         "provenance": result.provenance,
     }
+    if isinstance(result, VideoRecord):
+        row |= {"num_persons": len(result.persons), "num_frames": result.frames_judged}
+        row["persons"] = parts_in_words(result)
+    else:
+        row["num_faces"] = sum(face.box is not None for face in result.faces)
     if result.probability is None:  # withheld, and so is what it is compared with
         return row
     limits = result.detector.thresholds
@@ -100,18 +118,29 @@ def safe_cell(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
-def print_json(results: Iterable[Result], detector: DetectorIdentity, doubt: str | None) -> None:
-    """Print one object a line: the record of an image, or its name and error."""
+def print_json(
+    results: Iterable[Result], detector: DetectorIdentity, doubt: str | None, learnt_from: str
+) -> None:
+    """Print one object a line: the record of a file, or its name and error."""
     for file, result in results:
         print(json_line(file, result), flush=True)
 
 
-def json_line(file: str, result: Record | UnusableImage) -> str:
-    """Return the object of an image in one line; characters that do not print are escaped."""
+def json_line(file: str, result: AnyRecord | UnusableImage) -> str:
+    """Return the object of a file in one line; characters that do not print are escaped."""
     if isinstance(result, UnusableImage):
         return json.dumps({"file": file, "verdict": "error", "error": str(result)})
     line = result.model_dump_json()
     return "".join(mark if mark.isprintable() else json.dumps(mark)[1:-1] for mark in line)
+
+
+def parse_result(line: bytes) -> Result:
+    """Return what json_line has written; raises ValueError or KeyError for anything else."""
+    content = json.loads(line)
+    if isinstance(content, dict) and content.get("verdict") == "error":
+        return content["file"], UnusableImage(content["error"])
+    record = parse_record(line)
+    return record.file, record
 
 
 def limits_in_words(limits: Thresholds) -> str:
@@ -122,17 +151,57 @@ def limits_in_words(limits: Thresholds) -> str:
     )
 
 
-def why(record: Record) -> str:
+def why(record: AnyRecord) -> str:
     """Return in words why a verdict is unsure, what a real one means, and what does not count."""
     words = [REASONS[reason] for reason in record.reasons]
     if record.no_sign_of and not record.doubt:
         words.append(f"no sign of {short(record.no_sign_of, 300)}")
     if record.not_searched:
         words.append(record.not_searched)
+    if isinstance(record, VideoRecord) and not record.doubt:
+        words += thresholds_in_words(record)
     return "; ".join(words)
 
 
-def faces_in_words(record: Record) -> str:
-    """Return the verdicts of several faces in words, such as `2 real, 1 fake`."""
-    counts = Counter(face.verdict for face in record.faces)
-    return "faces: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+def thresholds_in_words(record: VideoRecord) -> list[str]:
+    """Return that the thresholds are those of images, where they are."""
+    return ["thresholds of images, for want of videos"] if record.thresholds_of == "images" else []
+
+
+def parts_in_words(record: AnyRecord) -> str:
+    """Return what was judged, and of a video which persons decide, and when they are seen."""
+    words = [judged_in_words(record)]
+    if isinstance(record, VideoRecord) and len(record.persons) > 1:
+        words += [
+            person_in_words(number, person)
+            for number, person in enumerate(record.persons, 1)
+            if person.verdict == record.verdict != "real"
+        ][:MOST_NAMED]
+    return "; ".join(words)
+
+
+def judged_in_words(record: AnyRecord) -> str:
+    """Return the verdicts of several faces or persons, such as `faces: 2 real, 1 fake`."""
+    if not isinstance(record, VideoRecord):
+        return f"faces: {_counts(record)}" if len(record.faces) > 1 else ""
+    frames = f"{record.frames_judged} of {record.num_frames} frames"
+    if record.persons[0].frames[0].box is None:
+        return f"{frames}, examined whole"
+    if len(record.persons) == 1:
+        same_side = record.persons[0].same_side
+        return f"1 person in {frames}, {same_side:.0%} of them on the same side"
+    return f"persons in {frames}: {_counts(record)}"
+
+
+def person_in_words(number: int, person: PersonVerdict) -> str:
+    """Return which person has which verdict, and when it is seen."""
+    first, last = person.frames[0].seconds, person.frames[-1].seconds
+    return (
+        f"person {number} {person.verdict}, {len(person.frames)} frames from {first:.1f} s to "
+        f"{last:.1f} s, {person.same_side:.0%} on the same side"
+    )
+
+
+def _counts(record: AnyRecord) -> str:
+    counts = Counter(part.verdict for part in record.parts)
+    return ", ".join(f"{count} {name}" for name, count in counts.items())

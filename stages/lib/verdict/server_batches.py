@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from stages.lib.images.decoding import UnusableImage
-from stages.lib.verdict.examiner import Examiner, ImageVerdict
+from stages.lib.verdict.examiner import Examiner
+from stages.lib.verdict.results import ImageVerdict
 
 T = TypeVar("T")
 Verdict = ImageVerdict | UnusableImage  # of an image, or why it cannot be examined

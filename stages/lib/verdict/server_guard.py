@@ -15,9 +15,9 @@ FORM_BYTES = 10_000  # of a request, around its image
 OPEN_TO_ALL = "/health"  # under any name: a load balancer knows the address alone
 HOST = re.compile(r"(\[[^]]*\]|[^:]*)(:\d*)?")  # a name or an address, and a port
 PROTECTION = {
-    "Content-Security-Policy": "default-src 'none'; img-src data: blob:; style-src "
-    "'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; form-action 'none'; "
-    "base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; img-src data: blob:; media-src blob:; "
+    "style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
@@ -28,14 +28,21 @@ class Limits:
     """What the server accepts."""
 
     megabytes: float = 20.0  # of an image's file
+    video_megabytes: float = 200.0  # of a video's file
     requests: int = 64  # at once, with whole bodies
-    seconds: float = 60.0  # for one request, with its upload
+    seconds: float = 120.0  # for one request, with its upload
     batch_size: int = 16  # images that are examined together
+    frames: int = 32  # of a video that are judged
 
     @property
     def max_bytes(self) -> float:
         """Return how many bytes the body of a request may have."""
-        return self.megabytes * 1e6 + FORM_BYTES
+        return max(self.megabytes, self.video_megabytes) * 1e6 + FORM_BYTES
+
+    @property
+    def stored_bytes(self) -> float:
+        """Return how many bytes may be on their way: images of all requests, and two videos."""
+        return self.requests * self.megabytes * 1e6 + 2 * self.max_bytes
 
 
 class Guard:
@@ -53,7 +60,7 @@ class Guard:
         self.limits = limits
         self.hosts = {plain_host(host) for host in hosts} - {""}
         self.num_requests = 0
-        self.uploads = Uploads(limits.requests * limits.max_bytes)
+        self.uploads = Uploads(limits.stored_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -85,7 +92,7 @@ class Guard:
                 if receive_again:
                     await self._answer_in_turn(scope, receive_again, send, deadline)
         except TimeoutError:
-            words = "the image did not arrive in time; send it again"
+            words = "the file did not arrive in time; send it again"
             await error_response(408, words, {"Connection": "close"})(scope, receive, send)
 
     async def _answer_in_turn(
@@ -128,14 +135,15 @@ class Guard:
         if method != "POST":
             return None
         if not self._is_own_page(headers):
-            return error_response(403, "pages of other sites may not send images")
+            return error_response(403, "pages of other sites may not send files")
         length = headers.get("content-length", "")
         if "transfer-encoding" in headers or not length.isdigit():
             return error_response(
                 411, "send the length of the request in the header Content-Length"
             )
         if int(length) > self.limits.max_bytes:
-            return error_response(413, f"the file is larger than {self.limits.megabytes:g} MB")
+            most = max(self.limits.megabytes, self.limits.video_megabytes)
+            return error_response(413, f"the file is larger than {most:g} MB")
         return None
 
     def _is_own_page(self, headers: Headers) -> bool:

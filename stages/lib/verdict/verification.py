@@ -1,6 +1,5 @@
 """Repeating the verdicts of a record, and what may differ: rounding, the device and versions."""
 
-import hashlib
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -11,12 +10,19 @@ from stages.lib.core.errors import short
 from stages.lib.images.decoding import UnusableImage
 from stages.lib.progress import progress_bar
 from stages.lib.verdict.examiner import Examiner
-from stages.lib.verdict.image_files import file_of_name, find_files, printable_name, read_file
+from stages.lib.verdict.files import (
+    digest_of,
+    examine_image_files,
+    examine_video_file,
+    file_of_name,
+    find_files,
+    printable_name,
+)
 from stages.lib.verdict.record import (
+    AnyRecord,
     DetectorIdentity,
-    Record,
+    VideoRecord,
     identity_of,
-    make_record,
     read_records,
     same_detector,
 )
@@ -25,7 +31,7 @@ SCORE_TOLERANCE = 1e-4  # of a score that is repeated in another batch or on ano
 # Fields of the detector in which a repeated verdict may differ.
 CIRCUMSTANCES = {"device", "arithmetic", "runtime", "versions"}
 NOT_VERIFIED = (
-    "the time of a verdict, the name that its image had, and the device, arithmetic and versions "
+    "the time of a verdict, the name that its file had, and the device, arithmetic and versions "
     "that have computed it"
 )
 
@@ -33,7 +39,7 @@ NOT_VERIFIED = (
 def verify(examiner: Examiner, record_file: Path, paths: Sequence[str]) -> bool:
     """Repeat the verdicts of a record and print which are the same; return whether all are.
 
-    An image is looked for among the files of `paths`, by its digest, and under its name in the
+    A file is looked for among the files of `paths`, by its digest, and under its name in the
     record.
     """
     records, half_line = read_records(record_file)
@@ -67,26 +73,28 @@ def files_by_digest(paths: Sequence[str]) -> dict[str, str]:
     files = {}
     for file in find_files(paths):
         try:
-            files[hashlib.sha256(read_file(file)).hexdigest()] = file
+            files[digest_of(file)] = file
         except UnusableImage as error:
             print(f"not read {short(printable_name(file), 300)}  {error}")
     return files
 
 
-def compare(examiner: Examiner, detector: DetectorIdentity, record: Record, file: str) -> str:
+def compare(examiner: Examiner, detector: DetectorIdentity, record: AnyRecord, file: str) -> str:
     """Return in words how the verdict of a file differs from the recorded one, or ""."""
     if not same_detector(record.detector, detector):
         return f"made by {digests_in_words(record.detector)}, not by {digests_in_words(detector)}"
     try:
-        content = read_file(file)
+        digest = digest_of(file)
     except UnusableImage as error:
         return f"{error}; name the folder where it is now"
-    if hashlib.sha256(content).hexdigest() != record.sha256:
+    if digest != record.sha256:
         return "the file has other bytes now"
-    (verdict,) = examiner.examine([content])
-    if isinstance(verdict, UnusableImage):
-        return str(verdict)
-    repeated = make_record(record.file, verdict, detector, content)
+    if isinstance(record, VideoRecord):
+        repeated = examine_video_file(examiner, detector, file, record.frames_wanted)
+    else:
+        (repeated,) = examine_image_files(examiner, detector, [file]).values()
+    if isinstance(repeated, UnusableImage):
+        return str(repeated)
     return "; ".join(differences(record, repeated))
 
 
@@ -110,7 +118,7 @@ def circumstances_of(detector: DetectorIdentity) -> dict[str, str]:
     return {name: getattr(detector, name) for name in names} | detector.versions
 
 
-def differences(recorded: Record, repeated: Record) -> list[str]:
+def differences(recorded: AnyRecord, repeated: AnyRecord) -> list[str]:
     """Return in words how a repeated verdict differs from the recorded one.
 
     Scores may differ by SCORE_TOLERANCE, numbers above 1 by this share of them. All else must be
