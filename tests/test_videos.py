@@ -3,6 +3,7 @@
 import shutil
 import struct
 from collections.abc import Callable
+from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 
@@ -279,6 +280,30 @@ def test_frames_are_spread_over_their_number_where_their_times_vary(tmp_path: Pa
     assert [np.median(frame.pixels) for frame in found] == pytest.approx(
         [20, 60, 100, 140, 180], abs=4
     )
+
+
+def test_a_frame_that_is_larger_than_its_stream_says_is_refused(tmp_path: Path) -> None:
+    """A stream may change its size; the first size alone would let a large frame in."""
+    both = [tmp_path / "small.webm", tmp_path / "large.webm"]
+    write_video(both[0], 20)
+    write_video(both[1], 20, size=(640, 480))
+    streams = []
+    for path in both:
+        with av.open(str(path)) as container:
+            streams.append([bytes(packet) for packet in container.demux(video=0) if packet.size])
+    with av.open(str(both[0])) as first, av.open(str(tmp_path / "a.mkv"), "w") as result:
+        copy = result.add_stream_from_template(first.streams.video[0])
+        for number, content in enumerate([*streams[0], *streams[1]]):
+            packet = av.Packet(content)
+            packet.pts = packet.dts = 40 * number
+            packet.time_base, packet.stream = Fraction(1, 1000), copy
+            packet.is_keyframe = number in (0, len(streams[0]))
+            result.mux(packet)
+    assert {frame.pixels.shape for frame in read_frames(tmp_path / "a.mkv", 4, None)} == {
+        (120, 160, 3), (480, 640, 3),
+    }  # fmt: skip
+    with pytest.raises(UnusableImage, match="640 x 480 pixels are more than max_megapixels"):
+        read_frames(tmp_path / "a.mkv", 4, 30_000)
 
 
 def test_what_is_left_of_a_cut_video_is_read(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from stages.lib.detector.hardware import set_up_hardware
 from stages.lib.evaluation.verdict_rules import DOUBTS
 from stages.lib.verdict.examiner import Examiner
 from stages.lib.verdict.printing import CSV_COLUMNS
+from stages.lib.verdict.record import read_records
 from stages.lib.verdict.results import ImageVerdict
 from stages.lib.verdict.server import PAGE, make_app
 from stages.lib.verdict.server_connections import server_config
@@ -592,6 +594,46 @@ def test_a_person_looks_through_a_folder_with_the_keyboard(
     assert browser.switch_to.active_element == rows[max(0, number - 1)]
     severe = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
     assert all("400" in line for line in severe)  # that of the broken file
+
+
+DROP = """
+const files = new DataTransfer();
+for (const [name, content] of Object.entries(arguments[0])) {
+  const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+  files.items.add(new File([bytes], name, { type: "image/jpeg" }));
+}
+document.getElementById("drop").dispatchEvent(new DragEvent("drop", { dataTransfer: files }));
+"""
+SAVE = """
+window.saved = {};
+const real = URL.createObjectURL;
+URL.createObjectURL = (blob) => {
+  if (/csv|jsonl/.test(blob.type)) blob.text().then((text) => { saved[blob.type] = text; });
+  return real.call(URL, blob);
+};
+"""
+
+
+@pytest.mark.slow
+def test_what_is_dropped_can_be_downloaded_as_csv_and_as_a_record(
+    cutting_address: str, browser: webdriver.Chrome, images: list[bytes], tmp_path: Path
+) -> None:
+    browser.get(cutting_address)
+    contents = {f"{number}.jpg": images[number] for number in range(3)} | {"bad.jpg": b"text"}
+    dropped = {name: b64encode(content).decode() for name, content in contents.items()}
+    browser.execute_script(DROP, dropped)
+    status = browser.find_element(By.ID, "status")
+    wait_for(lambda: status.text.startswith("4 of 4 examined: "))
+    browser.execute_script(SAVE)
+    for name in ("csv", "record"):
+        browser.find_element(By.ID, name).click()
+    saved = wait_for(lambda: len(found := browser.execute_script("return saved")) == 2 and found)
+    rows = list(csv.DictReader(StringIO(saved["text/csv"])))
+    assert {row["file"] for row in rows} == set(contents) and rows[-1]["verdict"] == "error"
+    record = tmp_path / "verdicts.jsonl"
+    record.write_text(saved["application/jsonl"])
+    records, half_line = read_records(record)
+    assert not half_line and {one.file for one in records} == {"0.jpg", "1.jpg", "2.jpg"}
 
 
 @pytest.mark.slow

@@ -90,6 +90,7 @@ class Video:
     container: InputContainer
     stream: av.VideoStream
     packets: Packets
+    max_pixels: int | None  # of a frame
 
     @property
     def codec(self) -> str:
@@ -142,12 +143,16 @@ def open_video(file: BinaryIO, max_pixels: int | None) -> Iterator[Video]:
         stream = max(_films(container), key=lambda film: _rank(film, packets[film.index]))
         if not stream.codec_context:
             raise UnusableImage("a video of an unknown codec")
-        width, height = stream.codec_context.width, stream.codec_context.height
-        if max_pixels and width * height > max_pixels:
-            raise UnusableImage(
-                f"{width} x {height} pixels are more than max_megapixels, {max_pixels / 1e6:g}"
-            )
-        yield Video(container, stream, packets[stream.index])
+        _check_size(stream.codec_context.width, stream.codec_context.height, max_pixels)
+        yield Video(container, stream, packets[stream.index], max_pixels)
+
+
+def _check_size(width: int, height: int, max_pixels: int | None) -> None:
+    """Raise UnusableImage for a frame that is too large; frames of one video may differ in size."""
+    if max_pixels and width * height > max_pixels:
+        raise UnusableImage(
+            f"{width} x {height} pixels are more than max_megapixels, {max_pixels / 1e6:g}"
+        )
 
 
 def read_frames(path: Path, wanted: int, max_pixels: int | None) -> Iterator[tuple[Frame, str]]:
@@ -239,6 +244,7 @@ def _decoded(video: Video, numbers: tuple[int, ...]) -> Iterator[Frame]:
             if wanted and time is not None and time >= wanted[0]:
                 while wanted and wanted[0] <= time:
                     del wanted[0], starts[0]
+                _check_size(frame.width, frame.height, video.max_pixels)
                 pixels = _upright(frame.to_ndarray(format="rgb24"), frame)
                 yield Frame(packets.number(time), video.seconds_of(time - first), pixels)
         if wanted and position < starts[0]:

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stages.lib.verdict.server_uploads import Uploads
+from stages.lib.verdict.videos import FRAMES
 
 FORM_BYTES = 10_000  # of a request, around its image
 OPEN_TO_ALL = "/health"  # under any name: a load balancer knows the address alone
@@ -32,7 +33,7 @@ class Limits:
     requests: int = 64  # at once, with whole bodies
     seconds: float = 120.0  # for one request, with its upload
     batch_size: int = 16  # images that are examined together
-    frames: int = 32  # of a video that are judged
+    frames: int = FRAMES  # of a video that are judged
 
     @property
     def max_bytes(self) -> float:

@@ -27,7 +27,7 @@ FRAMES_AT_A_TIME = 4  # that are in memory
 class ScoredFrames:
     """What is kept of the judged frames: no pixels."""
 
-    frames: list[Frame] = field(default_factory=list)  # without pixels
+    times: list[tuple[int, float]] = field(default_factory=list)  # number and seconds of each frame
     faces: list[list[Face | None]] = field(default_factory=list)  # of each frame
     scores: list[pd.DataFrame] = field(default_factory=list)  # logit, low, high, distance: a face
     not_judged: int = 0
@@ -35,7 +35,7 @@ class ScoredFrames:
 
     def add(self, frame: Frame, image: PreparedImage, scores: pd.DataFrame) -> None:
         """Keep the scores of a frame, a row for each of its faces."""
-        self.frames.append(Frame(frame.number, frame.seconds, np.empty(0, np.uint8)))
+        self.times.append((frame.number, frame.seconds))
         self.faces.append(image.faces)
         self.scores.append(scores)
         self.not_judged = max(self.not_judged, image.not_judged)
@@ -49,7 +49,7 @@ class ScoredFrames:
         """
         faces = [[face for face in of_frame if face] for of_frame in self.faces]
         if not is_cut or not any(faces):
-            return [[(frame, 0) for frame in range(len(self.frames))]]
+            return [[(frame, 0) for frame in range(len(self.faces))]]
         return [[(seen.frame, seen.place) for seen in person] for person in follow(faces)]
 
 
@@ -142,8 +142,8 @@ def person_verdict(
         deviation=float(logits.std()),
         frames=[
             PersonFrame(
-                number=scored.frames[frame].number,
-                seconds=scored.frames[frame].seconds,
+                number=scored.times[frame][0],
+                seconds=scored.times[frame][1],
                 score=float(expit(value)),
                 logit=float(value),
                 box=face.box if face else None,
