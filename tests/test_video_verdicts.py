@@ -324,6 +324,10 @@ def test_the_command_takes_videos_beside_images(
     assert set(pages) == {"a-" + records[0]["sha256"][:1], "one", "two"}
     assert "P(fake) of each person over time" in pages["two"]
     assert "learnt from 60 images" in pages["one"] and "frames that speak most" in pages["one"]
+    doubted = copy_detector(pipeline, tmp_path / "doubted", doubt="no better than chance")
+    run_detect(monkeypatch, capfd, folder / "one.mp4", "--model", doubted, "--explain", doubted)
+    (page,) = doubted.glob("*.html")
+    assert "over time" not in page.read_text() and "P(fake)" not in page.read_text()
     # One row a clip; what is recorded is not examined again, another number of frames is.
     again = UnusableImage("again")
     monkeypatch.setattr(detect, "examine_files", lambda _e, _d, new, _f: dict.fromkeys(new, again))

@@ -67,7 +67,7 @@ def video_parts(examiner: Examiner, record: VideoRecord, file: BinaryIO) -> list
     """Return the parts of the page of a video, as HTML."""
     persons, frames = show_persons(examiner, record, file)
     return [
-        html_image(draw_course(record), "P(fake) of each person over time"),
+        "" if record.doubt else html_image(draw_course(record), "P(fake) of each person over time"),
         "<h2>Persons</h2>",
         persons_table(record),
         html_image(draw_persons(record, persons), "the face of each person"),
