@@ -1,1 +1,1 @@
-"""Verdicts on images and videos: the examiner, explanations, records, the command's output, the server."""
+"""Verdicts on images and videos: examiner, explanations, records, printing, the server."""
