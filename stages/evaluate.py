@@ -92,7 +92,7 @@ def main() -> None:
     with atomic_folder(paths.TABLES) as folder:
         write_tables(tables, folder)
         write_folder_digests(folder)
-    write_text(paths.VERDICT_RULES, rules.model_dump_json(indent=2) + "\n")
+    write_text(paths.VERDICT_RULES, rules.as_json())
     write_report(report, paths.EVALUATION)
     print(*summary(report, tables), sep="\n")
 

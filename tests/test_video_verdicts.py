@@ -328,6 +328,10 @@ def test_the_command_takes_videos_beside_images(
     run_detect(monkeypatch, capfd, folder / "one.mp4", "--model", doubted, "--explain", doubted)
     (page,) = doubted.glob("*.html")
     assert "over time" not in page.read_text() and "P(fake)" not in page.read_text()
+    more = (films / "one.mp4", "--model", detector, "--record", tmp_path / "more.jsonl")
+    for frames, num_lines in ((4, 1), (5, 2), (5, 2), (4, 2)):
+        run_detect(monkeypatch, capfd, *more, "--frames", frames, "--resume")
+        assert len((tmp_path / "more.jsonl").read_text().splitlines()) == num_lines
     # One row a clip; what is recorded is not examined again, another number of frames is.
     again = UnusableImage("again")
     monkeypatch.setattr(detect, "examine_files", lambda _e, _d, new, _f: dict.fromkeys(new, again))
@@ -397,7 +401,8 @@ def test_a_video_has_the_source_type_in_its_xmp_and_the_tags_of_its_camera(
         container.mux(stream.encode())
     with path.open("rb") as file:
         assert read_video_provenance(file).camera["taken"].startswith("2026-01-02")
-    for damaged in (b"", b"\0\0\0\x10uuid", content[:900]):
+    short_box = box(b"uuid", bytes.fromhex("be7acfcb97a942e89c71999491e3"))
+    for damaged in (b"", b"\0\0\0\x10uuid", content[:900], content + short_box):
         path.write_bytes(damaged)
         with path.open("rb") as file:
             assert read_video_provenance(file).source_types == []

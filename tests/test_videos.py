@@ -210,6 +210,21 @@ def test_a_bad_video_has_a_reason(tmp_path: Path) -> None:
         read_frames(path, 4, 10_000)
 
 
+def test_a_title_in_another_encoding_is_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "Title"
+        stream = container.add_stream("mpeg4", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        grey = np.full((48, 64, 3), 99, np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode())
+    assert b"Title" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"Title", b"T\xedtle"))
+    assert len(read_frames(path, 1, None)) == 1
+
+
 def test_a_list_in_place_of_a_video_reads_no_other_file(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4")
     (tmp_path / "list.avi").write_text("ffconcat version 1.0\nfile 'a.mp4'\n")

@@ -536,7 +536,7 @@ def test_records_and_errors_become_the_table_of_the_command(
     assert [row["verdict"] for row in rows] == [record["verdict"] for record in records]
     assert float(rows[0]["probability"]) == pytest.approx(records[0]["probability"], abs=1e-6)
     assert rows[2]["file"] == "'=bad.jpg" and rows[2]["why"] == "empty file"
-    for bad in ("[]", "{}", "text", '{"verdict": "error"}'):
+    for bad in ("[]", "{}", "text", '{"verdict": "error"}', "[" * 100_000):
         answer = requests.post(f"{believed_address}/csv", data=bad, timeout=9)
         assert answer.status_code == 422 and "JSON a line" in answer.json()["detail"]
 
@@ -557,12 +557,15 @@ def test_a_person_looks_through_a_folder_with_the_keyboard(
     (folder / "inside/film.mp4").write_bytes(film.read_bytes())
     (folder / "broken.jpg").write_text("no image")
     (folder / "notes.txt").write_text("no image either")
+    (folder / "@eaDir").mkdir()
+    (folder / "@eaDir/0.jpg").write_bytes(images[0])
     browser.get(cutting_address)
     learnt = browser.find_element(By.ID, "learnt")
     wait_for(lambda: "has learnt from 60 images" in learnt.text)
     browser.find_element(By.ID, "folder").send_keys(str(folder))
     status = browser.find_element(By.ID, "status")
     wait_for(lambda: status.text.startswith("6 of 6 examined: "))
+    assert status.text.endswith("; left out 2 other files")
     rows = browser.find_elements(By.CSS_SELECTOR, "#files tbody tr")
     cells = [[cell.text for cell in row.find_elements(By.TAG_NAME, "td")] for row in rows]
     ranks = [["fake", "unsure", "real", "error"].index(row[2]) for row in cells]
@@ -575,11 +578,14 @@ def test_a_person_looks_through_a_folder_with_the_keyboard(
         wide = "return document.documentElement.scrollWidth > innerWidth"
         assert not browser.execute_script(wide)
     body = browser.find_element(By.TAG_NAME, "body")
-    rows[0].send_keys("")
     number = [row[1] for row in cells].index("folder/inside/film.mp4")
-    for _ in range(number + 1):
+    browser.execute_script("arguments[0].focus()", rows[-1])
+    for _ in rows:
+        browser.switch_to.active_element.send_keys(Keys.ARROW_UP)
+    assert browser.switch_to.active_element == rows[0]
+    for _ in range(number):
         browser.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
-    browser.execute_script("arguments[0].focus()", rows[number])
+    assert browser.switch_to.active_element == rows[number]
     rows[number].send_keys(Keys.ENTER)
     result = browser.find_element(By.ID, "result")
     wait_for(result.is_displayed)
@@ -590,8 +596,6 @@ def test_a_person_looks_through_a_folder_with_the_keyboard(
     body.send_keys(Keys.ESCAPE)
     wait_for(lambda: not result.is_displayed())
     assert browser.switch_to.active_element == rows[number]
-    rows[number].send_keys(Keys.ARROW_UP)
-    assert browser.switch_to.active_element == rows[max(0, number - 1)]
     severe = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
     assert all("400" in line for line in severe)  # that of the broken file
 
@@ -621,9 +625,11 @@ def test_what_is_dropped_can_be_downloaded_as_csv_and_as_a_record(
     browser.get(cutting_address)
     contents = {f"{number}.jpg": images[number] for number in range(3)} | {"bad.jpg": b"text"}
     dropped = {name: b64encode(content).decode() for name, content in contents.items()}
-    browser.execute_script(DROP, dropped)
+    for _ in range(2):  # what the first drop gives must not come among the files of the second one
+        browser.execute_script(DROP, dropped)
     status = browser.find_element(By.ID, "status")
     wait_for(lambda: status.text.startswith("4 of 4 examined: "))
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#files tbody tr")) == 4
     browser.execute_script(SAVE)
     for name in ("csv", "record"):
         browser.find_element(By.ID, name).click()

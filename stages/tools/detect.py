@@ -27,7 +27,7 @@ from stages.lib.running import run_command
 from stages.lib.verdict.examiner import Examiner
 from stages.lib.verdict.files import digest_of, examine_files, find_files, opened, printable_name
 from stages.lib.verdict.load import load_examiner
-from stages.lib.verdict.printing import Result, print_csv, print_json, print_text
+from stages.lib.verdict.printing import NO_PROOF, Result, print_csv, print_json, print_text
 from stages.lib.verdict.record import (
     AnyRecord,
     DetectorIdentity,
@@ -44,7 +44,7 @@ from stages.tools.command_line import add_device_and_threads, count, parser_of, 
 FILES_AT_A_TIME = 16
 SOME_FAILED, ONE_IS_FAKE = 2, 3
 PRINTERS = {"text": print_text, "csv": print_csv, "json": print_json}
-NO_PROOF = "A verdict is a reason to look closer. It does not prove that an image is real or fake."
+
 NO_PROVENANCE = "Missing provenance (C2PA, IPTC, EXIF) means nothing."
 
 
@@ -135,21 +135,29 @@ def examine_all(
     done: records to take as they are. counts: how often each verdict, or an error, occurs.
     """
     record_of = {(record.sha256, frames_wanted(record)): record for record in done}
-    names = {(record.sha256, record.file) for record in done}
+    names = {named(record) for record in done}
     with progress_bar("detect", len(files)) as bar:
         for batch in in_batches(files):
             results = examine_batch(examiner, detector, batch, record_of, options.frames)
             if options.record:
                 records = [one for one in results.values() if not isinstance(one, UnusableImage)]
-                new = [record for record in records if (record.sha256, record.file) not in names]
+                new = [record for record in records if named(record) not in names]
                 append_records(options.record, new)
             for file in batch:
                 result = results[file]
                 counts["error" if isinstance(result, UnusableImage) else result.verdict] += 1
                 yield printable_name(file), result
                 if options.explain and not isinstance(result, UnusableImage):
-                    write_page(examiner, result, file, options.explain)
+                    try:
+                        write_page(examiner, result, file, options.explain)
+                    except UnusableImage as error:
+                        print(f"no page of {printable_name(file)}: {error}", file=sys.stderr)
             bar.update(len(batch))
+
+
+def named(record: AnyRecord) -> tuple[str, str, int | None]:
+    """Return what a record file has once: of which file it is, and from how many frames."""
+    return record.sha256, record.file, frames_wanted(record)
 
 
 def in_batches(files: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -190,10 +198,12 @@ def examine_batch(
 
 
 def write_page(examiner: Examiner, record: AnyRecord, file: str, folder: Path) -> None:
-    """Write the page that explains a verdict into a folder."""
+    """Write the page that explains a verdict into a folder; raises UnusableImage."""
     from stages.lib.verdict import explanation  # here, because it loads matplotlib
 
     stem = os.fsencode(Path(record.file).stem)[:100].decode("utf-8", "ignore")
+    if digest_of(file) != record.sha256:
+        raise UnusableImage("the file has other bytes now")
     with opened(file) as content:
         page = explanation.explain(examiner, record, content)
     write_text(folder / f"{stem}-{record.sha256[:12]}.html", page)

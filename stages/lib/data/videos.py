@@ -191,7 +191,8 @@ def _as_unusable() -> Iterator[None]:
 def _opened(file: BinaryIO) -> InputContainer:
     """Open a video that is open as a file, by its descriptor."""
     file.seek(0)
-    return av.open("fd:", "r", options=ONLY_VIDEOS | {"fd": str(file.fileno())})
+    options = ONLY_VIDEOS | {"fd": str(file.fileno())}
+    return av.open("fd:", "r", options=options, metadata_errors="replace")
 
 
 def _films(container: InputContainer) -> list[av.VideoStream]:

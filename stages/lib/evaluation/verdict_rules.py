@@ -6,7 +6,7 @@ as selective classification, or the reject option (Chow 1970; Geifman and El-Yan
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -138,6 +138,17 @@ class Rules(FrozenModel):
     trained_on: TrainingSummary
     doubt: Doubt | None  # where there is one, no probability is given
     videos: VideoRules | None = None  # None: too few calibration videos to choose them
+
+    def as_json(self) -> str:
+        """Return the text of the file.
+
+        Without rules for videos it has the digest that it had before there were any, so that older
+        records can still be verified.
+        """
+        left_out: dict[str, Any] = {"thresholds": {"counted"}}
+        if self.videos is None:
+            left_out["videos"] = True
+        return self.model_dump_json(indent=2, exclude=left_out) + "\n"
 
     def for_videos(self) -> "Rules":
         """Return the rules for persons in videos; those of images where there are no others."""

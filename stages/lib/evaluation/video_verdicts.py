@@ -40,11 +40,15 @@ def videos_of(table: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each video of a set, from those of its frames.
 
     Its logits and its distance are the means over the frames, its score is that of the mean logit,
-    its size of the face and its JPEG quality are the medians.
+    its size of the face and its JPEG quality are the medians. Frames without a face count only
+    where no frame has one, as in a verdict.
     """
-    frames = table.dropna(subset=["video"])
     # Data sets may share names of videos, and a real one may share its name with its fakes.
-    by_video = frames.groupby(["set", "video", "target"], sort=False)
+    by = ["set", "video", "target"]
+    frames = table.dropna(subset=["video"])
+    has_face = frames["face"] > 0
+    some_have = has_face.groupby([frames[name] for name in by]).transform("any")
+    by_video = frames[has_face | ~some_have].groupby(by, sort=False)
     means = by_video[["logit", "low", "high", "distance"]].mean()
     medians = by_video[["face", "jpeg_quality"]].median()
     first = by_video[["group", "width", "height"]].first()

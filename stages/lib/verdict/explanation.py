@@ -11,12 +11,11 @@ from stages.lib.report.heatmap import STRIDE, WINDOW, occlusion_map
 from stages.lib.report.html import html_image, html_page
 from stages.lib.report.sheets import HOW_TO_READ, SheetRow, draw_sheet
 from stages.lib.verdict.examiner import Examiner
-from stages.lib.verdict.printing import judged_in_words
+from stages.lib.verdict.printing import NO_PROOF, judged_in_words
 from stages.lib.verdict.record import AnyRecord, Record, VideoRecord
 from stages.lib.verdict.results import FaceVerdict, ScoredPart
 
 MOST_SHOWN = 8  # faces on the page, the largest ones of the image
-NO_PROOF = "A verdict is a reason to look closer. It does not prove that an image is real or fake."
 NOT_TOLD = [
     "A detector recognises fakes like those that it was trained on. On fakes of other generators "
     "it is wrong more often than its figures say.",

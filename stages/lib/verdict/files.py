@@ -24,6 +24,7 @@ from stages.lib.verdict.record import (
 )
 from stages.lib.verdict.videos import examine_video, sha256_of_open
 
+TOO_LARGE = "too large for the memory of this machine"
 ESCAPED_BYTE = re.compile(rb"\\x([89a-f][0-9a-f])")  # that is no ASCII
 
 
@@ -78,26 +79,30 @@ def read_file(file: str) -> bytes:
     with opened(file) as content:
         try:
             return content.read()
+        except OSError as error:
+            raise UnusableImage(error.strerror or str(error)) from None
         except MemoryError:
-            raise UnusableImage("too large for the memory of this machine") from None
+            raise UnusableImage(TOO_LARGE) from None
 
 
 @contextmanager
 def opened(file: str) -> Iterator[BinaryIO]:
-    """Yield a file that is open to read; raises UnusableImage, also for what reading raises."""
+    """Yield a file that is open to read; raises UnusableImage where it cannot be opened."""
     try:
-        with open_regular(Path(file)) as content:
-            yield content
-    except UnusableImage:
-        raise
+        content = open_regular(Path(file))
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise UnusableImage(getattr(error, "strerror", None) or str(error)) from None
+    with content:
+        yield content
 
 
 def digest_of(file: str) -> str:
     """Return the SHA-256 of a file; raises UnusableImage."""
     with opened(file) as content:
-        return sha256_of_open(content)
+        try:
+            return sha256_of_open(content)
+        except OSError as error:
+            raise UnusableImage(error.strerror or str(error)) from None
 
 
 def examine_files(
@@ -144,6 +149,10 @@ def examine_video_file(
             return make_video_record(name, verdict, detector, examiner.rules, content)
     except UnusableImage as error:
         return error
+    except OSError as error:
+        return UnusableImage(error.strerror or str(error))
+    except MemoryError:
+        return UnusableImage(TOO_LARGE)
 
 
 def printable_name(file: str) -> str:

@@ -30,7 +30,7 @@ class Seen:
 
 
 def follow(frames: Sequence[Sequence[Face]]) -> list[list[Seen]]:
-    """Return the persons in the order of their entrance, each as its faces in order of time.
+    """Return the persons, the one who is seen first comes first, each as its faces over time.
 
     frames: the faces in each judged frame.
     """

@@ -17,6 +17,7 @@ from stages.lib.verdict.record import AnyRecord, DetectorIdentity, VideoRecord, 
 from stages.lib.verdict.results import PersonVerdict
 
 Result = tuple[str, AnyRecord | UnusableImage]  # a file name, and its record or why it has none
+NO_PROOF = "A verdict is a reason to look closer. It does not prove that an image is real or fake."
 MOST_NAMED = 4  # persons, in a line
 COLOURS = {"real": "green", "fake": "bold red", "unsure": "yellow", "error": "magenta"}
 CSV_COLUMNS = (
@@ -165,7 +166,9 @@ def why(record: AnyRecord) -> str:
 
 def thresholds_in_words(record: VideoRecord) -> list[str]:
     """Return that the thresholds are those of images, where they are."""
-    return ["thresholds of images, for want of videos"] if record.thresholds_of == "images" else []
+    return (
+        ["thresholds of images, as videos were too few"] if record.thresholds_of == "images" else []
+    )
 
 
 def parts_in_words(record: AnyRecord) -> str:
@@ -185,12 +188,21 @@ def judged_in_words(record: AnyRecord) -> str:
     if not isinstance(record, VideoRecord):
         return f"faces: {_counts(record)}" if len(record.faces) > 1 else ""
     frames = f"{record.frames_judged} of {record.num_frames} frames"
-    if record.persons[0].frames[0].box is None:
+    if is_whole(record):
         return f"{frames}, examined whole"
     if len(record.persons) == 1:
-        same_side = record.persons[0].same_side
-        return f"1 person in {frames}, {same_side:.0%} of them on the same side"
+        return f"1 person in {frames}{same_side_in_words(record.persons[0])}"
     return f"persons in {frames}: {_counts(record)}"
+
+
+def is_whole(record: VideoRecord) -> bool:
+    """Return whether frames were examined whole: as wanted, or because none has a face."""
+    return record.detector.face_share is None or record.persons[0].face_size == 0
+
+
+def same_side_in_words(person: PersonVerdict) -> str:
+    """Return how much the frames of a person agree, or nothing where a doubt withholds figures."""
+    return "" if person.probability is None else f", {person.same_side:.0%} on the same side"
 
 
 def person_in_words(number: int, person: PersonVerdict) -> str:
@@ -198,7 +210,7 @@ def person_in_words(number: int, person: PersonVerdict) -> str:
     first, last = person.frames[0].seconds, person.frames[-1].seconds
     return (
         f"person {number} {person.verdict}, {len(person.frames)} frames from {first:.1f} s to "
-        f"{last:.1f} s, {person.same_side:.0%} on the same side"
+        f"{last:.1f} s{same_side_in_words(person)}"
     )
 
 

@@ -30,6 +30,7 @@ CAMERA = {
 State = Literal["trusted", "valid", "broken", "elsewhere"]
 STATES: dict[str, State] = {"Trusted": "trusted", "Valid": "valid"}
 UNTRUSTED = "signingCredential.untrusted"
+MANIFEST = b"jumdc2pa"  # the description box of its store (JUMBF)
 MAX_TEXT = 200  # characters of a field that are shown
 MAX_ENTRIES = 20  # of a list that are shown
 
@@ -111,13 +112,13 @@ def read_manifest(file: BinaryIO) -> Manifest | None:
 
 
 def _names_c2pa(file: BinaryIO) -> bool:
-    """Return whether the letters c2pa are anywhere in a file."""
+    """Return whether the beginning of a manifest is anywhere in a file."""
     file.seek(0)
     before = b""
     while block := file.read(1 << 20):
-        if b"c2pa" in before + block:
+        if MANIFEST in before + block:
             return True
-        before = block[-3:]
+        before = block[1 - len(MANIFEST) :]
     return False
 
 

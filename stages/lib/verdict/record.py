@@ -9,6 +9,7 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
+import av
 import pydantic
 from filelock import lock_descriptor
 
@@ -104,12 +105,18 @@ def make_video_record(
 ) -> VideoRecord:
     """Return the record of a verdict of now; content: the file; rules: of the detector."""
     rules = rules.for_videos()
-    limits = {"thresholds": rules.thresholds, "farthest": rules.farthest}
+    ffmpeg = ".".join(map(str, av.library_versions["libavcodec"]))
+    versions = {"av": version("av"), "libavcodec": ffmpeg}
+    own = {
+        "thresholds": rules.thresholds,
+        "farthest": rules.farthest,
+        "versions": detector.versions | versions,
+    }
     return VideoRecord(
         **verdict.model_dump(),
         file=file,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        detector=detector.model_copy(update=limits),
+        detector=detector.model_copy(update=own),
         provenance=read_video_provenance(content),
     )
 

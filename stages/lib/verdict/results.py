@@ -36,13 +36,13 @@ class PersonFrame(FrozenModel):
     seconds: float  # from the first frame
     score: float
     logit: float
-    box: list[int] | None  # of the face; None: none was found in any frame
+    box: list[int] | None  # of the face; None: none was found
 
 
 class PersonVerdict(ScoredPart):
     """The verdict of a person in a video; its logit is the mean of those of its frames.
 
-    Its size and distance are the median and the mean of the same.
+    Its size is the median over its frames, its distance the mean.
     """
 
     lowest: float  # mean over the frames of the least score of slightly changed views, from logits
@@ -97,12 +97,12 @@ class ImageVerdict(FileVerdict):
 
 
 class VideoVerdict(FileVerdict):
-    """The verdict of a video, with those of the persons in it, in the order of their entrance."""
+    """The verdict of a video, with those of the persons in it; who is seen first comes first."""
 
     seconds: float  # from the first frame to the last one
     num_frames: int  # in the file
     frames_wanted: int  # evenly spread, to be judged
-    frames_judged: int  # of them: could be decoded, and have a face if any frame has one
+    frames_judged: int  # of them: could be decoded and, where faces are cut, have one if any has
     thresholds_of: Literal["videos", "images"]  # which calibration they were chosen on
     persons: list[PersonVerdict]
 

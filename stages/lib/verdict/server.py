@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from io import StringIO
 from pathlib import Path
+from threading import Event
 from typing import Any, BinaryIO
 
 import pydantic
@@ -34,6 +35,7 @@ from stages.lib.core.errors import short
 from stages.lib.data.layouts.image_set import MEDIA_SUFFIXES, is_video
 from stages.lib.evaluation.verdict_rules import DOUBTS, REASONS, learnt_from
 from stages.lib.images.decoding import UnusableImage
+from stages.lib.images.ignored_files import IGNORED
 from stages.lib.verdict.examiner import Examiner
 from stages.lib.verdict.printing import parse_result, write_csv
 from stages.lib.verdict.record import (
@@ -76,21 +78,25 @@ def make_app(examiner: Examiner, limits: Limits, hosts: list[str]) -> Guard:
         fields = [name for name, _ in (await request.form()).multi_items()]
         if fields != ["file"]:
             raise HTTPException(422, f"{ONE_FILE}; the form has {short(', '.join(fields), 200)}")
-        name = short(file.filename or "upload", 200)
-        most = limits.video_megabytes if is_video(name) else limits.megabytes
+        name, are_frames = short(file.filename or "upload", 200), is_video(file.filename or "")
+        most = limits.video_megabytes if are_frames else limits.megabytes
         if (file.size or 0) > most * 1e6:
             raise HTTPException(413, f"the file is larger than {most:g} MB")
-        if is_video(name):
-            return await batches.run_between(lambda: video_record(name, file))
+        if are_frames:
+            is_over = Event()  # whether nobody waits for the answer
+            try:
+                return await batches.run_between(lambda: video_record(name, file, is_over))
+            finally:
+                is_over.set()
         content = await file.read()
         verdict = await batches.examine(content)
         if isinstance(verdict, UnusableImage):
             raise verdict
         return await run_in_threadpool(make_record, name, verdict, detector, content)
 
-    def video_record(name: str, file: UploadFile) -> VideoRecord:
+    def video_record(name: str, file: UploadFile, is_over: Event) -> VideoRecord:
         with stored(file) as content:
-            verdict = examine_video(examiner, content, limits.frames)
+            verdict = examine_video(examiner, content, limits.frames, is_over)
             return make_video_record(name, verdict, detector, examiner.rules, content)
 
     @app.exception_handler(UnusableImage)
@@ -124,11 +130,10 @@ def make_app(examiner: Examiner, limits: Limits, hosts: list[str]) -> Guard:
     @app.post("/csv", response_class=PlainTextResponse)
     async def table(request: Request) -> str:
         """Return records and errors, as /detect gives them, as the table of `detect --csv`."""
-        output = StringIO()
-        lines = (await request.body()).splitlines()
+        output, lines = StringIO(), (await request.body()).splitlines()
         try:
-            write_csv(output, map(parse_result, lines), doubt)
-        except (pydantic.ValidationError, KeyError, TypeError, ValueError):
+            await run_in_threadpool(write_csv, output, map(parse_result, lines), doubt)
+        except (pydantic.ValidationError, LookupError, TypeError, ValueError, RecursionError):
             raise HTTPException(422, "send one record, or one error, as JSON a line") from None
         return output.getvalue()
 
@@ -143,6 +148,7 @@ def make_app(examiner: Examiner, limits: Limits, hosts: list[str]) -> Guard:
             "doubt": doubt,
             "reasons": REASONS,
             "suffixes": sorted(MEDIA_SUFFIXES),
+            "ignored": sorted(IGNORED),
         }
 
     @app.head(OPEN_TO_ALL, include_in_schema=False)

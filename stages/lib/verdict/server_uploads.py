@@ -20,6 +20,7 @@ class Uploads:
     def __init__(self, max_bytes: float) -> None:
         self.max_bytes = max_bytes
         self.sizes: dict[asyncio.Timeout, int] = {}  # announced by each upload, the oldest first
+        self.whole_bytes = 0  # of those that are whole and not answered yet
 
     @asynccontextmanager
     async def store(
@@ -49,10 +50,14 @@ class Uploads:
                 finally:
                     self.sizes.pop(timeout, None)
             body.seek(0)
-            yield receive_again if is_whole else None
+            self.whole_bytes += size
+            try:
+                yield receive_again if is_whole else None
+            finally:
+                self.whole_bytes -= size
 
     def _end_oldest(self) -> None:
-        while sum(self.sizes.values()) > self.max_bytes:
+        while self.sizes and sum(self.sizes.values()) + self.whole_bytes > self.max_bytes:
             oldest = next(iter(self.sizes))
             del self.sizes[oldest]
             if not oldest.expired():

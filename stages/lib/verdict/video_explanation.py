@@ -111,7 +111,9 @@ def draw_persons(record: VideoRecord, persons: list[ShownPerson]) -> bytes:
 
 def persons_table(record: VideoRecord) -> str:
     """Return a table of the persons, as HTML."""
-    names = ("person", "verdict", "from", "to", "frames", "on the same side", "deviation of logits")
+    names = ["person", "verdict", "from", "to", "frames"]
+    if not record.doubt:  # which withholds figures
+        names += ["on the same side", "deviation of logits"]
     table = "<table><tr>" + "".join(f"<th>{name}" for name in names)
     for number, person in enumerate(record.persons, 1):
         cells = [
@@ -123,7 +125,7 @@ def persons_table(record: VideoRecord) -> str:
             f"{person.same_side:.0%}",
             f"{person.deviation:.2f}",
         ]
-        table += "<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells)
+        table += "<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells[: len(names)])
     return table + "</table>"
 
 

@@ -19,6 +19,7 @@ from stages.lib.verdict.provenance import (
 XMP_UUID = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # of a box of MP4, by Adobe
 XMP_IN_MOV = ("moov", "udta", "XMP_")
 MOST_XMP = 1 << 20  # bytes that are read
+MOST_BOXES = 10_000  # beside each other that are looked at
 # The camera's fields, and the tags that have them: of Apple's telephones, then of all others.
 CAMERA_TAGS = {
     "make": ("com.apple.quicktime.make", "com.android.manufacturer", "make"),
@@ -51,7 +52,7 @@ def _xmp(file: BinaryIO) -> str:
     """Return the XMP of an MP4 or MOV file, or "" where it has none."""
     size = file.seek(0, 2)
     for kind, start, end in _boxes(file, 0, size):
-        if kind == "uuid":
+        if kind == "uuid" and end - start >= len(XMP_UUID):
             file.seek(start)
             if file.read(len(XMP_UUID)) == XMP_UUID:
                 return file.read(min(end - file.tell(), MOST_XMP)).decode("utf-8", "replace")
@@ -71,7 +72,9 @@ def _xmp(file: BinaryIO) -> str:
 
 def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, int, int]]:
     """Yield the boxes of MP4 (ISO/IEC 14496-12) in a part of a file: kind, start and end."""
-    while start + 8 <= end:
+    for _ in range(MOST_BOXES):
+        if start + 8 > end:
+            return
         file.seek(start)
         header = file.read(16)
         size, kind = struct.unpack(">I4s", header[:8])

@@ -1,8 +1,10 @@
 """From a video to its verdict: the persons in some of its frames, and what their scores mean."""
 
 import hashlib
+import sys
 from dataclasses import dataclass, field
 from itertools import islice
+from threading import Event
 from typing import BinaryIO
 
 import numpy as np
@@ -13,7 +15,7 @@ from scipy.special import expit, logit
 from stages.lib.data.videos import Frame, Video, open_video
 from stages.lib.detector.inference import score_table
 from stages.lib.evaluation.verdict_rules import Rules
-from stages.lib.images.decoding import DecodedImage
+from stages.lib.images.decoding import DecodedImage, UnusableImage
 from stages.lib.images.faces import Face
 from stages.lib.verdict.examiner import Examiner, PreparedImage
 from stages.lib.verdict.persons import follow
@@ -53,11 +55,14 @@ class ScoredFrames:
         return [[(seen.frame, seen.place) for seen in person] for person in follow(faces)]
 
 
-def examine_video(examiner: Examiner, file: BinaryIO, wanted: int) -> VideoVerdict:
+def examine_video(
+    examiner: Examiner, file: BinaryIO, wanted: int, is_over: Event | None = None
+) -> VideoVerdict:
     """Return the verdict of a video from `wanted` of its frames, evenly spread.
 
-    file: open, with a descriptor. Memory does not grow with the length of the video. Raises
-    UnusableImage where no frame can be examined.
+    file: open, with a descriptor. Of a frame only its time is kept, so memory hardly grows with the
+    length. is_over: set where nobody waits for the verdict any more. Raises UnusableImage where no
+    frame can be examined.
     """
     sha256 = sha256_of_open(file)
     scored = ScoredFrames()
@@ -65,6 +70,8 @@ def examine_video(examiner: Examiner, file: BinaryIO, wanted: int) -> VideoVerdi
         frames = video.frames(wanted)
         size = (0, 0)
         while batch := list(islice(frames, FRAMES_AT_A_TIME)):
+            if is_over and is_over.is_set():
+                raise UnusableImage("its examination was ended")
             decoded = [as_image(video, frame) for frame in batch]
             images = list(examiner.pool.map(examiner.prepare, decoded))
             for frame, image, scores in zip(batch, images, examiner.score(images), strict=True):
@@ -163,15 +170,25 @@ def crops_of_frames(
 ) -> list[torch.Tensor]:
     """Return what the detector has seen of a person in each of some frames, uint8 (3, h, w).
 
-    file: of the video, which is decoded once more.
+    file: of the video, which is decoded once more. On another machine a face may be found a pixel
+    away from its recorded place, so the nearest one is taken.
     """
-    crops: dict[tuple[int, str], torch.Tensor] = {}
+    crops: dict[int, list[tuple[list[int] | None, torch.Tensor]]] = {}
     numbers = {frame.number for frame in chosen}
     with open_video(file, examiner.max_pixels) as video:
         for frame in video.frames(verdict.frames_wanted):
             if frame.number in numbers:
                 faces, of_frame = examiner.crops(as_image(video, frame))
                 boxes: list[list[int] | None] = [face.box for face in faces]
-                for box, crop in zip(boxes or [None], of_frame, strict=True):
-                    crops[frame.number, str(box)] = crop
-    return [crops[frame.number, str(frame.box)] for frame in chosen]
+                crops[frame.number] = list(zip(boxes or [None], of_frame, strict=True))
+    nearest = [
+        min(crops[frame.number], key=lambda one: _distance(one[0], frame.box)) for frame in chosen
+    ]
+    return [crop for _, crop in nearest]
+
+
+def _distance(box: list[int] | None, other: list[int] | None) -> int:
+    """Return how far the sides of two boxes are apart, in pixels."""
+    if not box or not other:
+        return 0 if box == other else sys.maxsize
+    return sum(abs(side - other_side) for side, other_side in zip(box, other, strict=True))
