@@ -18,10 +18,15 @@ def write_film(
     codec: str = "libx264",
     options: dict[str, str] | None = None,
     times: Sequence[int] | None = None,
+    tags: dict[str, str] | None = None,
 ) -> Path:
-    """Write frames, uint8 (H, W, 3), as a video; times: of each frame, in 1/1000 s."""
+    """Write frames, uint8 (H, W, 3), as a video; times: of each frame, in 1/1000 s.
+
+    options: of the codec; those of the fastest H.264 where there are none. tags: of the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
+        container.metadata.update(tags or {})
         stream = None
         for number, pixels in enumerate(frames):
             if stream is None:
@@ -29,7 +34,7 @@ def write_film(
                 assert isinstance(stream, av.VideoStream)
                 stream.height, stream.width = pixels.shape[:2]
                 stream.pix_fmt = "yuv420p"
-                stream.options = {**(options or {"preset": "ultrafast"})}
+                stream.options = {**({"preset": "ultrafast"} if options is None else options)}
                 if times:
                     stream.codec_context.time_base = Fraction(1, 1000)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")

@@ -43,19 +43,13 @@ def write_video(
     size: width and height. corner: whether the right upper corner is dark.
     """
     width, height = size
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(CODECS[path.suffix[1:]], rate=25)
-        assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number in range(num_frames):
-            pixels = np.full((height, width, 3), min(255, first + 5 * number), np.uint8)
-            pixels[: height // 4] = 250  # a bar that shows which side is up
-            pixels[: height // 4, width // 2 :] = 5 if corner else 250
-            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+    frames = []
+    for number in range(num_frames):
+        pixels = np.full((height, width, 3), min(255, first + 5 * number), np.uint8)
+        pixels[: height // 4] = 250  # a bar that shows which side is up
+        pixels[: height // 4, width // 2 :] = 5 if corner else 250
+        frames.append(pixels)
+    write_film(path, frames, CODECS[path.suffix[1:]], options={})
     return path.read_bytes()
 
 
@@ -212,14 +206,8 @@ def test_a_bad_video_has_a_reason(tmp_path: Path) -> None:
 
 def test_a_title_in_another_encoding_is_no_damage(tmp_path: Path) -> None:
     path = tmp_path / "a.avi"
-    with av.open(str(path), "w") as container:
-        container.metadata["title"] = "Title"
-        stream = container.add_stream("mpeg4", rate=25)
-        assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        grey = np.full((48, 64, 3), 99, np.uint8)
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
-        container.mux(stream.encode())
+    grey = np.full((48, 64, 3), 99, np.uint8)
+    write_film(path, [grey], "mpeg4", tags={"title": "Title"})
     assert b"Title" in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(b"Title", b"T\xedtle"))
     assert len(read_frames(path, 1, None)) == 1

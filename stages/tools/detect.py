@@ -38,7 +38,7 @@ from stages.lib.verdict.record import (
     same_detector,
 )
 from stages.lib.verdict.verification import verify
-from stages.lib.verdict.videos import FRAMES
+from stages.lib.verdict.videos import FRAMES, sha256_of_open
 from stages.tools.command_line import add_device_and_threads, count, parser_of, positive
 
 FILES_AT_A_TIME = 16
@@ -202,9 +202,10 @@ def write_page(examiner: Examiner, record: AnyRecord, file: str, folder: Path) -
     from stages.lib.verdict import explanation  # here, because it loads matplotlib
 
     stem = os.fsencode(Path(record.file).stem)[:100].decode("utf-8", "ignore")
-    if digest_of(file) != record.sha256:
-        raise UnusableImage("the file has other bytes now")
     with opened(file) as content:
+        if sha256_of_open(content) != record.sha256:
+            raise UnusableImage("the file has other bytes now")
+        content.seek(0)
         page = explanation.explain(examiner, record, content)
     write_text(folder / f"{stem}-{record.sha256[:12]}.html", page)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from stages.lib.verdict.networks import choose_network
 from stages.lib.verdict.results import (
     FaceVerdict,
     ImageVerdict,
+    PersonVerdict,
     VerdictName,
     verdict_of_parts,
 )
@@ -199,26 +201,29 @@ class Examiner:
             )
             for row, face in enumerate(image.faces)
         ]
-        verdict, probability, reasons_given = verdict_of_parts(faces)
         return ImageVerdict(
             sha256=image.sha256,
             format=image.format,
             width=width,
             height=height,
             jpeg_quality=image.jpeg_quality,
-            doubt=self.rules.doubt,
-            verdict=verdict,
-            probability=probability,
-            reasons=reasons_given,
             faces=faces,
-            no_sign_of=self.no_sign_of(verdict),
+            **self.decision(faces),
             not_judged=image.not_judged,
             missed_below=image.missed_below,
         )
 
-    def no_sign_of(self, verdict: VerdictName) -> str:
-        """Return in words what a verdict "real" has looked for, else nothing."""
-        return known_manipulations(self.rules.trained_on) if verdict == "real" else ""
+    def decision(self, parts: list[FaceVerdict] | list[PersonVerdict]) -> dict[str, Any]:
+        """Return the fields of a FileVerdict that follow from its parts."""
+        verdict, probability, reasons = verdict_of_parts(parts)
+        is_real = verdict == "real"
+        return {
+            "doubt": self.rules.doubt,
+            "verdict": verdict,
+            "probability": probability,
+            "reasons": reasons,
+            "no_sign_of": known_manipulations(self.rules.trained_on) if is_real else "",
+        }
 
     def _face_verdict(
         self,

@@ -3,17 +3,15 @@
 from html import escape
 from typing import BinaryIO
 
-import torch
-
-from stages.lib.detector.preprocessing import input_of
 from stages.lib.evaluation.verdict_rules import DOUBTS, REASONS, UNSURE, Doubt, learnt_from
-from stages.lib.report.heatmap import STRIDE, WINDOW, occlusion_map
 from stages.lib.report.html import html_image, html_page
-from stages.lib.report.sheets import HOW_TO_READ, SheetRow, draw_sheet
+from stages.lib.report.sheets import HOW_TO_READ, draw_sheet
 from stages.lib.verdict.examiner import Examiner
+from stages.lib.verdict.explained_faces import explained_faces
 from stages.lib.verdict.printing import NO_PROOF, judged_in_words
-from stages.lib.verdict.record import AnyRecord, Record, VideoRecord
-from stages.lib.verdict.results import FaceVerdict, ScoredPart
+from stages.lib.verdict.record import AnyRecord, VideoRecord
+from stages.lib.verdict.results import FaceVerdict
+from stages.lib.verdict.video_explanation import video_parts
 
 MOST_SHOWN = 8  # faces on the page, the largest ones of the image
 NOT_TOLD = [
@@ -31,8 +29,6 @@ def explain(examiner: Examiner, record: AnyRecord, file: BinaryIO) -> str:
     heading = f"<h1>{escape(record.file)}</h1>\n<p>By a detector that has {escape(learnt)}.</p>"
     body = [heading, _verdict(record)]
     if isinstance(record, VideoRecord):
-        from stages.lib.verdict.video_explanation import video_parts  # it needs this module
-
         body += [*video_parts(examiner, record, file), HOW_TO_READ]
     else:
         rows = explained_faces(examiner, record, file.read(), MOST_SHOWN)
@@ -46,31 +42,6 @@ def explain(examiner: Examiner, record: AnyRecord, file: BinaryIO) -> str:
         f"<p>SHA-256 of the file {record.sha256}, of the weights {record.detector.weights}.</p>",
     ]
     return html_page(f"Verdict: {record.file}", "\n".join(body))
-
-
-def explained_faces(
-    examiner: Examiner, record: Record, content: bytes, most: int
-) -> list[SheetRow]:
-    """Return the first faces of an image with their heatmaps and verdicts; most: how many."""
-    _, crops = examiner.crops(examiner.decode(content))
-    of_faces = zip(crops[:most], record.faces, strict=False)
-    return [
-        explain_crop(examiner, crop, f"face {number}\n{face.verdict}{probability_in_words(face)}")
-        for number, (crop, face) in enumerate(of_faces, 1)
-    ]
-
-
-def explain_crop(examiner: Examiner, crop: torch.Tensor, title: str) -> SheetRow:
-    """Return a face with its heatmap; crop: uint8 (3, h, w), as Examiner.crops returns it."""
-    inference = examiner.inference
-    seen = input_of(crop, examiner.preprocessing)
-    heat = occlusion_map(inference.detector, seen, WINDOW, STRIDE, inference.batch_size)
-    return SheetRow(title, crop.permute(1, 2, 0).numpy(), seen, heat)
-
-
-def probability_in_words(part: ScoredPart) -> str:
-    """Return the probability of a face or a person, such as ", 12.3%", or nothing."""
-    return "" if part.probability is None else f", {part.probability:.1%}"
 
 
 def not_told(doubt: Doubt | None) -> list[str]:

@@ -24,7 +24,6 @@ from stages.lib.verdict.record import (
 )
 from stages.lib.verdict.videos import examine_video, sha256_of_open
 
-TOO_LARGE = "too large for the memory of this machine"
 ESCAPED_BYTE = re.compile(rb"\\x([89a-f][0-9a-f])")  # that is no ASCII
 
 
@@ -77,32 +76,32 @@ def media_in(folder: Path) -> list[str]:
 def read_file(file: str) -> bytes:
     """Return the bytes of a file; raises UnusableImage."""
     with opened(file) as content:
-        try:
-            return content.read()
-        except OSError as error:
-            raise UnusableImage(error.strerror or str(error)) from None
-        except MemoryError:
-            raise UnusableImage(TOO_LARGE) from None
+        return content.read()
 
 
 @contextmanager
 def opened(file: str) -> Iterator[BinaryIO]:
-    """Yield a file that is open to read; raises UnusableImage where it cannot be opened."""
+    """Yield a file that is open to read.
+
+    Raises UnusableImage where it cannot be opened or read, or is too large for the memory.
+    """
     try:
         content = open_regular(Path(file))
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise UnusableImage(getattr(error, "strerror", None) or str(error)) from None
     with content:
-        yield content
+        try:
+            yield content
+        except OSError as error:
+            raise UnusableImage(error.strerror or str(error)) from None
+        except MemoryError:
+            raise UnusableImage("too large for the memory of this machine") from None
 
 
 def digest_of(file: str) -> str:
     """Return the SHA-256 of a file; raises UnusableImage."""
     with opened(file) as content:
-        try:
-            return sha256_of_open(content)
-        except OSError as error:
-            raise UnusableImage(error.strerror or str(error)) from None
+        return sha256_of_open(content)
 
 
 def examine_files(
@@ -149,10 +148,6 @@ def examine_video_file(
             return make_video_record(name, verdict, detector, examiner.rules, content)
     except UnusableImage as error:
         return error
-    except OSError as error:
-        return UnusableImage(error.strerror or str(error))
-    except MemoryError:
-        return UnusableImage(TOO_LARGE)
 
 
 def printable_name(file: str) -> str:

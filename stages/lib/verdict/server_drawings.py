@@ -13,7 +13,8 @@ from stages.lib.images.decoding import middle_of
 from stages.lib.report.forensics import FORENSIC_VIEWS, white_level
 from stages.lib.report.sheets import SheetRow
 from stages.lib.verdict.examiner import Examiner
-from stages.lib.verdict.explanation import explained_faces, not_told, verdict_in_words
+from stages.lib.verdict.explained_faces import explained_faces
+from stages.lib.verdict.explanation import not_told, verdict_in_words
 from stages.lib.verdict.record import AnyRecord, VideoRecord
 from stages.lib.verdict.video_explanation import show_persons
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from stages.lib.report.html import as_png, html_image
 from stages.lib.report.sheets import SheetRow, draw_sheet
 from stages.lib.verdict.examiner import Examiner
-from stages.lib.verdict.explanation import explain_crop, probability_in_words
+from stages.lib.verdict.explained_faces import explain_crop, probability_in_words
 from stages.lib.verdict.record import VideoRecord
 from stages.lib.verdict.results import PersonFrame
 from stages.lib.verdict.videos import crops_of_frames, strongest_frames

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass, field
 from itertools import islice
 from threading import Event
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from stages.lib.images.decoding import DecodedImage, UnusableImage
 from stages.lib.images.faces import Face
 from stages.lib.verdict.examiner import Examiner, PreparedImage
 from stages.lib.verdict.persons import follow
-from stages.lib.verdict.results import PersonFrame, PersonVerdict, VideoVerdict, verdict_of_parts
+from stages.lib.verdict.results import PersonFrame, PersonVerdict, VideoVerdict
 
 FRAMES = 32  # of a video that are judged, where nobody says how many
 FRAMES_AT_A_TIME = 4  # that are in memory
@@ -82,17 +82,11 @@ def examine_video(
     rules = examiner.rules.for_videos()
     of_persons = scored.persons(examiner.face_share is not None)
     persons = [person_verdict(scored, faces, rules, size) for faces in of_persons]
-    verdict, probability, reasons = verdict_of_parts(persons)
     return VideoVerdict(
         sha256=sha256,
         format=codec,
         width=size[0],
         height=size[1],
-        doubt=rules.doubt,
-        verdict=verdict,
-        probability=probability,
-        reasons=reasons,
-        no_sign_of=examiner.no_sign_of(verdict),
         not_judged=scored.not_judged,
         missed_below=scored.missed_below,
         seconds=seconds,
@@ -101,16 +95,15 @@ def examine_video(
         frames_judged=len({frame for faces in of_persons for frame, _ in faces}),
         thresholds_of=rules.thresholds.counted,
         persons=persons,
+        **examiner.decision(persons),
     )
 
 
 def sha256_of_open(file: BinaryIO) -> str:
     """Return the SHA-256 of an open file, of which a block at a time is in memory."""
-    digest = hashlib.sha256()
     file.seek(0)
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+    content: Any = file  # the type of hashlib leaves out BinaryIO
+    return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def as_image(video: Video, frame: Frame) -> DecodedImage:
