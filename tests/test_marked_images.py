@@ -111,7 +111,7 @@ def test_masks_follow_the_face_with_and_without_a_mesh(
 ) -> None:
     assert portrait.face
     real = portrait if has_mesh else MarkedImage(portrait.pixels, portrait.face)
-    source = Source(real, [0.5, 0.5], lambda random: real)
+    source = Source(real, [0.5, 0.5])
     face = portrait.face
     for seed in range(10):
         mask = make_mask(source, np.random.default_rng(seed))

@@ -51,7 +51,7 @@ def draw() -> Figure:
 def pair_with_difference(kind: str, number: int) -> list[torch.Tensor]:
     """Return a real, its pseudo-fake and four times their difference, uint8 (3, S, S)."""
     random = np.random.default_rng([number, 7])
-    source = Source(draw_face(random), FACE_WIDTH, draw_face)
+    source = Source(draw_face(random), FACE_WIDTH)
     kinds = Kinds.model_validate({name: float(name == kind) for name in KINDS})
     real, fake = make_pair(source, kinds, random)
     difference = 4 * (real.float() - fake.float()).abs()

@@ -6,7 +6,6 @@ ellipses that suit a face in the middle. Convex hulls of dense landmarks, deform
 masks of self-blended images (Shiohara and Yamasaki 2022, arXiv 2204.08376).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +55,6 @@ class Source:
 
     real: MarkedImage
     face_width: list[float]  # where no face is detected: lowest and highest share of the width
-    draw_other: Callable[[Random], MarkedImage]  # another real
 
 
 def face_mask(source: Source, random: Random) -> Mask:
@@ -83,18 +81,6 @@ def part_mask(source: Source, random: Random) -> Mask:
         center = source.real.face.landmarks[list(landmarks)].mean(axis=0)
     outline = _ellipse(center, np.array(size) * half * random.uniform(0.85, 1.3))
     return soft_mask(source.real.size, outline, random)
-
-
-def any_mask(source: Source, random: Random) -> Mask:
-    """Return a mask of the whole face or of a part."""
-    if random.random() < 0.6:
-        return face_mask(source, random)
-    return part_mask(source, random)
-
-
-def whole_mask(source: Source) -> Mask:
-    """Return the mask of the whole image, as generators of whole faces need it."""
-    return torch.ones((1, *source.real.size))
 
 
 def _draw_face(source: Source, random: Random) -> tuple[np.ndarray, np.ndarray]:

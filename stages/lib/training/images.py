@@ -59,12 +59,9 @@ class TrainingImages(LabelledImages):
             random = np.random.default_rng([self.params.seed, epoch, index, 1])
             pseudo_fakes = self.params.pseudo_fakes
             real = self.marked_crop(index)
-            source = Source(real, pseudo_fakes.face_width, self._draw_real)
+            source = Source(real, pseudo_fakes.face_width)
             self.last_pair = (epoch, index), make_pair(source, pseudo_fakes.kinds, random)
         return self.last_pair[1]
-
-    def _draw_real(self, random: np.random.Generator) -> MarkedImage:
-        return self.marked_crop(int(random.choice(self.reals)))
 
     def marked_crop(self, index: int) -> MarkedImage:
         """Return what a detector sees of an image, not resized to its input, with its marks."""

@@ -1,17 +1,12 @@
 """Pseudo-fakes: fakes made from one real image of the training set, while training.
 
-Each kind changes one region of a face and pastes it back through a soft mask, as the last step of
-every face manipulation does. So a detector learns the seam, and the difference between a region and
-its surroundings, instead of the traces of one generator. Published as self-blended images (Shiohara
-and Yamasaki 2022, arXiv 2204.08376). stages/lib/training/face_masks.py chooses the region.
+A region of a face is changed and pasted back through a soft mask, as the last step of every face
+manipulation does. So a detector learns the seam, and the difference between a region and its
+surroundings, instead of the traces of one generator. Published as self-blended images (Shiohara and
+Yamasaki 2022, arXiv 2204.08376). stages/lib/training/face_masks.py chooses the region.
 
 - blend: the face, from a slightly changed copy of itself (colour, sharpness, place, elastic warp)
 - part: the same for eyes, nose or mouth alone
-- resample: a region down- and upscaled or sharpened, as face super-resolution leaves it
-- smooth: a region smoothed, as inpainting leaves it
-- swap: the face of another real in a like pose, moved onto this one, in its colours
-- upsample: the whole image through the up-sampling layer of a generator, whose traces are periodic
-  (Zhang et al. 2019, arXiv 1907.06515; Tan et al. 2024, arXiv 2312.10461)
 
 A pair is the real and its pseudo-fake. Outside of the mask their pixels are identical, so nothing
 but the region tells them apart. All images are uint8 (3, H, W), at the pixels of their files.
@@ -29,16 +24,7 @@ from torchvision.transforms.v2 import functional as tv
 from stages.lib.core.params import Range, Share, StageParams
 from stages.lib.detector.pixel_operations import blur
 from stages.lib.training.augmentation import any_rescale, colour
-from stages.lib.training.donors import draw_donor, matched_colours
-from stages.lib.training.face_masks import (
-    Mask,
-    Random,
-    Source,
-    any_mask,
-    face_mask,
-    part_mask,
-    whole_mask,
-)
+from stages.lib.training.face_masks import Mask, Random, Source, face_mask, part_mask
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -48,10 +34,6 @@ class Kinds(StageParams):
 
     blend: Weight
     part: Weight
-    resample: Weight
-    smooth: Weight
-    swap: Weight
-    upsample: Weight
 
 
 class PseudoFakes(StageParams):
@@ -84,15 +66,15 @@ class PseudoFakes(StageParams):
 def make_pair(source: Source, kinds: Kinds, random: Random) -> tuple[torch.Tensor, ...]:
     """Return (real, pseudo-fake), which differ only inside a mask.
 
-    A blended face or part is either the changed one in the given image, or the given one in the
+    The pseudo-fake has either the changed region in the given image, or the given region in the
     changed image. In the second case the real of the pair is the changed image.
     """
     names = list(Kinds.model_fields)
     weights = np.array([getattr(kinds, name) for name in names])
     name = str(random.choice(names, p=weights / weights.sum()))
     real = source.real.pixels
-    change, mask = KINDS[name](source, random)
-    if name in ("blend", "part") and random.random() < 0.5:
+    change, mask = changed_copy(real, random), KINDS[name](source, random)
+    if random.random() < 0.5:
         return change, paste(real, change, mask)
     return real, paste(change, real, mask)
 
@@ -103,72 +85,7 @@ def paste(region: torch.Tensor, base: torch.Tensor, mask: Mask) -> torch.Tensor:
     return torch.where(mask > 0, blended.round().clamp(0, 255).byte(), base)
 
 
-# ---------------------------------------------------------------------------------------------
-# Kinds: a changed copy of the whole image, and the mask of the region that is taken from it
-
-
-def blend(source: Source, random: Random) -> tuple[torch.Tensor, Mask]:
-    """Change the whole face slightly."""
-    return changed_copy(source.real.pixels, random), face_mask(source, random)
-
-
-def part(source: Source, random: Random) -> tuple[torch.Tensor, Mask]:
-    """Change eyes, nose or mouth slightly."""
-    return changed_copy(source.real.pixels, random), part_mask(source, random)
-
-
-def resample(source: Source, random: Random) -> tuple[torch.Tensor, Mask]:
-    """Down- and upscale a region, sharpen it, or both."""
-    copy = any_rescale(source.real.pixels, random.uniform(0.25, 0.7), random)
-    if random.random() < 0.5:
-        copy = tv.adjust_sharpness(copy, random.uniform(2, 5))
-    return copy, any_mask(source, random)
-
-
-def smooth(source: Source, random: Random) -> tuple[torch.Tensor, Mask]:
-    """Smooth a region."""
-    return blur(source.real.pixels, random.uniform(0.8, 2.5), random), any_mask(source, random)
-
-
-def swap(source: Source, random: Random) -> tuple[torch.Tensor, Mask]:
-    """Take the face of another real, slightly warped, in the colours of this one."""
-    mask = face_mask(source, random)
-    donor = warp(draw_donor(source, random), random)
-    donor = matched_colours(donor, source.real.pixels, mask, random.uniform(0.6, 1))
-    if random.random() < 0.5:
-        donor = any_rescale(donor, random.uniform(0.4, 0.9), random)
-    return donor, mask
-
-
-def upsample(source: Source, random: Random) -> tuple[torch.Tensor, Mask]:
-    """Halve the whole image and double it as a transposed convolution does; keep some detail.
-
-    The kernel is bilinear, but for noise: its four phases differ a little, as those of a kernel
-    that a network has learnt do, and the differences make the pattern.
-    """
-    image = source.real.pixels.float()[:, None]
-    height, width = image.shape[2:]
-    small = F.avg_pool2d(image, 2, ceil_mode=True, count_include_pad=False)
-    row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4  # bilinear
-    noise = torch.from_numpy(random.normal(0, random.uniform(0.02, 0.08), (4, 4))).float()
-    kernel = row[:, None] * row * (1 + noise)
-    kernel *= 4 / kernel.sum()
-    padded = F.pad(small, (1, 1, 1, 1), mode="replicate")
-    doubled = F.conv_transpose2d(padded, kernel[None, None], stride=2, padding=1)
-    doubled = doubled[:, 0, 2 : 2 + height, 2 : 2 + width]
-    detail = random.uniform(0.0, 0.6)
-    change = detail * image[:, 0] + (1 - detail) * doubled
-    return change.round().clamp(0, 255).byte(), whole_mask(source)
-
-
-KINDS: dict[str, Callable[[Source, Random], tuple[torch.Tensor, Mask]]] = {
-    "blend": blend,
-    "part": part,
-    "resample": resample,
-    "smooth": smooth,
-    "swap": swap,
-    "upsample": upsample,
-}
+KINDS: dict[str, Callable[[Source, Random], Mask]] = {"blend": face_mask, "part": part_mask}
 
 
 def changed_copy(image: torch.Tensor, random: Random) -> torch.Tensor:
