@@ -49,6 +49,8 @@ from stages.lib.tracking.run import WEIGHTS_TAG, Tracker, training_run
 from stages.lib.training.batches import check_batch_size
 from stages.lib.training.checkpoint import Checkpoints, training_digest
 from stages.lib.training.decode_cache import decode_ahead
+from stages.lib.training.device_batches import check_gpu_images
+from stages.lib.training.device_pixels import KeptPixels, kept_bytes
 from stages.lib.training.epochs import train_epochs
 from stages.lib.training.images import TrainingImages
 from stages.lib.training.joining import TrainedNetwork, join
@@ -77,6 +79,7 @@ def main() -> None:
         "train", params.num_processes, params.device, params.num_threads, bf16
     ) as hardware:
         check_compile("train", params.compile, hardware)
+        check_gpu_images(params, hardware)
         training = training_digest(params, data, hardware)
         checkpoints = []
         for network in params.networks.values():
@@ -149,6 +152,11 @@ def train_network(
                 "small: decoding in every epoch"
             )
     wait_and_compare_files(hardware, "data/labels or data/packed", *input_files(labels))
+    if params.gpu_images_gb:
+        if kept_bytes(train_images, params.gpu_images_gb):
+            train_images.on_device = KeptPixels(train_images, hardware.device)
+        elif is_first:
+            print(f"train.gpu_images_gb = {params.gpu_images_gb} is too small: copying each batch")
     loop = TrainingLoop(params, detector, train_images, hardware)
     train_epochs(params, results, loop, val_images, tracker, checkpoints)
     detector.model.load_state_dict(results.best.weights)

@@ -65,6 +65,32 @@ def test_the_same_model_is_trained_and_nothing_is_decoded_twice(
     )
 
 
+def test_the_device_trains_the_same_model_whoever_loads_its_images(workspace: Path) -> None:
+    """The changes are flips, which have no rounding."""
+    plain = trained_bytes(workspace)
+    assert trained_bytes(workspace, augment_on="device") == plain
+    assert trained_bytes(workspace, decoded_gb=ROOMY) == plain
+    assert trained_bytes(workspace, gpu_images_gb=ROOMY) == plain
+
+
+def test_what_does_not_fit_on_the_gpu_is_copied_and_that_is_said(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"augment_on": "device", "decoded_gb": ROOMY, "epochs": 1}
+    trained_bytes(workspace, **options, gpu_images_gb=0.9 * SET_BYTES["train"] / 1e9)
+    assert "is too small: copying each batch" in capsys.readouterr().out
+
+
+def test_a_wish_for_a_gpu_that_is_not_there_is_refused(workspace: Path) -> None:
+    for name, value in (("gpu_decoding", True), ("gpu_images_gb", 0.1)):
+        changes = {"decoded_gb": 0.0 if name == "gpu_decoding" else ROOMY, name: value}
+        set_params(workspace, {"train.gpu_decoding": False, "train.gpu_images_gb": 0.0})
+        with pytest.raises(
+            UserError, match=rf"train.{name} = {value}: images are changed on the CPU"
+        ):
+            trained_bytes(workspace, **changes)
+
+
 @pytest.mark.slow
 def test_two_processes_share_what_the_first_one_decodes(workspace: Path) -> None:
     plain = trained_bytes(workspace, model="test_vit", decoded_gb=0)

@@ -178,7 +178,8 @@ def test_two_processes_train_the_same_model_as_one(workspace: Path) -> None:
 
     train(workspace, **options)
     alone = result()
-    done = train_in_new_process(workspace, num_processes=2, **options)
+    on_device = {"augment_on": "device", "decoded_gb": 0.1, "gpu_images_gb": 0.1}
+    done = train_in_new_process(workspace, num_processes=2, **options, **on_device)
     assert "2 process(es)" in done.stdout
     assert done.stdout.count("1/2") == 1  # only the first process reports
     shared = result()

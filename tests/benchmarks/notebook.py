@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +25,19 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 def draw_photographs(folder: Path, count: int, side: int = 512) -> pd.DataFrame:
     """Write noisy JPEG files, twice as large as FFDI's at 512 px; returns their list."""
     folder.mkdir()
-    names = []
-    for index in range(count):
-        random = np.random.default_rng(index)
-        coarse = random.integers(0, 256, (24, 24, 3), dtype=np.uint8)
-        image = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
-        pixels = np.asarray(image, dtype=float) + random.normal(0, 5, (side, side, 1))
-        names.append(f"{index:032x}.jpg")
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / names[-1], quality=85)
+    names = [f"{index:032x}.jpg" for index in range(count)]
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(_draw, range(count), [folder / name for name in names], [side] * count))
     rows = {"img_name": names, "target": np.arange(count) % 2}
     return pd.DataFrame(rows, columns=list(ROW_TYPES)).astype(ROW_TYPES)
+
+
+def _draw(index: int, path: Path, side: int) -> None:
+    random = np.random.default_rng(index)
+    coarse = random.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image, dtype=float) + random.normal(0, 5, (side, side, 1))
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=85)
 
 
 def pack(folder: Path, table: pd.DataFrame) -> pd.DataFrame:

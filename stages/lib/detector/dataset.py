@@ -6,9 +6,9 @@ import signal
 import sys
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -66,19 +66,24 @@ class LabelledImages(Dataset):
     def resized(self, index: int) -> torch.Tensor:
         """Return an image at the size of the model's input, uint8 (3, S, S)."""
         if self.decoded is not None:
-            side = self.preprocessing.image_size
-            return self._cached(index, self.decoded).view(3, side, side)
+            return torch.from_numpy(self._cached(index, self.decoded).copy())
         crop = crop_of(self.decoded_file(index), self.preprocessing)
         return resize(crop, self.preprocessing)
 
-    def _cached(self, index: int, cache: PackedImages) -> torch.Tensor:
-        """Return a copy of the pixels of an image in a cache, uint8 (3 * S * S); raises UserError.
+    def resized_view(self, index: int) -> np.ndarray:
+        """Return what resized does, uint8 (3, S, S), read-only where images are decoded ahead."""
+        if self.decoded is not None:
+            return self._cached(index, self.decoded)
+        return self.resized(index).numpy()
+
+    def _cached(self, index: int, cache: PackedImages) -> np.ndarray:
+        """Return the pixels of an image in a cache, uint8 (3, S, S); raises UserError.
 
         The first time that this process reads it, they are compared with their checksum: each time
         would take longer than the rest of the reading.
         """
-        content = cache[index]
-        pixels = bytearray(content[:-CHECKSUM_BYTES])
+        content, side = cache[index], self.preprocessing.image_size
+        pixels = content[:-CHECKSUM_BYTES]
         if not self.checked[index]:
             if zlib.crc32(pixels) != int.from_bytes(content[-CHECKSUM_BYTES:]):
                 raise UserError(
@@ -86,7 +91,7 @@ class LabelledImages(Dataset):
                     "`dvc repro` to decode again"
                 )
             self.checked[index] = True
-        return torch.frombuffer(pixels, dtype=torch.uint8)
+        return np.frombuffer(pixels, np.uint8).reshape(3, side, side)
 
     def decoded_file(self, index: int) -> torch.Tensor:
         """Return an image as it is in its file, uint8 (3, H, W); raises UserError."""
@@ -128,6 +133,16 @@ class ResizedImages(Dataset):
         return self.images.resized(index), int(self.images.targets[index]), index
 
 
+class Loader(Protocol):
+    """What loads batches of a data set: their images, targets and indices, as a DataLoader does."""
+
+    dataset: Any
+    batch_sampler: Any  # the keys of each batch
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def __len__(self) -> int: ...
+
+
 class QuietLoader(DataLoader):
     """A DataLoader without PyTorch's handler of SIGCHLD.
 
@@ -151,12 +166,13 @@ def make_loader(
     num_workers: int,
     pin: bool,
     largest: int | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader:
     """Load batches of the dataset, in their order, with workers that stay for the next pass.
 
     batches: the keys of each batch, or a sampler of such batches. largest: the size of the largest
-    batch, which a sampler need not know yet. Raises UserError where the workers have no room to
-    hand over batches.
+    batch, which a sampler need not know yet. collate: makes a batch of its items; by default the
+    tensors of a batch. Raises UserError where the workers have no room to hand over batches.
     """
     if largest is None:
         largest = max(map(len, batches), default=1)
@@ -164,6 +180,7 @@ def make_loader(
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
+        collate_fn=collate,
         pin_memory=pin,
         prefetch_factor=_batches_ahead(largest * dataset.item_bytes, num_workers),
         persistent_workers=num_workers > 0,

@@ -23,10 +23,15 @@ def jpeg(image: torch.Tensor, quality: float, random: np.random.Generator) -> to
     return recompress(image, int(quality))
 
 
-def webp(image: torch.Tensor, quality: float, random: np.random.Generator) -> torch.Tensor:
-    """Compress again as a WebP of this quality, 1 to 100."""
+def webp(
+    image: torch.Tensor, quality: float, random: np.random.Generator, method: int = 4
+) -> torch.Tensor:
+    """Compress again as a WebP of this quality, 1 to 100.
+
+    method: of the encoder, 0 (fast, larger files) to 6.
+    """
     buffer = BytesIO()
-    tv.to_pil_image(image).save(buffer, "WEBP", quality=int(quality))
+    tv.to_pil_image(image).save(buffer, "WEBP", quality=int(quality), method=method)
     with Image.open(buffer) as decoded:
         return tv.pil_to_tensor(decoded.convert("RGB"))
 
@@ -40,8 +45,12 @@ def blur(image: torch.Tensor, sigma: float, random: np.random.Generator) -> torc
 
 def noise(image: torch.Tensor, sigma: float, random: np.random.Generator) -> torch.Tensor:
     """Add Gaussian noise of sigma levels of 255."""
-    drawn = torch.from_numpy(random.normal(0, sigma, tuple(image.shape)))
-    return (image + drawn).round().clamp(0, 255).to(torch.uint8)
+    return add_noise(image, random.normal(0, sigma, tuple(image.shape)))
+
+
+def add_noise(image: torch.Tensor, drawn: np.ndarray) -> torch.Tensor:
+    """Add noise that has been drawn, float64 of the shape of the image, in levels of 255."""
+    return (image + torch.from_numpy(drawn)).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def shrink(image: torch.Tensor, side: float, random: np.random.Generator) -> torch.Tensor:
@@ -53,9 +62,20 @@ def shrink(image: torch.Tensor, side: float, random: np.random.Generator) -> tor
 def rescale(image: torch.Tensor, factor: float, modes: list[InterpolationMode]) -> torch.Tensor:
     """Scale by the factor and back again, each with its interpolation."""
     height, width = image.shape[1:]
-    size = [max(1, round(height * factor)), max(1, round(width * factor))]
+    return there_and_back(image, small_size((height, width), factor), modes)
+
+
+def small_size(size: tuple[int, int], factor: float) -> list[int]:
+    """Return height and width, scaled by the factor, of at least a pixel."""
+    return [max(1, round(side * factor)) for side in size]
+
+
+def there_and_back(
+    image: torch.Tensor, size: list[int], modes: list[InterpolationMode]
+) -> torch.Tensor:
+    """Resize to this height and width and back again, each with its interpolation."""
     small = tv.resize(image, size, modes[0], antialias=modes[0] != InterpolationMode.NEAREST)
-    return tv.resize(small, [height, width], modes[1], antialias=True)
+    return tv.resize(small, list(image.shape[1:]), modes[1], antialias=True)
 
 
 def grey(image: torch.Tensor, level: float, random: np.random.Generator) -> torch.Tensor:

@@ -76,14 +76,23 @@ def reencode(
 ) -> torch.Tensor:
     """Pass a resized image, uint8 (3, S, S), through one more JPEG where `reencode` says so.
 
-    It covers the traces of earlier compressions. Its quality is random where `random` is given, as
-    in training, else it is the middle of the range.
+    It covers the traces of earlier compressions.
+    """
+    quality = quality_of(preprocessing, random)
+    return image if quality is None else recompress(image, quality)
+
+
+def quality_of(
+    preprocessing: Preprocessing, random: np.random.Generator | None = None
+) -> int | None:
+    """Return the JPEG quality for `reencode`; None where it does not say so.
+
+    It is random where `random` is given, as in training, else it is the middle of the range.
     """
     if preprocessing.reencode is None:
-        return image
+        return None
     low, high = preprocessing.reencode
-    quality = int(random.integers(low, high + 1)) if random else (low + high) // 2
-    return recompress(image, quality)
+    return int(random.integers(low, high + 1)) if random else (low + high) // 2
 
 
 def recompress(image: torch.Tensor, quality: int) -> torch.Tensor:

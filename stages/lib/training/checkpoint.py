@@ -35,7 +35,13 @@ STAGES = Path(__file__).parents[2]
 # What decides the weights.
 CODE = ("lib/core", "lib/images", "lib/detector", "lib/training", "train.py")
 DIGEST_BYTES = 32  # of the SHA-256 that a file begins with
-NO_EFFECT = {"num_workers", "decoded_gb", "checkpoint_minutes", "device"}  # on the weights
+NO_EFFECT = {  # on the weights
+    "num_workers",
+    "decoded_gb",
+    "gpu_images_gb",
+    "checkpoint_minutes",
+    "device",
+}
 State = dict[str, Any]  # of tensors, numbers, strings, lists and dicts
 
 

@@ -8,8 +8,10 @@ import torch
 
 from stages.lib.core.labels import FAKE, REAL
 from stages.lib.detector.dataset import LabelledImages
-from stages.lib.detector.preprocessing import Preprocessing, reencode, resize
+from stages.lib.detector.preprocessing import Preprocessing, quality_of, reencode, resize
+from stages.lib.training.augmentation import Change, changed
 from stages.lib.training.batches import PAIR_FAKE, PAIR_REAL, PLAIN, Draw
+from stages.lib.training.device_pixels import KeptPixels
 from stages.lib.training.face_masks import Source
 from stages.lib.training.marked_image import MarkedImage, mark, marked
 from stages.lib.training.params import TrainParams
@@ -34,6 +36,7 @@ class TrainingImages(LabelledImages):
     ) -> None:
         super().__init__(labels, packed, preprocessing)
         self.params = params
+        self.on_device: KeptPixels | None = None  # where they are kept there
         self.reals = np.flatnonzero(self.targets == REAL)
         self.marks: np.ndarray | None = None  # of each image; see stages/lib/training/mark_cache.py
         self.last_pair: tuple[tuple[int, int], tuple[torch.Tensor, ...]] = (-1, -1), ()
@@ -41,27 +44,35 @@ class TrainingImages(LabelledImages):
     def __getitem__(  # pyrefly: ignore[bad-override, bad-override-param-name]
         self, draw: Draw
     ) -> tuple[torch.Tensor, int, int]:
-        """Return (uint8 (3, S, S), target, index)."""
+        """Return (uint8 (3, S, S), target, index), after all changes."""
         epoch, index, role = draw
-        random = np.random.default_rng([self.params.seed, epoch, index])
         if role == PLAIN:
-            image = reencode(self.resized(index), self.preprocessing, random)
-            image = self.params.augmentation.apply(image, random)
+            image = changed(self.resized(index), self.changes_of(draw))
             return image, int(self.targets[index]), index
+        random = np.random.default_rng([self.params.seed, epoch, index])
         image = self._pair(epoch, index)[0 if role == PAIR_REAL else 1]
         image = self.params.augmentation.apply(image, random)
         image = reencode(resize(image, self.preprocessing), self.preprocessing, random)
         return image, FAKE if role == PAIR_FAKE else REAL, index
 
+    def changes_of(self, draw: Draw) -> list[Change]:
+        """Return what chance decides about an image that is in no pair with a pseudo-fake."""
+        random = np.random.default_rng([self.params.seed, draw.epoch, draw.index])
+        side = self.preprocessing.image_size
+        quality = quality_of(self.preprocessing, random)
+        first = [] if quality is None else [Change("jpeg", np.array([float(quality)]))]
+        return first + self.params.augmentation.draw((side, side), random)
+
     def _pair(self, epoch: int, index: int) -> tuple[torch.Tensor, ...]:
         """Return the pair of an image; its real and its fake are loaded one after the other."""
-        if self.last_pair[0] != (epoch, index):
+        key, pair = self.last_pair  # once: other threads may set it
+        if key != (epoch, index):
             random = np.random.default_rng([self.params.seed, epoch, index, 1])
             pseudo_fakes = self.params.pseudo_fakes
-            real = self.marked_crop(index)
-            source = Source(real, pseudo_fakes.face_width)
-            self.last_pair = (epoch, index), make_pair(source, pseudo_fakes.kinds, random)
-        return self.last_pair[1]
+            source = Source(self.marked_crop(index), pseudo_fakes.face_width)
+            pair = make_pair(source, pseudo_fakes.kinds, random)
+            self.last_pair = (epoch, index), pair
+        return pair
 
     def marked_crop(self, index: int) -> MarkedImage:
         """Return what a detector sees of an image, not resized to its input, with its marks."""

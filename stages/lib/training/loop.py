@@ -1,6 +1,6 @@
 """The training loop: an epoch of steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3, distribute_bn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.labels import CLASS_NAMES
-from stages.lib.detector.dataset import LabelledImages, make_loader
+from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.hardware import Hardware
 from stages.lib.detector.model import Detector
 from stages.lib.training.batches import TrainingSampler
+from stages.lib.training.device_batches import training_loader
 from stages.lib.training.optimization import (
     SharpnessAware,
     make_mixup,
@@ -26,7 +26,7 @@ from stages.lib.training.optimization import (
     set_trainable,
 )
 from stages.lib.training.params import TrainParams
-from stages.lib.training.speed import Batch, Clock, timed
+from stages.lib.training.speed import Batches, Clock, timed
 
 STEPS_BETWEEN_CHECKS = 50  # of the losses, each of which waits for the device
 
@@ -47,8 +47,7 @@ class TrainingLoop:
         self.loss_sum = torch.zeros((), device=hardware.device)  # of those
         self.first_bad = torch.full((), -1, device=hardware.device)  # of those, not a finite loss
         self.sampler = TrainingSampler(params, images.labels, hardware)
-        size = params.micro_batch_size(hardware.world_size)
-        self.loader = make_loader(images, self.sampler, params.num_workers, is_cuda, largest=size)
+        self.loader = training_loader(images, self.sampler, params, hardware)
         self.optimizer = make_optimizer(params, detector.model)
         self.schedule = make_schedule(params, self.optimizer, self.steps_per_epoch)
         set_trainable(detector.model, params.trainable)
@@ -85,7 +84,7 @@ class TrainingLoop:
 
     def train_on(
         self,
-        batches: Sequence[Batch] | DataLoader,
+        batches: Batches,
         epoch: int,
         after_step: Callable[[], None] | None = None,
     ) -> tuple[dict[str, float], dict[str, float]]:

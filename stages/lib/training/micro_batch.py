@@ -11,6 +11,7 @@ from stages.lib.core.errors import UserError, short
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.hardware import Hardware
 from stages.lib.detector.model import Detector
+from stages.lib.training.device_pixels import kept_bytes
 from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.params import TrainParams
 
@@ -59,7 +60,8 @@ def try_steps(
 ) -> str | None:
     """Take two steps in 90 % of the free memory of a GPU; return what went wrong, or None.
 
-    The second step has the state of the optimizer in memory as well. Each library reports a lack of
+    What gpu_images_gb will take is left free. The second step has the state of the optimizer in
+    memory as well. Each library reports a lack of
     memory in its own words; timm knows them.
     """
     gpus = [hardware.device] if hardware.device.type == "cuda" else []
@@ -68,8 +70,8 @@ def try_steps(
     targets = torch.zeros(size, dtype=torch.long)
     for gpu in gpus:
         free, total = torch.cuda.mem_get_info(gpu)
-        own = torch.cuda.memory_reserved(gpu)
-        torch.cuda.set_per_process_memory_fraction(0.9 * (free + own) / total, gpu)
+        own = torch.cuda.memory_reserved(gpu) - kept_bytes(images, params.gpu_images_gb)
+        torch.cuda.set_per_process_memory_fraction(max(0.0, 0.9 * (free + own) / total), gpu)
     try:
         with torch.random.fork_rng(gpus):
             loop = TrainingLoop(params, deepcopy(detector), images, hardware)

@@ -75,6 +75,9 @@ class TrainParams(ParallelHardwareParams):
     checkpoint_minutes: NonNegative
     arithmetic: Arithmetic
     channels_last: bool
+    augment_on: Literal["auto", "cpu", "device"]
+    gpu_images_gb: NonNegative
+    gpu_decoding: bool
     seed: Seed
 
     @model_validator(mode="after")
@@ -103,6 +106,27 @@ class TrainParams(ParallelHardwareParams):
                 "often, which needs no weights; set it to none or sources"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_gpu_images(self) -> Self:
+        cpu_only = {"decoded_gb": self.decoded_gb, "face_crop": self.face_crop}
+        cpu_only["scaled_decoding"] = self.scaled_decoding
+        for name, value in cpu_only.items() if self.gpu_decoding else ():
+            if value:
+                raise ValueError(
+                    f"gpu_decoding = True: the CPU alone decodes for train.{name} = {value}; "
+                    "use one of the two"
+                )
+        if self.gpu_images_gb and not self.decoded_gb:
+            raise ValueError(
+                f"gpu_images_gb = {self.gpu_images_gb}: the GPU keeps images that are decoded "
+                "already; set train.decoded_gb, too"
+            )
+        return self
+
+    def augments_in_batches(self, device: str) -> bool:
+        """Return whether degradations are made of whole batches on this kind of device."""
+        return self.augment_on == "device" or (self.augment_on == "auto" and device == "cuda")
 
     @property
     def networks(self) -> dict[str, "TrainParams"]:

@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from stages.lib.core.params import Range, Share, StageParams
 from stages.lib.detector.pixel_operations import blur
-from stages.lib.training.augmentation import any_rescale, colour
+from stages.lib.training.augmentation import OPERATIONS
 from stages.lib.training.face_masks import Mask, Random, Source, face_mask, part_mask
 
 Weight = Annotated[float, Field(ge=0)]
@@ -91,12 +91,12 @@ KINDS: dict[str, Callable[[Source, Random], Mask]] = {"blend": face_mask, "part"
 def changed_copy(image: torch.Tensor, random: Random) -> torch.Tensor:
     """Return the image with other colours, another sharpness, a little moved and warped."""
     copy = warp(image, random)
-    copy = colour(copy, random.uniform(0.05, 0.25), random)
+    copy = OPERATIONS["colour"](copy, random.uniform(0.05, 0.25), random)
     offset = torch.from_numpy(random.uniform(-12, 12, (3, 1, 1))).float()
     copy = (copy + offset).round().clamp(0, 255).byte()
     how = random.integers(3)
     if how == 0:
-        return any_rescale(copy, random.uniform(0.4, 0.9), random)
+        return OPERATIONS["rescale"](copy, random.uniform(0.4, 0.9), random)
     if how == 1:
         return tv.adjust_sharpness(copy, random.uniform(1.5, 4))
     return blur(copy, random.uniform(0.4, 1.2), random)

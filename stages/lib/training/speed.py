@@ -3,14 +3,21 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
-from torch.utils.data import DataLoader
 
 from stages.lib.progress import progress_bar
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # uint8 (N, 3, S, S), targets, indices
+
+
+class Batches(Protocol):
+    """The micro-batches of a pass, as a DataLoader or DeviceBatches has them."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __len__(self) -> int: ...
 
 
 class Clock:
@@ -35,9 +42,7 @@ class Clock:
         }
 
 
-def timed(
-    batches: Sequence[Batch] | DataLoader, clock: Clock, desc: str
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def timed(batches: Batches, clock: Clock, desc: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (images, targets) and add the time spent waiting for them to the clock."""
     with progress_bar(desc, len(batches), unit="batches") as bar:
         before = time.perf_counter()

@@ -2,39 +2,35 @@
 
 import posixpath
 import re
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
-from torch.utils.data import DataLoader
 
 from stages.lib.core.labels import whole_sources
-from stages.lib.detector.dataset import LabelledImages, make_loader, sequential_batches
+from stages.lib.detector.dataset import LabelledImages, Loader, sequential_batches
 from stages.lib.detector.hardware import Hardware
 from stages.lib.detector.inference import gather_logits
 from stages.lib.detector.model import Detector, fake_logit
+from stages.lib.training.device_batches import unchanged_loader
 from stages.lib.training.params import TrainParams
 
 
-def validation_loader(
-    images: LabelledImages, params: TrainParams, hardware: Hardware
-) -> DataLoader:
+def validation_loader(images: LabelledImages, params: TrainParams, hardware: Hardware) -> Loader:
     """Return a loader of the images that this process validates; each image is loaded once."""
     size = params.micro_batch_size(hardware.world_size)  # which fits into memory
     batches = sequential_batches(len(images), size, hardware.rank, hardware.world_size)
-    return make_loader(images, batches, params.num_workers, pin=hardware.device.type == "cuda")
+    return unchanged_loader(images, batches, params, hardware)
 
 
-def validate(detector: Detector, loader: DataLoader, hardware: Hardware) -> dict[str, float]:
+def validate(detector: Detector, loader: Loader, hardware: Hardware) -> dict[str, float]:
     """Return the figures of figures_of, in every process; the loader is from validation_loader."""
-    images: Any = loader.dataset
-    return figures_of(logits_of(detector, loader, hardware), images)
+    return figures_of(logits_of(detector, loader, hardware), loader.dataset)
 
 
-def logits_of(detector: Detector, loader: DataLoader, hardware: Hardware) -> torch.Tensor:
+def logits_of(detector: Detector, loader: Loader, hardware: Hardware) -> torch.Tensor:
     """Return log(P(fake) / P(real)) of all images, float64 (N,), in every process."""
     detector.eval()
     columns = gather_logits(

@@ -1,0 +1,281 @@
+"""Micro-batches that the device completes: the same images whoever loads them, on the CPU here."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from stages.lib.core.errors import UserError
+from stages.lib.core.params import load_params
+from stages.lib.data.layouts.image_set import ROW_TYPES, ImageSet
+from stages.lib.data.packing import PackParams, pack_images
+from stages.lib.detector.dataset import LabelledImages
+from stages.lib.detector.hardware import Hardware
+from stages.lib.detector.preprocessing import Preprocessing
+from stages.lib.images.packed_images import read_facts
+from stages.lib.training.augmentation import OPERATIONS
+from stages.lib.training.batches import PAIR_FAKE, PAIR_REAL, PLAIN, Draw
+from stages.lib.training.decode_cache import decode_ahead
+from stages.lib.training.device_batches import DeviceBatches, training_loader, unchanged_loader
+from stages.lib.training.device_pixels import DecodedPixels, KeptPixels, kept_bytes
+from stages.lib.training.host_batches import host_batch, host_image
+from stages.lib.training.images import TrainingImages
+from stages.lib.training.params import TrainParams
+from stages.lib.training.thread_loader import ThreadLoader
+from tests.conftest import ROOT
+from tests.test_augmentation import photograph
+
+CPU = torch.device("cpu")
+ALONE = Hardware(CPU, False)
+SIDE, COUNT = 40, 12
+SEEN = Preprocessing(image_size=SIDE, interpolation="bilinear", mean=[0.5] * 3, std=[0.5] * 3)
+BATCHES = [[Draw(2, index, PLAIN) for index in range(first, first + 6)] for first in (6, 0)]
+OFTEN = {name: {"probability": 0.4} for name in OPERATIONS}
+
+
+def params_with(**changes: Any) -> TrainParams:
+    """Return params.yaml with many degradations, made on the device, and changes."""
+    params = load_params("train", TrainParams, ROOT / "params.yaml").model_dump()
+    augmentation = params["augmentation"]
+    for name in OPERATIONS:
+        augmentation[name]["probability"] = 0.4
+    fixed = {"augment_on": "device", "batch_size": 6, "num_workers": 2, "num_threads": 2}
+    return TrainParams.model_validate(params | fixed | changes)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+    """A folder with packed JPEGs of several sizes, one of them turned, one grey, and one a PNG."""
+    folder = tmp_path_factory.mktemp("device")
+    (folder / "files").mkdir()
+    for number in range(COUNT):
+        side = 48 + 16 * (number % 3)
+        pixels = photograph(number).repeat(1, 2, 2)[:, :side, :64].permute(1, 2, 0).numpy()
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        exif = Image.Exif()
+        if number == 3:
+            exif[0x0112] = 6
+        suffix = "png" if number == 5 else "jpg"
+        image = image.convert("L") if number == 4 else image
+        image.save(folder / f"files/{number:02d}.{suffix}", quality=95, exif=exif)
+    names = sorted(path.name for path in (folder / "files").iterdir())
+    columns = {"img_name": names, "target": np.arange(COUNT) % 2}
+    rows = pd.DataFrame(columns, columns=list(ROW_TYPES)).astype(ROW_TYPES)
+    target = folder / "packed/train"
+    target.mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(folder))
+        params = load_params("pack", PackParams, ROOT / "params.yaml")
+        pack_images(ImageSet("train", folder / "files", rows), target, params)
+    digests = read_facts(target)["sha256"]
+    return folder, rows.assign(row=np.arange(COUNT), set="train", sha256=digests)
+
+
+def images_of(
+    packed: tuple[Path, pd.DataFrame], params: TrainParams, seen: Preprocessing = SEEN
+) -> TrainingImages:
+    folder, labels = packed
+    return TrainingImages(labels, folder / "packed", seen, params)
+
+
+@pytest.fixture
+def decoded(
+    packed: tuple[Path, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> TrainingImages:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    images = images_of(packed, params_with(decoded_gb=1))
+    assert decode_ahead({"train": images}, 1, 0)
+    return images
+
+
+def batches_of(loader: Any) -> list[torch.Tensor]:
+    """Return the images of all batches, and check what comes with them."""
+    found = []
+    for draws, (images, targets, indices) in zip(BATCHES, loader, strict=True):
+        assert indices.tolist() == [draw.index for draw in draws]
+        assert targets.tolist() == [draw.index % 2 for draw in draws]
+        assert images.shape == (6, 3, SIDE, SIDE) and images.dtype == torch.uint8
+        found.append(images)
+    return found
+
+
+def same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
+
+
+@pytest.mark.parametrize("reencode", [None, [50, 90]])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_workers_threads_and_the_device_hand_over_the_same_images(
+    packed: tuple[Path, pd.DataFrame],
+    decoded: TrainingImages,
+    num_workers: int,
+    reencode: list[int] | None,
+) -> None:
+    params = params_with(decoded_gb=1, num_workers=num_workers, reencode=reencode)
+    decoded.preprocessing = SEEN.model_copy(update={"reencode": reencode})
+    undecoded = images_of(packed, params, decoded.preprocessing)
+    by_workers = training_loader(undecoded, BATCHES, params, ALONE)
+    by_threads = training_loader(decoded, BATCHES, params, ALONE)
+    expected = batches_of(by_workers)
+    assert isinstance(by_threads, DeviceBatches) and isinstance(by_threads.loader, ThreadLoader)
+    assert same(batches_of(by_threads), expected) and same(batches_of(by_threads), expected)
+    decoded.on_device = KeptPixels(decoded, CPU)
+    assert same(batches_of(training_loader(decoded, BATCHES, params, ALONE)), expected)
+
+
+def test_the_draws_are_those_of_the_cpu(decoded: TrainingImages) -> None:
+    """So an image is the same but for rounding, and without rounding it is the same."""
+    loader = training_loader(decoded, BATCHES, decoded.params, ALONE)
+    flips_only = decoded.params.augmentation.model_dump()
+    for name in OPERATIONS:
+        flips_only[name]["probability"] = 0.0
+    for draws, images in zip(BATCHES, batches_of(loader), strict=True):
+        alone = torch.stack([decoded[draw][0] for draw in draws])
+        assert not torch.equal(alone, torch.stack([decoded.resized(draw.index) for draw in draws]))
+        assert (alone.int() - images.int()).abs().float().mean() < 0.4
+    augmentation = decoded.params.augmentation.model_validate(flips_only)
+    params = decoded.params.model_copy(update={"augmentation": augmentation})
+    decoded.params = params
+    loader = training_loader(decoded, BATCHES, params, ALONE)
+    alone = [torch.stack([decoded[draw][0] for draw in draws]) for draws in BATCHES]
+    assert same(batches_of(loader), alone)
+
+
+def test_what_the_device_has_is_not_sent_there(decoded: TrainingImages) -> None:
+    decoded.on_device = kept = KeptPixels(decoded, CPU)
+    images = [host_image(decoded, draw, kept) for draw in BATCHES[0]]
+    batch = host_batch(images, kept)
+    on_cpu = [{change.name for change in decoded.changes_of(draw)} for draw in BATCHES[0]]
+    is_sent = [bool(names & {"jpeg", "webp", "noise"}) for names in on_cpu]
+    assert [image.pixels is not None for image in images] == is_sent
+    assert 0 < len(batch.pixels) == sum(is_sent) < 6
+
+
+def test_pairs_are_changed_at_the_pixels_of_their_files(packed: tuple[Path, pd.DataFrame]) -> None:
+    shares = {"first_share": 1.0, "last_share": 1.0}
+    defaults = params_with().pseudo_fakes.model_dump()
+    params = params_with(pseudo_fakes=defaults | shares, num_workers=0)
+    images = images_of(packed, params)
+    draws = [Draw(0, 2, PAIR_REAL), Draw(0, 2, PAIR_FAKE)]
+    ((found, targets, _),) = training_loader(images, [draws], params, ALONE)
+    assert targets.tolist() == [0, 1]
+    assert torch.equal(found, torch.stack([images[draw][0] for draw in draws]))
+
+
+def test_validation_reads_what_is_decoded_in_threads(
+    packed: tuple[Path, pd.DataFrame], decoded: TrainingImages
+) -> None:
+    folder, labels = packed
+    val = LabelledImages(labels, folder / "packed", SEEN)
+    batches = [list(range(7)), list(range(7, COUNT))]
+    by_workers = unchanged_loader(val, batches, decoded.params, ALONE)
+    expected = [batch[0] for batch in by_workers]
+    val.decoded = decoded.decoded
+    by_threads = unchanged_loader(val, batches, decoded.params, ALONE)
+    assert isinstance(by_threads, DeviceBatches) and by_threads.dataset is val
+    assert same([batch[0] for batch in by_threads], expected)
+
+
+# ---------------------------------------------------------------------------------------------
+# The device decodes
+
+
+def test_the_device_decodes_upright_rgb_jpegs_alone(packed: tuple[Path, pd.DataFrame]) -> None:
+    params = params_with(gpu_decoding=True)
+    images = images_of(packed, params)
+    source = DecodedPixels(images, CPU)
+    assert [source.has(index) for index in range(COUNT)] == [
+        n not in (3, 4, 5) for n in range(COUNT)
+    ]
+    plain = params_with(augmentation=params.augmentation.model_dump())
+    theirs = batches_of(training_loader(images, BATCHES, params, ALONE))
+    ours = batches_of(training_loader(images, BATCHES, plain, ALONE))
+    for one, other in zip(theirs, ours, strict=True):  # two builds of libjpeg-turbo
+        assert (one.int() - other.int()).abs().float().mean() < 1
+
+
+def test_what_the_device_cannot_decode_the_cpu_does(
+    packed: tuple[Path, pd.DataFrame],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images = images_of(packed, params_with(gpu_decoding=True))
+    source = DecodedPixels(images, CPU)
+    expected = source.pixels_of(np.array([0, 1, 2]))
+    real_decode = source._decode
+
+    def failing(files: list[np.ndarray]) -> list[torch.Tensor]:
+        bad = images.content(1)
+        if any(len(file) == len(bad) for file in files):
+            raise RuntimeError("nvJPEG: not supported")
+        return real_decode(files)
+
+    monkeypatch.setattr(source, "_decode", failing)
+    found = source.pixels_of(np.array([0, 1, 2]))
+    assert torch.equal(found[::2], expected[::2])
+    assert torch.equal(found[1], images.resized(1))
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "nvJPEG: not supported; the CPU decodes such files" in out
+    assert source.has(0) and not source.has(1)
+
+
+# ---------------------------------------------------------------------------------------------
+# Threads
+
+
+def test_an_error_of_a_thread_comes_where_its_batch_would(decoded: TrainingImages) -> None:
+    assert decoded.decoded is not None
+    content = bytearray(decoded.decoded[0])
+    content[5] ^= 1
+    real = decoded.decoded
+
+    class Damaged:
+        folder = "cache"
+
+        def __getitem__(self, row: int) -> memoryview:
+            return memoryview(bytes(content)) if row == 0 else real[row]
+
+    decoded.decoded = Damaged()  # pyrefly: ignore[bad-assignment]
+    batches = iter(training_loader(decoded, BATCHES, decoded.params, ALONE).loader)  # pyrefly: ignore
+    next(batches)
+    with pytest.raises(UserError, match=r"00.jpg is damaged; remove this folder"):
+        next(batches)
+
+
+def test_whoever_stops_early_leaves_no_thread(decoded: TrainingImages) -> None:
+    before = threading.active_count()
+    batches = iter(training_loader(decoded, BATCHES * 20, decoded.params, ALONE))
+    next(batches)
+    assert threading.active_count() > before
+    del batches
+    assert threading.active_count() == before
+
+
+# ---------------------------------------------------------------------------------------------
+# Parameters
+
+
+def test_images_are_kept_where_they_fit(decoded: TrainingImages) -> None:
+    num_bytes = COUNT * 3 * SIDE * SIDE
+    assert kept_bytes(decoded, num_bytes / 1e9) == num_bytes
+    assert kept_bytes(decoded, 0.99 * num_bytes / 1e9) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gpu_decoding": True, "decoded_gb": 1.0}, "train.decoded_gb = 1.0; use one of the two"),
+        ({"gpu_decoding": True, "face_crop": 1.1}, "train.face_crop = 1.1; use one of the two"),
+        ({"gpu_images_gb": 2.0}, "set train.decoded_gb, too"),
+    ],
+)
+def test_parameters_that_exclude_each_other_are_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        params_with(**changes)
