@@ -55,7 +55,7 @@ from stages.lib.training.epochs import train_epochs
 from stages.lib.training.images import TrainingImages
 from stages.lib.training.joining import TrainedNetwork, join
 from stages.lib.training.loop import TrainingLoop
-from stages.lib.training.mark_cache import mark_ahead
+from stages.lib.training.mark_cache import find_faces_ahead, mark_ahead
 from stages.lib.training.micro_batch import find_accumulate
 from stages.lib.training.optimization import zero_head
 from stages.lib.training.params import TrainParams
@@ -143,6 +143,8 @@ def train_network(
         announce(params, detector, labels, hardware, tracker, results)
     if params.pseudo_fakes.are_wanted:
         mark_ahead(train_images, params.num_workers)
+    if params.gpu_decoding and params.face_crop:
+        find_faces_ahead(train_images, params.num_workers)
     if params.decoded_gb:
         sets = {"train": train_images, "val": val_images}
         has_decoded = decode_ahead(sets, params.decoded_gb, params.num_workers)

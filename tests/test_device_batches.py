@@ -1,6 +1,7 @@
 """Micro-batches that the device completes: the same images whoever loads them, on the CPU here."""
 
 import threading
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from stages.lib.data.packing import PackParams, pack_images
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.hardware import Hardware
 from stages.lib.detector.preprocessing import Preprocessing
+from stages.lib.drawing.photograph import photograph as drawn_face
+from stages.lib.drawing.portrait import draw_person
 from stages.lib.images.packed_images import read_facts
 from stages.lib.training.augmentation import OPERATIONS
 from stages.lib.training.batches import PAIR_FAKE, PAIR_REAL, PLAIN, Draw
@@ -25,6 +28,7 @@ from stages.lib.training.device_batches import DeviceBatches, training_loader, u
 from stages.lib.training.device_pixels import DecodedPixels, KeptPixels, kept_bytes
 from stages.lib.training.host_batches import host_batch, host_image
 from stages.lib.training.images import TrainingImages
+from stages.lib.training.mark_cache import find_faces_ahead
 from stages.lib.training.params import TrainParams
 from stages.lib.training.thread_loader import ThreadLoader
 from tests.conftest import ROOT
@@ -48,23 +52,13 @@ def params_with(**changes: Any) -> TrainParams:
     return TrainParams.model_validate(params | fixed | changes)
 
 
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
-    """A folder with packed JPEGs of several sizes, one of them turned, one grey, and one a PNG."""
-    folder = tmp_path_factory.mktemp("device")
+def pack_files(folder: Path, files: list[bytes]) -> pd.DataFrame:
+    """Pack image files into folder/packed/train; returns their labels, real and fake in turn."""
     (folder / "files").mkdir()
-    for number in range(COUNT):
-        side = 48 + 16 * (number % 3)
-        pixels = photograph(number).repeat(1, 2, 2)[:, :side, :64].permute(1, 2, 0).numpy()
-        image = Image.fromarray(np.ascontiguousarray(pixels))
-        exif = Image.Exif()
-        if number == 3:
-            exif[0x0112] = 6
-        suffix = "png" if number == 5 else "jpg"
-        image = image.convert("L") if number == 4 else image
-        image.save(folder / f"files/{number:02d}.{suffix}", quality=95, exif=exif)
-    names = sorted(path.name for path in (folder / "files").iterdir())
-    columns = {"img_name": names, "target": np.arange(COUNT) % 2}
+    names = [f"{number:02d}.jpg" for number in range(len(files))]
+    for name, content in zip(names, files, strict=True):
+        (folder / "files" / name).write_bytes(content)
+    columns = {"img_name": names, "target": np.arange(len(files)) % 2}
     rows = pd.DataFrame(columns, columns=list(ROW_TYPES)).astype(ROW_TYPES)
     target = folder / "packed/train"
     target.mkdir(parents=True)
@@ -73,7 +67,28 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame
         params = load_params("pack", PackParams, ROOT / "params.yaml")
         pack_images(ImageSet("train", folder / "files", rows), target, params)
     digests = read_facts(target)["sha256"]
-    return folder, rows.assign(row=np.arange(COUNT), set="train", sha256=digests)
+    return rows.assign(row=np.arange(len(files)), set="train", sha256=digests)
+
+
+def encoded(number: int, format: str = "JPEG", mode: str = "RGB", **options: Any) -> bytes:
+    """Return an image file of one of three sizes."""
+    side = 48 + 16 * (number % 3)
+    pixels = photograph(number).repeat(1, 2, 2)[:, :side, :64].permute(1, 2, 0).numpy()
+    buffer = BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(pixels)).convert(mode)
+    image.save(buffer, format, quality=95, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+    """A folder with packed JPEGs of several sizes, one of them turned, one grey, and a PNG."""
+    folder = tmp_path_factory.mktemp("device")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    files = [encoded(number) for number in range(COUNT)]
+    files[3:6] = encoded(3, exif=turned), encoded(4, mode="L"), encoded(5, "PNG")
+    return folder, pack_files(folder, files)
 
 
 def images_of(
@@ -199,6 +214,28 @@ def test_the_device_decodes_upright_rgb_jpegs_alone(packed: tuple[Path, pd.DataF
         assert (one.int() - other.int()).abs().float().mean() < 1
 
 
+def test_the_device_crops_to_the_face(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    files = []
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        files.append(drawn_face(draw_person(random), "", 160, random))
+    labels = pack_files(tmp_path, [*files, encoded(0)])
+    params = params_with(face_crop=1.2, gpu_decoding=True)
+    seen = SEEN.model_copy(update={"face_crop": 1.2})
+    images = TrainingImages(labels, tmp_path / "packed", seen, params)
+    find_faces_ahead(images, 0)
+    assert "found 3 faces for crops in 4 images" in capsys.readouterr().out
+    source = DecodedPixels(images, CPU, images.faces)
+    found = source.pixels_of(np.arange(4))
+    for index in range(4):
+        assert (found[index].int() - images.resized(index).int()).abs().float().mean() < 1
+    whole = DecodedPixels(TrainingImages(labels, tmp_path / "packed", SEEN, params), CPU)
+    assert (whole.pixels_of(np.arange(3)).int() - found[:3].int()).abs().float().mean() > 5
+
+
 def test_what_the_device_cannot_decode_the_cpu_does(
     packed: tuple[Path, pd.DataFrame],
     monkeypatch: pytest.MonkeyPatch,
@@ -222,6 +259,23 @@ def test_what_the_device_cannot_decode_the_cpu_does(
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and "nvJPEG: not supported; the CPU decodes such files" in out
     assert source.has(0) and not source.has(1)
+
+
+# ---------------------------------------------------------------------------------------------
+# A GPU
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_gpu_hands_over_what_the_cpu_does(decoded: TrainingImages, keep: bool) -> None:
+    expected = batches_of(training_loader(decoded, BATCHES, decoded.params, ALONE))
+    gpu = torch.device("cuda", 0)
+    if keep:
+        decoded.on_device = KeptPixels(decoded, gpu)
+    loader = training_loader(decoded, BATCHES, decoded.params, Hardware(gpu, True))
+    for one, other in zip(loader, expected, strict=True):
+        assert (one[0].cpu().int() - other.int()).abs().float().mean() < 0.05
 
 
 # ---------------------------------------------------------------------------------------------
@@ -270,7 +324,7 @@ def test_images_are_kept_where_they_fit(decoded: TrainingImages) -> None:
     ("changes", "message"),
     [
         ({"gpu_decoding": True, "decoded_gb": 1.0}, "train.decoded_gb = 1.0; use one of the two"),
-        ({"gpu_decoding": True, "face_crop": 1.1}, "train.face_crop = 1.1; use one of the two"),
+        ({"gpu_decoding": True, "scaled_decoding": True}, "train.scaled_decoding = True; use one"),
         ({"gpu_images_gb": 2.0}, "set train.decoded_gb, too"),
     ],
 )

@@ -181,7 +181,7 @@ def test_faces_are_found_once(
     without = images_of(labels, tmp_path)
     first, again = images_of(labels, tmp_path), images_of(labels, tmp_path)
     mark_ahead(first, num_workers=0)
-    assert "found 4 faces for pseudo-fakes in 4 reals" in capfd.readouterr().out
+    assert "found 4 faces for pseudo-fakes in 4 images" in capfd.readouterr().out
     monkeypatch.setattr(mark_cache, "mark", lambda _: pytest.fail("it looks once more"))
     monkeypatch.setattr(training_images, "mark", lambda _: pytest.fail("it looks once more"))
     mark_ahead(again, num_workers=0)

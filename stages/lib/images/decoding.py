@@ -98,7 +98,7 @@ def decode_image(
             if pixels is None:
                 image.load()
                 pixels = np.array(_to_rgb(image))
-            turn = _turn(image)
+            turn = turn_of(image)
             size = image.size[::-1] if turn in TRANSPOSING else image.size
             return DecodedImage(_turned(pixels, turn), format, mode, size, tables)
     except (UnusableImage, ImportError, MemoryError):
@@ -170,7 +170,7 @@ def _decode_jpeg(
         return None
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def turn_of(image: Image.Image) -> Image.Transpose | None:
     """Return how to turn the image upright, by the EXIF orientation of the file."""
     try:
         orientation = image.getexif().get(ORIENTATION)

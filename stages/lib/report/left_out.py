@@ -32,7 +32,8 @@ HELD_OUT = "held_out_"  # what the name of the set of a held-out source begins w
 # Of the section train: the seed, and what changes no weight or only their last digits.
 NO_RECIPE = {
     "seed", "device", "num_processes", "num_workers", "num_threads", "compile", "arithmetic",
-    "channels_last", "decoded_gb", "checkpoint_minutes",
+    "channels_last", "augment_on", "gpu_images_gb", "gpu_decoding", "decoded_gb",
+    "checkpoint_minutes",
 }  # fmt: skip
 RECIPE_DIGITS = 12
 

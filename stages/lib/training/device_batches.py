@@ -57,7 +57,9 @@ def _batches_to_change(
         host_images = HostImages(images)
         loader = make_loader(host_images, sampler, params.num_workers, pin, size, host_batch)
         return DeviceBatches(loader, device)
-    source = DecodedPixels(images, device) if params.gpu_decoding else images.on_device
+    source = (
+        DecodedPixels(images, device, images.faces) if params.gpu_decoding else images.on_device
+    )
 
     def load(draws: list[Any]) -> HostBatch:
         return host_batch([host_image(images, draw, source) for draw in draws], source, pin)

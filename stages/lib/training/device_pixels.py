@@ -15,11 +15,12 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from stages.lib.core.errors import short
 from stages.lib.detector.dataset import LabelledImages, sequential_batches
 from stages.lib.detector.preprocessing import resize
-from stages.lib.images.decoding import ORIENTATION
+from stages.lib.images.decoding import formats_of, turn_of
+from stages.lib.images.faces import crop_face
 from stages.lib.progress import progress_bar
+from stages.lib.training.marked_image import face_in
 
 IMAGES_PER_COPY = 512
-UPRIGHT = 1  # of the tag ORIENTATION
 OF_THREAD = threading.local()
 
 
@@ -64,38 +65,43 @@ class KeptPixels:
 
 
 class DecodedPixels:
-    """JPEG files, decoded and resized by the device: on a GPU by nvJPEG.
+    """JPEG files, decoded, cropped and resized by the device: on a GPU by nvJPEG.
 
     It rounds in another way than the decoder of the CPU, so pixels differ by a few levels here and
     there. The CPU decodes what nvJPEG may see otherwise than a viewer does: files that are not RGB,
     not upright or not JPEGs, and those that it fails on.
+
+    faces: of each image, float32 (N, NUM_FACE_NUMBERS), where images are cropped to their faces.
     """
 
-    def __init__(self, images: LabelledImages, device: torch.device) -> None:
-        self.images, self.device = images, device
+    def __init__(
+        self, images: LabelledImages, device: torch.device, faces: np.ndarray | None = None
+    ) -> None:
+        self.images, self.device, self.faces = images, device, faces
         self.failures: dict[int, str] = {}
 
     def has(self, index: int) -> bool:
         """Return whether the device can decode an image, by the header of its file."""
         if index in self.failures:
             return False
-        with Image.open(BytesIO(self.images.content(index))) as image:
+        content = self.images.content(index)
+        with Image.open(BytesIO(content), formats=formats_of(content)) as image:
             return (
                 image.format in ("JPEG", "MPO")
                 and image.mode == "RGB"
                 and image.info.get("adobe_transform", 1) == 1
-                and image.getexif().get(ORIENTATION, UPRIGHT) == UPRIGHT
+                and turn_of(image) is None
             )
 
     def pixels_of(self, indices: np.ndarray) -> torch.Tensor:
-        """Decode and resize images, uint8 (N, 3, S, S)."""
+        """Decode, crop and resize images, uint8 (N, 3, S, S)."""
         files = [np.frombuffer(self.images.content(index), np.uint8).copy() for index in indices]
         with own_stream(self.device):
             try:
                 decoded = self._decode(files)
             except RuntimeError:  # it does not say which one
                 decoded = [self._decode_one(*pair) for pair in zip(files, indices, strict=True)]
-            return self._resized(decoded)
+            return self._resized([self._crop(*pair) for pair in zip(decoded, indices, strict=True)])
 
     def _decode(self, files: Sequence[np.ndarray]) -> list[torch.Tensor]:
         encoded = [torch.from_numpy(file) for file in files]
@@ -115,6 +121,15 @@ class DecodedPixels:
                 )
             self.failures[int(index)] = str(error)
             return self.images.decoded_file(index).to(self.device)
+
+    def _crop(self, image: torch.Tensor, index: int) -> torch.Tensor:
+        """Return what crop_of does of an image, from its face that has been found before."""
+        share = self.images.preprocessing.face_crop
+        if not share:
+            return image
+        assert self.faces is not None
+        face = face_in(self.faces[index])
+        return crop_face(image, face, share) if face else image
 
     def _resized(self, decoded: list[torch.Tensor]) -> torch.Tensor:
         """Resize images, those of one size together; uint8 (N, 3, S, S)."""

@@ -36,6 +36,7 @@ class TrainingImages(LabelledImages):
     ) -> None:
         super().__init__(labels, packed, preprocessing)
         self.params = params
+        self.faces: np.ndarray | None = None  # of each image; see the same module
         self.on_device: KeptPixels | None = None  # where they are kept there
         self.reals = np.flatnonzero(self.targets == REAL)
         self.marks: np.ndarray | None = None  # of each image; see stages/lib/training/mark_cache.py

@@ -21,7 +21,8 @@ MESH_FILE = Path(__file__).with_name("face_mesh.tflite")
 INPUT_SIDE = 192  # pixels, of the network's input
 MARGIN = 1.5  # side of the square around a face that it sees, in sizes of the face
 LEAST_LOGIT = 0.0  # of there being a face: a probability of 0.5, as MediaPipe has it
-NUM_NUMBERS = 1 + 4 + 10 + 2 * NUM_POINTS  # of marks_as_row
+NUM_FACE_NUMBERS = 1 + 4 + 10  # of marks_as_row, before those of the mesh
+NUM_NUMBERS = NUM_FACE_NUMBERS + 2 * NUM_POINTS
 OF_THREAD = local()  # each thread has its own network, which handles one image at a time
 
 
@@ -115,18 +116,25 @@ def marks_as_row(image: MarkedImage) -> np.ndarray:
     if image.face:
         face = image.face
         row[:5] = face.score, face.left, face.top, face.width, face.height
-        row[5:15] = face.landmarks.ravel()
+        row[5:NUM_FACE_NUMBERS] = face.landmarks.ravel()
     if image.mesh is not None:
-        row[15:] = image.mesh.ravel()
+        row[NUM_FACE_NUMBERS:] = image.mesh.ravel()
     return row
 
 
 def marked(pixels: torch.Tensor, row: np.ndarray) -> MarkedImage:
     """Return an image with the marks that marks_as_row has returned for it."""
-    numbers = row.astype(float)
+    face = face_in(row)
+    if not face:
+        return MarkedImage(pixels)
+    mesh = row[NUM_FACE_NUMBERS:].astype(float).reshape(NUM_POINTS, 2)
+    return MarkedImage(pixels, face, None if np.isnan(mesh).any() else mesh)
+
+
+def face_in(row: np.ndarray) -> Face | None:
+    """Return the face that a row of marks_as_row, or its first NUM_FACE_NUMBERS, has."""
+    numbers = row[:NUM_FACE_NUMBERS].astype(float)
     score, left, top, width, height = numbers[:5].tolist()
     if not score:
-        return MarkedImage(pixels)
-    face = Face(left, top, width, height, numbers[5:15].reshape(5, 2), score)
-    mesh = numbers[15:].reshape(NUM_POINTS, 2)
-    return MarkedImage(pixels, face, None if np.isnan(mesh).any() else mesh)
+        return None
+    return Face(left, top, width, height, numbers[5:].reshape(5, 2), score)

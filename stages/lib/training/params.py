@@ -109,8 +109,12 @@ class TrainParams(ParallelHardwareParams):
 
     @model_validator(mode="after")
     def _check_gpu_images(self) -> Self:
-        cpu_only = {"decoded_gb": self.decoded_gb, "face_crop": self.face_crop}
-        cpu_only["scaled_decoding"] = self.scaled_decoding
+        cpu_only = {
+            "decoded_gb": self.decoded_gb,
+            "scaled_decoding": self.scaled_decoding,
+            "pseudo_fakes.first_share": self.pseudo_fakes.first_share,
+            "pseudo_fakes.last_share": self.pseudo_fakes.last_share,
+        }
         for name, value in cpu_only.items() if self.gpu_decoding else ():
             if value:
                 raise ValueError(
