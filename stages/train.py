@@ -49,8 +49,8 @@ from stages.lib.tracking.run import WEIGHTS_TAG, Tracker, training_run
 from stages.lib.training.batches import check_batch_size
 from stages.lib.training.checkpoint import Checkpoints, training_digest
 from stages.lib.training.decode_cache import decode_ahead
-from stages.lib.training.device_batches import check_gpu_images
-from stages.lib.training.device_pixels import KeptPixels, kept_bytes
+from stages.lib.training.device_batches import check_gpu_images, loads_in_threads
+from stages.lib.training.device_pixels import check_gpu_memory, keep_on_device
 from stages.lib.training.epochs import train_epochs
 from stages.lib.training.images import TrainingImages
 from stages.lib.training.joining import TrainedNetwork, join
@@ -130,6 +130,7 @@ def train_network(
     detector, config = make_detector(params, hardware)
     train_images = TrainingImages(labels["train"], paths.PACKED, config.preprocessing, params)
     val_images = LabelledImages(labels["val"], paths.PACKED, config.preprocessing)
+    check_gpu_memory(train_images, params.gpu_images_gb, hardware.device)
     if params.accumulate == "auto":
         if checkpoints.loaded:
             accumulate = checkpoints.loaded["accumulate"]
@@ -143,7 +144,7 @@ def train_network(
         announce(params, detector, labels, hardware, tracker, results)
     if params.pseudo_fakes.are_wanted:
         mark_ahead(train_images, params.num_workers)
-    if params.gpu_decoding and params.face_crop:
+    if params.gpu_decoding and params.face_crop and not params.pseudo_fakes.are_wanted:
         find_faces_ahead(train_images, params.num_workers)
     if params.decoded_gb:
         sets = {"train": train_images, "val": val_images}
@@ -154,11 +155,8 @@ def train_network(
                 "small: decoding in every epoch"
             )
     wait_and_compare_files(hardware, "data/labels or data/packed", *input_files(labels))
-    if params.gpu_images_gb:
-        if kept_bytes(train_images, params.gpu_images_gb):
-            train_images.on_device = KeptPixels(train_images, hardware.device)
-        elif is_first:
-            print(f"train.gpu_images_gb = {params.gpu_images_gb} is too small: copying each batch")
+    if params.gpu_images_gb and loads_in_threads(train_images, params):
+        keep_on_device(train_images, params.gpu_images_gb, hardware)
     loop = TrainingLoop(params, detector, train_images, hardware)
     train_epochs(params, results, loop, val_images, tracker, checkpoints)
     detector.model.load_state_dict(results.best.weights)

@@ -84,18 +84,20 @@ def reached(workspace: Path) -> tuple[int, int]:
 PLAIN: dict[str, Any] = {}
 AVERAGES = {"model_args": {"drop_rate": 0.3}, "ema_decay": 0.9, "average_last": 2}
 IN_PARTS = {"mixup": 0.3, "accumulate": 2, "num_workers": 1, "optimizer": "sgd"}
+ON_DEVICE = {"augment_on": "device", "decoded_gb": 0.1, "gpu_images_gb": 0.1}
 EVENLY = {"balance": "sources", "paired_batches": True, "choose_epoch_by": "mean"}
 
 
 @pytest.mark.parametrize(
     ("options", "steps"),
-    [(PLAIN, 4), (AVERAGES, 1), (AVERAGES, 9), (IN_PARTS, 6), (EVENLY, 6)],
+    [(PLAIN, 4), (AVERAGES, 1), (AVERAGES, 9), (IN_PARTS, 6), (EVENLY, 6), (ON_DEVICE, 6)],
     ids=[
         "end-of-epoch",
         "dropout-ema-first-step",
         "average-last-epoch",
         "mixup-accumulate",
         "pairs",
+        "on-device",
     ],
 )
 def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(

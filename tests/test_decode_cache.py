@@ -78,7 +78,7 @@ def test_what_does_not_fit_on_the_gpu_is_copied_and_that_is_said(
 ) -> None:
     options = {"augment_on": "device", "decoded_gb": ROOMY, "epochs": 1}
     trained_bytes(workspace, **options, gpu_images_gb=0.9 * SET_BYTES["train"] / 1e9)
-    assert "is too small: copying each batch" in capsys.readouterr().out
+    assert "is too small for 0.000246 GB: copying each batch" in capsys.readouterr().out
 
 
 def test_a_wish_for_a_gpu_that_is_not_there_is_refused(workspace: Path) -> None:

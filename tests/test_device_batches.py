@@ -1,6 +1,7 @@
 """Micro-batches that the device completes: the same images whoever loads them, on the CPU here."""
 
 import threading
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data._utils.pin_memory import pin_memory as pin_as_the_loader_does
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import load_params
@@ -21,12 +23,19 @@ from stages.lib.detector.preprocessing import Preprocessing
 from stages.lib.drawing.photograph import photograph as drawn_face
 from stages.lib.drawing.portrait import draw_person
 from stages.lib.images.packed_images import read_facts
+from stages.lib.training import device_pixels
 from stages.lib.training.augmentation import OPERATIONS
+from stages.lib.training.batched_augmentation import BatchChanges
 from stages.lib.training.batches import PAIR_FAKE, PAIR_REAL, PLAIN, Draw
 from stages.lib.training.decode_cache import decode_ahead
 from stages.lib.training.device_batches import DeviceBatches, training_loader, unchanged_loader
-from stages.lib.training.device_pixels import DecodedPixels, KeptPixels, kept_bytes
-from stages.lib.training.host_batches import host_batch, host_image
+from stages.lib.training.device_pixels import (
+    DecodedPixels,
+    KeptPixels,
+    check_decoder,
+    kept_bytes,
+)
+from stages.lib.training.host_batches import HostBatch, host_batch, host_image, pin_memory
 from stages.lib.training.images import TrainingImages
 from stages.lib.training.mark_cache import find_faces_ahead
 from stages.lib.training.params import TrainParams
@@ -39,7 +48,6 @@ ALONE = Hardware(CPU, False)
 SIDE, COUNT = 40, 12
 SEEN = Preprocessing(image_size=SIDE, interpolation="bilinear", mean=[0.5] * 3, std=[0.5] * 3)
 BATCHES = [[Draw(2, index, PLAIN) for index in range(first, first + 6)] for first in (6, 0)]
-OFTEN = {name: {"probability": 0.4} for name in OPERATIONS}
 
 
 def params_with(**changes: Any) -> TrainParams:
@@ -143,6 +151,32 @@ def test_workers_threads_and_the_device_hand_over_the_same_images(
     assert same(batches_of(training_loader(decoded, BATCHES, params, ALONE)), expected)
 
 
+def test_workers_read_decoded_images_beside_pairs(decoded: TrainingImages, recwarn: Any) -> None:
+    shares = {"first_share": 0.5, "last_share": 0.5}
+    fakes = decoded.params.pseudo_fakes.model_dump() | shares
+    params = params_with(decoded_gb=1, pseudo_fakes=fakes, num_workers=1)
+    draws = [Draw(0, 2, PAIR_REAL), Draw(0, 2, PAIR_FAKE), Draw(0, 1, PLAIN), Draw(0, 7, PLAIN)]
+    ((found, targets, _),) = training_loader(decoded, [draws], params, ALONE)
+    alone = torch.stack([decoded[draw][0] for draw in draws])
+    assert targets.tolist() == [0, 1, 1, 1]
+    assert torch.equal(found[:2], alone[:2])
+    assert (found.int() - alone.int()).abs().float().mean() < 1
+
+
+def test_a_batch_of_workers_can_be_pinned(
+    decoded: TrainingImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch pins what it knows: here it must know all parts, on machines without a GPU too."""
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: pinned.append(self) or self)
+    batch = host_batch([host_image(decoded, draw) for draw in BATCHES[0]])
+    by_loader = pin_as_the_loader_does(batch)
+    assert isinstance(by_loader, HostBatch) and isinstance(by_loader.changes, BatchChanges)
+    assert len(pinned) == 6
+    assert pin_memory(batch).changes.groups == batch.changes.groups
+    assert len(pinned) == 6 + 5  # the pixels are pinned already
+
+
 def test_the_draws_are_those_of_the_cpu(decoded: TrainingImages) -> None:
     """So an image is the same but for rounding, and without rounding it is the same."""
     loader = training_loader(decoded, BATCHES, decoded.params, ALONE)
@@ -228,7 +262,7 @@ def test_the_device_crops_to_the_face(
     images = TrainingImages(labels, tmp_path / "packed", seen, params)
     find_faces_ahead(images, 0)
     assert "found 3 faces for crops in 4 images" in capsys.readouterr().out
-    source = DecodedPixels(images, CPU, images.faces)
+    source = DecodedPixels(images, CPU)
     found = source.pixels_of(np.arange(4))
     for index in range(4):
         assert (found[index].int() - images.resized(index).int()).abs().float().mean() < 1
@@ -236,29 +270,61 @@ def test_the_device_crops_to_the_face(
     assert (whole.pixels_of(np.arange(3)).int() - found[:3].int()).abs().float().mean() > 5
 
 
+@pytest.fixture
+def failing(
+    packed: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], DecodedPixels]:
+    """Return a decoder that fails on the image 1, in these words."""
+
+    def with_words(words: str) -> DecodedPixels:
+        images = images_of(packed, params_with(gpu_decoding=True))
+        bad, real_decode = images.content(1), device_pixels.decode_on
+
+        def decode(device: torch.device, files: list[np.ndarray]) -> list[torch.Tensor]:
+            if any(file.tobytes() == bad for file in files):
+                raise RuntimeError(f"Error while decoding JPEG images: {words}")
+            return real_decode(device, files)
+
+        monkeypatch.setattr(device_pixels, "decode_on", decode)
+        return DecodedPixels(images, CPU)
+
+    return with_words
+
+
 def test_what_the_device_cannot_decode_the_cpu_does(
+    failing: Callable[[str], DecodedPixels],
     packed: tuple[Path, pd.DataFrame],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     images = images_of(packed, params_with(gpu_decoding=True))
-    source = DecodedPixels(images, CPU)
-    expected = source.pixels_of(np.array([0, 1, 2]))
-    real_decode = source._decode
-
-    def failing(files: list[np.ndarray]) -> list[torch.Tensor]:
-        bad = images.content(1)
-        if any(len(file) == len(bad) for file in files):
-            raise RuntimeError("nvJPEG: not supported")
-        return real_decode(files)
-
-    monkeypatch.setattr(source, "_decode", failing)
+    expected = DecodedPixels(images, CPU).pixels_of(np.array([0, 1, 2]))
+    source = failing("not supported")
+    assert source.has(1)
     found = source.pixels_of(np.array([0, 1, 2]))
     assert torch.equal(found[::2], expected[::2])
-    assert torch.equal(found[1], images.resized(1))
+    assert torch.equal(found[1], images.resized(1))  # as whoever asks `has` next loads it
     out = capsys.readouterr().out
-    assert out.count("\n") == 1 and "nvJPEG: not supported; the CPU decodes such files" in out
+    assert out.count("\n") == 1 and "01.jpg" in out and "not supported; the CPU decodes it" in out
     assert source.has(0) and not source.has(1)
+
+
+def test_an_error_of_the_device_is_not_one_of_a_file(
+    failing: Callable[[str], DecodedPixels],
+) -> None:
+    source = failing("CUDA out of memory. Tried to allocate 2.00 GiB")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        source.pixels_of(np.array([0, 1, 2]))
+    assert source.num_failures == 0
+
+
+def test_a_device_that_cannot_decode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(device: torch.device, files: list[np.ndarray]) -> list[torch.Tensor]:
+        raise RuntimeError("torchvision was not compiled with nvJPEG support")
+
+    check_decoder(CPU)
+    monkeypatch.setattr(device_pixels, "decode_on", refuse)
+    with pytest.raises(UserError, match="gpu_decoding = True: cpu cannot decode here: torchvision"):
+        check_decoder(CPU)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -324,6 +390,8 @@ def test_images_are_kept_where_they_fit(decoded: TrainingImages) -> None:
     ("changes", "message"),
     [
         ({"gpu_decoding": True, "decoded_gb": 1.0}, "train.decoded_gb = 1.0; use one of the two"),
+        ({"gpu_decoding": True, "reencode": [60, 95]}, r"train.reencode = \[60, 95\]; use one"),
+        ({"gpu_images_gb": 1.0, "reencode": [60, 95]}, r"train.reencode = \[60, 95\]; use one"),
         ({"gpu_decoding": True, "scaled_decoding": True}, "train.scaled_decoding = True; use one"),
         ({"gpu_images_gb": 2.0}, "set train.decoded_gb, too"),
     ],

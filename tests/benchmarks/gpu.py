@@ -112,6 +112,17 @@ def params_of(preset: str, **changes: Any) -> TrainParams:
     return TrainParams.model_validate(section | machine | fixed | changes | CHANGED)
 
 
+def ways_for(preset: str) -> dict[str, dict[str, Any]]:
+    """Return the ways that are of use: `strong` re-encodes, which the CPU does with every image."""
+    gpu_only = ("gpu_decoding", "gpu_images_gb")
+    is_reencoded = params_of(preset).reencode is not None
+    return {
+        way: changes
+        for way, changes in WAYS.items()
+        if not (is_reencoded and any(name in changes for name in gpu_only))
+    }
+
+
 def hardware_of(params: TrainParams) -> Hardware:
     """Return the hardware of this process, for training."""
     return set_up_hardware(params.device, params.num_threads, bf16=True)
@@ -145,11 +156,10 @@ def loop_of(folder: Path, labels: pd.DataFrame, params: TrainParams) -> Training
 def race_loading(folder: Path, labels: pd.DataFrame, preset: str, repeats: int) -> Rates:
     """Return images per second that each way hands over, with no network."""
     runs: dict[str, Callable[[], object]] = {}
-    for way, changes in WAYS.items():
-        params = params_of(preset, batch_size=32, **changes)
-        if params.gpu_decoding and not torch.cuda.is_available():
+    for way, changes in ways_for(preset).items():
+        if "gpu_decoding" in changes and not torch.cuda.is_available():
             continue
-        loop = loop_of(folder, labels, params)
+        loop = loop_of(folder, labels, params_of(preset, batch_size=32, **changes))
         runs["baseline" if way == "workers" else way] = lambda loop=loop: hand_over(loop)
     return race(runs, len(labels), repeats)
 
@@ -193,7 +203,7 @@ def nothing_to_load(loop: TrainingLoop) -> Callable[[], object]:
 def race_strong(folder: Path, labels: pd.DataFrame, repeats: int) -> Rates:
     """Return images per second of the preset `strong`; print what each way waits for."""
     labels = labels[: STRONG_STEPS * params_of("strong").batch_size]
-    ways = {way: dict(changes) for way, changes in WAYS.items()}
+    ways = ways_for("strong")
     ways["threads, decoded, compiled"] = ways["threads, decoded"] | {"compile": "default"}
     runs: dict[str, Callable[[], object]] = {}
     waiting: dict[str, list[float]] = {}

@@ -67,8 +67,11 @@ class LabelledImages(Dataset):
         """Return an image at the size of the model's input, uint8 (3, S, S)."""
         if self.decoded is not None:
             return torch.from_numpy(self._cached(index, self.decoded).copy())
-        crop = crop_of(self.decoded_file(index), self.preprocessing)
-        return resize(crop, self.preprocessing)
+        return resize(self.crop(self.decoded_file(index), index), self.preprocessing)
+
+    def crop(self, image: torch.Tensor, index: int) -> torch.Tensor:
+        """Return what a detector sees of a decoded image, uint8 (3, H, W)."""
+        return crop_of(image, self.preprocessing)
 
     def resized_view(self, index: int) -> np.ndarray:
         """Return what resized does, uint8 (3, S, S), read-only where images are decoded ahead."""

@@ -98,7 +98,7 @@ def decode_image(
             if pixels is None:
                 image.load()
                 pixels = np.array(_to_rgb(image))
-            turn = turn_of(image)
+            turn = _turn(image)
             size = image.size[::-1] if turn in TRANSPOSING else image.size
             return DecodedImage(_turned(pixels, turn), format, mode, size, tables)
     except (UnusableImage, ImportError, MemoryError):
@@ -112,6 +112,18 @@ def decode_image(
     except Exception as error:  # decoders raise nearly anything on damaged files
         reason = short(error, 150) or type(error).__name__
         raise UnusableImage(f"damaged: {reason}") from error
+
+
+def is_plain_jpeg(content: bytes | memoryview) -> bool:
+    """Return whether any decoder sees the file as a viewer does: an upright JPEG in YCbCr."""
+    Image.MAX_IMAGE_PIXELS = None
+    with Image.open(BytesIO(content), formats=formats_of(content)) as image:
+        return (
+            image.format in ("JPEG", "MPO")
+            and image.mode == "RGB"
+            and image.info.get("adobe_transform", 1) == 1
+            and _turn(image) is None
+        )
 
 
 def middle_of(pixels: np.ndarray) -> np.ndarray:
@@ -170,7 +182,7 @@ def _decode_jpeg(
         return None
 
 
-def turn_of(image: Image.Image) -> Image.Transpose | None:
+def _turn(image: Image.Image) -> Image.Transpose | None:
     """Return how to turn the image upright, by the EXIF orientation of the file."""
     try:
         orientation = image.getexif().get(ORIENTATION)

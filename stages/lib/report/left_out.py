@@ -29,7 +29,7 @@ LEFT_OUT_TYPES = {
     "expert_weight": "float64",  # train.pseudo_fakes.expert_weight
 }
 HELD_OUT = "held_out_"  # what the name of the set of a held-out source begins with
-# Of the section train: the seed, and what changes no weight or only their last digits.
+# Of the section train: the seed, and what changes no weight or only by rounding.
 NO_RECIPE = {
     "seed", "device", "num_processes", "num_workers", "num_threads", "compile", "arithmetic",
     "channels_last", "augment_on", "gpu_images_gb", "gpu_decoding", "decoded_gb",

@@ -1,11 +1,11 @@
 """The augmentation of whole batches, on the device that trains.
 
 Chance decides as in stages/lib/training/augmentation.py, and the order of the changes of an image
-is the same. The pixels differ by a level of 255 here and there, because the CPU resizes in integers
-and a device in floats.
+is the same. The pixels differ by up to three levels of 255 here and there, because the CPU resizes
+in integers and a device in floats.
 
-Three changes are made on the CPU: `jpeg` and `webp`, of which the libraries for GPUs offer no exact
-one with a quality for each image, and `noise`, whose numbers are drawn there. With one of them an
+Three changes are made on the CPU: `jpeg` and `webp`, because no library for GPUs makes exact ones
+with a quality for each image, and `noise`, whose numbers are drawn there. With one of them an
 image goes through all its changes up to the last one of these on the CPU.
 
 Scaling, blurring and cropping are products with two matrices, one for the rows and one for the
@@ -28,22 +28,18 @@ NEAREST, BICUBIC = (
 )
 
 
-class Group(NamedTuple):
-    """The images of a batch that undergo the same change at the same time."""
+class BatchChanges(NamedTuple):
+    """The changes of a batch of N images, in groups that undergo the same one at the same time."""
 
-    name: str
-    places: torch.Tensor  # int64 (n,), in the batch
-    order: torch.Tensor  # int64 (N,): of the batch with the changed images after it, what stays
-    numbers: torch.Tensor  # float32 (n, k): of Operation.draw
+    groups: list[tuple[str, int, int]]  # of each the name, the images n and the numbers k of each
+    rows: torch.Tensor  # int64: of each group the places of its images (n,), and where each image
+    # of the batch is afterwards (N,): in the batch, or in the changed images, which come after it
+    numbers: torch.Tensor  # float32: of each group those of Operation.draw, (n * k,)
 
-    def to(self, device: torch.device) -> "Group":
-        """Return the group on a device; from page-locked memory nothing waits for the copy."""
-        tensors = (one.to(device, non_blocking=True) for one in self[1:])
-        return Group(self.name, *tensors)
-
-    def pin_memory(self) -> "Group":
-        """Return the group in page-locked memory."""
-        return Group(self.name, *(one.pin_memory() for one in self[1:]))
+    def to(self, device: torch.device) -> "BatchChanges":
+        """Return the changes on a device."""
+        tensors = (one.to(device, non_blocking=True) for one in (self.rows, self.numbers))
+        return BatchChanges(self.groups, *tensors)
 
 
 def split(changes: list[Change]) -> tuple[list[Change], list[Change]]:
@@ -53,20 +49,22 @@ def split(changes: list[Change]) -> tuple[list[Change], list[Change]]:
     return changes[:first], changes[first:]
 
 
-def grouped(changes: list[list[Change]]) -> list[Group]:
+def grouped(changes: list[list[Change]]) -> BatchChanges:
     """Return the changes of the images of a batch, those first that come first."""
     members: dict[tuple[int, str], list[tuple[int, np.ndarray]]] = {}
     for place, of_image in enumerate(changes):
         for turn, change in _turns(of_image):
             members.setdefault((turn, change.name), []).append((place, change.numbers))
-    groups = []
-    for (_, name), rows in sorted(members.items()):
-        places = torch.tensor([place for place, _ in rows])
-        order = torch.arange(len(changes))
-        order[places] = torch.arange(len(rows)) + len(changes)
-        numbers = torch.from_numpy(np.stack([numbers for _, numbers in rows])).float()
-        groups.append(Group(name, places, order, numbers))
-    return groups
+    groups, rows, numbers = [], [np.empty(0, np.int64)], [np.empty(0)]
+    for (_, name), of_group in sorted(members.items()):
+        places = np.array([place for place, _ in of_group])
+        afterwards = np.arange(len(changes))
+        afterwards[places] = len(changes) + np.arange(len(places))
+        rows += [places, afterwards]
+        numbers += [of_image for _, of_image in of_group]
+        groups.append((name, len(places), len(of_group[0][1])))
+    flat = torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(numbers)).float()
+    return BatchChanges(groups, *flat)
 
 
 def _turns(changes: list[Change]) -> Iterable[tuple[int, Change]]:
@@ -77,11 +75,15 @@ def _turns(changes: list[Change]) -> Iterable[tuple[int, Change]]:
         yield turn, change
 
 
-def change_batch(images: torch.Tensor, groups: list[Group]) -> torch.Tensor:
+def change_batch(images: torch.Tensor, changes: BatchChanges) -> torch.Tensor:
     """Return the changed images, uint8 (N, 3, S, S), on their device."""
-    for name, places, order, numbers in groups:
-        changed = BATCHED[name](images[places], numbers)
-        images = torch.cat([images, changed])[order]  # deterministic, unlike an assignment
+    sizes = [size for _, count, _ in changes.groups for size in (count, len(images))]
+    rows = iter(changes.rows.split(sizes))
+    all_numbers = iter(changes.numbers.split([count * k for _, count, k in changes.groups]))
+    for name, count, k in changes.groups:
+        places, afterwards, numbers = next(rows), next(rows), next(all_numbers)
+        changed = BATCHED[name](images[places], numbers.view(count, k))
+        images = torch.cat([images, changed])[afterwards]  # deterministic, unlike an assignment
     return images
 
 

@@ -36,6 +36,7 @@ STAGES = Path(__file__).parents[2]
 CODE = ("lib/core", "lib/images", "lib/detector", "lib/training", "train.py")
 DIGEST_BYTES = 32  # of the SHA-256 that a file begins with
 NO_EFFECT = {  # on the weights
+    "augment_on",
     "num_workers",
     "decoded_gb",
     "gpu_images_gb",
@@ -51,6 +52,7 @@ def training_digest(params: TrainParams, data_digest: str, hardware: Hardware) -
     weights = Path(params.weights)
     parts = {
         "params": params.model_dump(exclude=NO_EFFECT),
+        "augments_in_batches": params.augments_in_batches(hardware.device.type),
         "weights": sha256_of(weights) if weights.is_file() else "",
         "data": data_digest,
         "code": sha256_of(*files),

@@ -3,7 +3,7 @@
 On a GPU the CPU does little to an image: it reads or decodes it, and makes the changes that no
 library makes well on a GPU (stages/lib/training/batched_augmentation.py). The rest is done on the
 device for whole batches, and while one batch is copied there and changed, the network computes the
-last one. On the CPU this would gain nothing: there the workers of a DataLoader do all of it.
+one before. On the CPU this would gain nothing: there the workers of a DataLoader do all of it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.detector.dataset import LabelledImages, Loader, make_loader
 from stages.lib.detector.hardware import Hardware
 from stages.lib.training.batched_augmentation import change_batch
-from stages.lib.training.device_pixels import DecodedPixels
+from stages.lib.training.device_pixels import DecodedPixels, check_decoder
 from stages.lib.training.host_batches import (
     HostBatch,
     HostImages,
@@ -57,14 +57,13 @@ def _batches_to_change(
         host_images = HostImages(images)
         loader = make_loader(host_images, sampler, params.num_workers, pin, size, host_batch)
         return DeviceBatches(loader, device)
-    source = (
-        DecodedPixels(images, device, images.faces) if params.gpu_decoding else images.on_device
-    )
+    source = DecodedPixels(images, device) if params.gpu_decoding else images.on_device
 
     def load(draws: list[Any]) -> HostBatch:
         return host_batch([host_image(images, draw, source) for draw in draws], source, pin)
 
-    return DeviceBatches(ThreadLoader(images, sampler, params.num_workers, load), device)
+    loader = ThreadLoader(images, sampler, params.num_workers, load, device)
+    return DeviceBatches(loader, device)
 
 
 def loads_in_threads(images: LabelledImages, params: TrainParams) -> bool:
@@ -92,19 +91,23 @@ def unchanged_loader(
     def load(indices: list[int]) -> HostBatch:
         return host_batch([unchanged_image(images, index) for index in indices], None, pin)
 
-    return DeviceBatches(ThreadLoader(images, batches, params.num_workers, load), device)
+    return DeviceBatches(ThreadLoader(images, batches, params.num_workers, load, device), device)
 
 
 def check_gpu_images(params: TrainParams, hardware: Hardware) -> None:
-    """Raise UserError where a parameter needs a GPU that there is not."""
-    if params.augments_in_batches(hardware.device.type):
-        return
+    """Raise UserError where a parameter needs a device that there is not."""
+    device = hardware.device
+    if params.augment_on == "device" and device.type == "mps":
+        raise UserError("train.augment_on = device: not on mps; set it to cpu")
     for name in ("gpu_decoding", "gpu_images_gb"):
-        if value := getattr(params, name):
+        value = getattr(params, name)
+        if value and not params.augments_in_batches(device.type):
             raise UserError(
                 f"train.{name} = {value}: images are changed on the CPU here; set it to "
                 f"{type(value)(0)}, or train.augment_on to device"
             )
+    if params.gpu_decoding:
+        check_decoder(device)
 
 
 class DeviceBatches:
@@ -139,13 +142,15 @@ class DeviceBatches:
             return self._complete(batch), self.stream.record_event()
 
     def _complete(self, batch: HostBatch) -> Batch:
-        images = batch.pixels.to(self.device, non_blocking=True)
+        images, order, targets, indices = (
+            one.to(self.device, non_blocking=True)
+            for one in (batch.pixels, batch.order, batch.targets, batch.indices)
+        )
+        changes = batch.changes.to(self.device)
         if batch.on_device is not None:
             parts = [batch.on_device, images] if len(images) else [batch.on_device]
-            images = torch.cat(parts)[batch.order.to(self.device, non_blocking=True)]
-        images = change_batch(images, [group.to(self.device) for group in batch.groups])
-        targets = batch.targets.to(self.device, non_blocking=True)
-        return images, targets, batch.indices.to(self.device, non_blocking=True)
+            images = torch.cat(parts)[order]
+        return change_batch(images, changes), targets, indices
 
     def _ready(self, batch: Batch, event: Any) -> Batch:
         """Let the network's stream wait for a batch, and keep its memory until that is done."""

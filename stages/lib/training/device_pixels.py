@@ -1,52 +1,64 @@
 """Pixels of training images that the device has or makes itself, so that none travel there."""
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from itertools import groupby
-from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from stages.lib.core.errors import short
+from stages.lib.core.errors import UserError, short
 from stages.lib.detector.dataset import LabelledImages, sequential_batches
+from stages.lib.detector.hardware import Hardware
 from stages.lib.detector.preprocessing import resize
-from stages.lib.images.decoding import formats_of, turn_of
-from stages.lib.images.faces import crop_face
+from stages.lib.images.decoding import is_plain_jpeg
 from stages.lib.progress import progress_bar
-from stages.lib.training.marked_image import face_in
+from stages.lib.training.images import TrainingImages
 
 IMAGES_PER_COPY = 512
-OF_THREAD = threading.local()
-
-
-class DevicePixels(Protocol):
-    """Where the device has pixels from. Threads may call both methods at the same time."""
-
-    def has(self, index: int) -> bool:
-        """Return whether the device has the pixels of an image."""
-        ...
-
-    def pixels_of(self, indices: np.ndarray) -> torch.Tensor:
-        """Return the pixels of such images, uint8 (N, 3, S, S), resized, ready on the device."""
-        ...
+DECODED_AT_ONCE = 16  # images; the device has no more of them at their full size
+NAMED_FAILURES = 5
 
 
 def kept_bytes(images: LabelledImages, limit_gb: float) -> int:
-    """Return the memory for the pixels of all images, resized, or 0 where limit_gb is less."""
-    num_bytes = len(images) * images.item_bytes
-    return num_bytes if num_bytes <= limit_gb * 1e9 else 0
+    """Return how much memory of the device the images will take: 0 where limit_gb is less."""
+    return all_bytes(images) if all_bytes(images) <= limit_gb * 1e9 else 0
+
+
+def all_bytes(images: LabelledImages) -> int:
+    """Return the size of the pixels of all images, resized."""
+    return len(images) * images.item_bytes
+
+
+class OneStream:
+    """A stream of the device that threads use in turn, so that its memory is used in order."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.lock = threading.Lock()
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Compute on the stream, and wait for it at the end."""
+        with self.lock:
+            if self.stream is None:
+                yield
+                return
+            with torch.cuda.stream(self.stream):
+                yield
+            self.stream.synchronize()
 
 
 class KeptPixels:
     """All images of a data set in the memory of the device, resized: uint8 (N, 3, S, S)."""
 
     def __init__(self, images: LabelledImages, device: torch.device) -> None:
-        side, self.device = images.preprocessing.image_size, device
+        side, self.device, self.stream = images.preprocessing.image_size, device, OneStream(device)
         self.pixels = torch.empty((len(images), 3, side, side), dtype=torch.uint8, device=device)
         with progress_bar("copy to the GPU", len(images)) as bar:
             for indices in sequential_batches(len(images), IMAGES_PER_COPY):
@@ -60,7 +72,7 @@ class KeptPixels:
 
     def pixels_of(self, indices: np.ndarray) -> torch.Tensor:
         """Return a copy of the pixels of images, uint8 (N, 3, S, S)."""
-        with own_stream(self.device):
+        with self.stream.turn():
             return self.pixels[torch.from_numpy(indices).to(self.device)]
 
 
@@ -70,85 +82,115 @@ class DecodedPixels:
     It rounds in another way than the decoder of the CPU, so pixels differ by a few levels here and
     there. The CPU decodes what nvJPEG may see otherwise than a viewer does: files that are not RGB,
     not upright or not JPEGs, and those that it fails on.
-
-    faces: of each image, float32 (N, NUM_FACE_NUMBERS), where images are cropped to their faces.
     """
 
-    def __init__(
-        self, images: LabelledImages, device: torch.device, faces: np.ndarray | None = None
-    ) -> None:
-        self.images, self.device, self.faces = images, device, faces
-        self.failures: dict[int, str] = {}
+    def __init__(self, images: TrainingImages, device: torch.device) -> None:
+        self.images, self.device, self.stream = images, device, OneStream(device)
+        self.known: dict[int, bool] = {}  # what `has` has found
+        self.num_failures = 0
 
     def has(self, index: int) -> bool:
         """Return whether the device can decode an image, by the header of its file."""
-        if index in self.failures:
-            return False
-        content = self.images.content(index)
-        with Image.open(BytesIO(content), formats=formats_of(content)) as image:
-            return (
-                image.format in ("JPEG", "MPO")
-                and image.mode == "RGB"
-                and image.info.get("adobe_transform", 1) == 1
-                and turn_of(image) is None
-            )
+        if index not in self.known:
+            self.known[index] = is_plain_jpeg(self.images.content(index))
+        return self.known[index]
 
     def pixels_of(self, indices: np.ndarray) -> torch.Tensor:
         """Decode, crop and resize images, uint8 (N, 3, S, S)."""
         files = [np.frombuffer(self.images.content(index), np.uint8).copy() for index in indices]
-        with own_stream(self.device):
-            try:
-                decoded = self._decode(files)
-            except RuntimeError:  # it does not say which one
-                decoded = [self._decode_one(*pair) for pair in zip(files, indices, strict=True)]
-            return self._resized([self._crop(*pair) for pair in zip(decoded, indices, strict=True)])
-
-    def _decode(self, files: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        encoded = [torch.from_numpy(file) for file in files]
-        decoded = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=self.device)
-        assert isinstance(decoded, list)
-        return decoded
-
-    def _decode_one(self, file: np.ndarray, index: int) -> torch.Tensor:
-        try:
-            return self._decode([file])[0]
-        except RuntimeError as error:
-            if not self.failures:
-                name = self.images.names[index]
-                print(
-                    f"train.gpu_decoding: {name}: {short(error, 100)}; the CPU decodes such files",
-                    flush=True,
-                )
-            self.failures[int(index)] = str(error)
-            return self.images.decoded_file(index).to(self.device)
-
-    def _crop(self, image: torch.Tensor, index: int) -> torch.Tensor:
-        """Return what crop_of does of an image, from its face that has been found before."""
-        share = self.images.preprocessing.face_crop
-        if not share:
-            return image
-        assert self.faces is not None
-        face = face_in(self.faces[index])
-        return crop_face(image, face, share) if face else image
-
-    def _resized(self, decoded: list[torch.Tensor]) -> torch.Tensor:
-        """Resize images, those of one size together; uint8 (N, 3, S, S)."""
-        by_size = sorted(range(len(decoded)), key=lambda place: decoded[place].shape)
         parts = []
-        for _, places in groupby(by_size, key=lambda place: decoded[place].shape):
-            stacked = torch.stack([decoded[place] for place in places])
+        with self.stream.turn():
+            for first in range(0, len(files), DECODED_AT_ONCE):
+                part = slice(first, first + DECODED_AT_ONCE)
+                parts.append(self._pixels_of(files[part], indices[part].tolist()))
+            return torch.cat(parts)
+
+    def _pixels_of(self, files: list[np.ndarray], indices: list[int]) -> torch.Tensor:
+        try:
+            decoded = decode_on(self.device, files)
+        except RuntimeError as error:  # it does not say which one
+            if not is_of_a_file(error):
+                raise
+            return torch.cat(
+                [self._pixels_of_one(*pair) for pair in zip(files, indices, strict=True)]
+            )
+        crops = [self.images.crop(*pair) for pair in zip(decoded, indices, strict=True)]
+        by_size = sorted(range(len(crops)), key=lambda place: crops[place].shape)
+        parts = []
+        for _, places in groupby(by_size, key=lambda place: crops[place].shape):
+            stacked = torch.stack([crops[place] for place in places])
             parts.append(resize(stacked, self.images.preprocessing))
         return torch.cat(parts)[torch.from_numpy(np.argsort(by_size)).to(self.device)]
 
+    def _pixels_of_one(self, file: np.ndarray, index: int) -> torch.Tensor:
+        """Return uint8 (1, 3, S, S); what the device cannot decode is always the CPU's."""
+        try:
+            decoded = decode_on(self.device, [file])[0]
+        except RuntimeError as error:
+            if not is_of_a_file(error):
+                raise
+            self._count_failure(index, error)
+            return self.images.resized(index)[None].to(self.device)
+        return resize(self.images.crop(decoded, index), self.images.preprocessing)[None]
 
-@contextmanager
-def own_stream(device: torch.device) -> Iterator[None]:
-    """Compute on a stream of this thread, and wait for it at the end."""
-    if device.type != "cuda":
-        yield
-        return
-    if not hasattr(OF_THREAD, "stream"):
-        OF_THREAD.stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(OF_THREAD.stream):
-        yield
-    OF_THREAD.stream.synchronize()
+    def _count_failure(self, index: int, error: RuntimeError) -> None:
+        self.known[index] = False
+        self.num_failures += 1
+        if self.num_failures > NAMED_FAILURES:
+            return
+        name, last = self.images.names[index], ""
+        if self.num_failures == NAMED_FAILURES:
+            last = "; of more of them nothing is said"
+        print(
+            f"train.gpu_decoding: {name}: {short(error, 100)}; the CPU decodes it{last}",
+            flush=True,
+        )
+
+
+def decode_on(device: torch.device, files: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    """Decode JPEG files, each uint8 (B,), to uint8 (3, H, W); raises RuntimeError."""
+    encoded = [torch.from_numpy(file) for file in files]
+    decoded = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)
+    assert isinstance(decoded, list)
+    return decoded
+
+
+def is_of_a_file(error: RuntimeError) -> bool:
+    """Return whether an error of decode_on is of a file, and not of the device."""
+    reason = str(error).lower()
+    return "out of memory" not in reason and "cuda error" not in reason
+
+
+def check_decoder(device: torch.device) -> None:
+    """Raise UserError where this torchvision cannot decode a JPEG on a device."""
+    buffer = BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG")
+    try:
+        decode_on(device, [np.frombuffer(buffer.getvalue(), np.uint8).copy()])
+    except RuntimeError as error:
+        raise UserError(
+            f"train.gpu_decoding = True: {device.type} cannot decode here: {short(error, 100)}; "
+            "set it to false"
+        ) from error
+
+
+def keep_on_device(images: TrainingImages, limit_gb: float, hardware: Hardware) -> None:
+    """Keep the images, decoded ahead, in the memory of the device, where they fit into limit_gb."""
+    if kept_bytes(images, limit_gb):
+        images.on_device = KeptPixels(images, hardware.device)
+    elif hardware.rank == 0:
+        print(
+            f"train.gpu_images_gb = {limit_gb} is too small for {all_bytes(images) / 1e9:.3g} GB: "
+            "copying each batch",
+            flush=True,
+        )
+
+
+def check_gpu_memory(images: LabelledImages, limit_gb: float, device: torch.device) -> None:
+    """Raise UserError where what keep_on_device keeps is more than a GPU has left."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+    if kept_bytes(images, limit_gb) > free:
+        raise UserError(
+            f"train.gpu_images_gb = {limit_gb}: the images take {all_bytes(images) / 1e9:.1f} GB, "
+            f"and {free / 1e9:.1f} GB of the GPU are free; set it to 0"
+        )

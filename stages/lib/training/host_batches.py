@@ -8,10 +8,9 @@ from torch.utils.data import default_collate, get_worker_info
 
 from stages.lib.detector.dataset import LabelledImages, ResizedImages
 from stages.lib.training.augmentation import Change, changed
-from stages.lib.training.batched_augmentation import Group, grouped, split
+from stages.lib.training.batched_augmentation import BatchChanges, grouped, split
 from stages.lib.training.batches import PLAIN, Draw
-from stages.lib.training.device_pixels import DevicePixels
-from stages.lib.training.images import TrainingImages
+from stages.lib.training.images import DevicePixels, TrainingImages
 
 
 class HostImage(NamedTuple):
@@ -31,7 +30,7 @@ class HostBatch(NamedTuple):
     order: torch.Tensor  # int64 (N,): where each image is, in those on the device and then `pixels`
     targets: torch.Tensor  # int64 (N,)
     indices: torch.Tensor  # int64 (N,), in the label table
-    groups: list[Group]  # the changes that are left
+    changes: BatchChanges  # that are left
 
 
 def host_image(images: TrainingImages, draw: Draw, device: DevicePixels | None = None) -> HostImage:
@@ -61,25 +60,37 @@ def unchanged_image(images: LabelledImages, index: int) -> HostImage:
 def host_batch(
     images: list[HostImage], device: DevicePixels | None = None, pin: bool = False
 ) -> HostBatch:
-    """Return the batch of some images; pin: in page-locked memory, for faster copies."""
+    """Return the batch of some images; pin: in page-locked memory, so that copies do not wait."""
     loaded = [image.pixels for image in images if image.pixels is not None]
     indices = np.array([image.index for image in images])
     is_loaded = np.array([image.pixels is not None for image in images])
-    groups = grouped([image.changes for image in images])
-    return HostBatch(
-        _stacked(loaded, pin),
-        device.pixels_of(indices[~is_loaded]) if device and len(loaded) < len(images) else None,
-        torch.from_numpy(np.argsort(np.argsort(is_loaded, kind="stable"))),
-        torch.tensor([image.target for image in images]),
-        torch.from_numpy(indices),
-        [group.pin_memory() for group in groups] if pin else groups,
+    order = torch.from_numpy(np.argsort(np.argsort(is_loaded, kind="stable")))
+    targets = torch.tensor([image.target for image in images])
+    changes = grouped([image.changes for image in images])
+    on_device = None
+    if device and len(loaded) < len(images):
+        on_device = device.pixels_of(indices[~is_loaded])
+    parts = _stacked(loaded, pin), on_device, order, targets, torch.from_numpy(indices), changes
+    return pin_memory(HostBatch(*parts)) if pin else HostBatch(*parts)
+
+
+def pin_memory(batch: HostBatch) -> HostBatch:
+    """Return the batch in page-locked memory, as the workers of a DataLoader hand it over."""
+    groups, *flat = batch.changes
+    return batch._replace(
+        order=batch.order.pin_memory(),
+        targets=batch.targets.pin_memory(),
+        indices=batch.indices.pin_memory(),
+        changes=BatchChanges(groups, *(one.pin_memory() for one in flat)),
     )
 
 
 def _stacked(images: list[np.ndarray], pin: bool) -> torch.Tensor:
     """Return copies of images as one tensor, uint8 (M, 3, S, S)."""
     if get_worker_info():  # then PyTorch stacks them where the process that waits can read them
-        return default_collate([torch.from_numpy(image) for image in images])
+        return default_collate(
+            [torch.from_numpy(np.require(one, requirements="W")) for one in images]
+        )
     side = images[0].shape[-1] if images else 0
     stacked = torch.empty((len(images), 3, side, side), dtype=torch.uint8, pin_memory=pin)
     for place, image in zip(stacked.numpy(), images, strict=True):

@@ -1,6 +1,7 @@
 """The images of the training set: augmented, and in pairs with their pseudo-fakes."""
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -9,15 +10,27 @@ import torch
 from stages.lib.core.labels import FAKE, REAL
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.preprocessing import Preprocessing, quality_of, reencode, resize
+from stages.lib.images.faces import crop_face
 from stages.lib.training.augmentation import Change, changed
 from stages.lib.training.batches import PAIR_FAKE, PAIR_REAL, PLAIN, Draw
-from stages.lib.training.device_pixels import KeptPixels
 from stages.lib.training.face_masks import Source
-from stages.lib.training.marked_image import MarkedImage, mark, marked
+from stages.lib.training.marked_image import MarkedImage, face_in, mark, marked
 from stages.lib.training.params import TrainParams
 from stages.lib.training.pseudo_fakes import make_pair
 
 LONGEST_SIDE = 1024  # pixels in which a pseudo-fake is made; a larger image is made smaller first
+
+
+class DevicePixels(Protocol):
+    """Where the device has pixels from. Threads may call both methods at the same time."""
+
+    def has(self, index: int) -> bool:
+        """Return whether the device has the pixels of an image."""
+        ...
+
+    def pixels_of(self, indices: np.ndarray) -> torch.Tensor:
+        """Return the pixels of such images, uint8 (N, 3, S, S), resized, ready on the device."""
+        ...
 
 
 class TrainingImages(LabelledImages):
@@ -36,10 +49,11 @@ class TrainingImages(LabelledImages):
     ) -> None:
         super().__init__(labels, packed, preprocessing)
         self.params = params
-        self.faces: np.ndarray | None = None  # of each image; see the same module
-        self.on_device: KeptPixels | None = None  # where they are kept there
         self.reals = np.flatnonzero(self.targets == REAL)
-        self.marks: np.ndarray | None = None  # of each image; see stages/lib/training/mark_cache.py
+        # Of each image, where they have been found ahead; see stages/lib/training/mark_cache.py:
+        self.marks: np.ndarray | None = None
+        self.faces: np.ndarray | None = None
+        self.on_device: DevicePixels | None = None  # where the device keeps them
         self.last_pair: tuple[tuple[int, int], tuple[torch.Tensor, ...]] = (-1, -1), ()
 
     def __getitem__(  # pyrefly: ignore[bad-override, bad-override-param-name]
@@ -64,9 +78,17 @@ class TrainingImages(LabelledImages):
         first = [] if quality is None else [Change("jpeg", np.array([float(quality)]))]
         return first + self.params.augmentation.draw((side, side), random)
 
+    def crop(self, image: torch.Tensor, index: int) -> torch.Tensor:
+        """Return what a detector sees of a decoded image, from its face where that is known."""
+        share = self.preprocessing.face_crop
+        if self.faces is None or not share:
+            return super().crop(image, index)
+        face = face_in(self.faces[index])
+        return crop_face(image, face, share) if face else image
+
     def _pair(self, epoch: int, index: int) -> tuple[torch.Tensor, ...]:
         """Return the pair of an image; its real and its fake are loaded one after the other."""
-        key, pair = self.last_pair  # once: other threads may set it
+        key, pair = self.last_pair
         if key != (epoch, index):
             random = np.random.default_rng([self.params.seed, epoch, index, 1])
             pseudo_fakes = self.params.pseudo_fakes

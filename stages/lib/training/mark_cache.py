@@ -1,8 +1,8 @@
 """Caches of faces in training images on disk, because finding them takes longer than the rest.
 
-A cache is a file of NumPy, float32, with a row for each image. For pseudo-fakes it has the marks of
-the reals, as marks_as_row returns them, and empty rows of fakes. For crops on the device it has the
-faces of all images, the first NUM_FACE_NUMBERS of such a row.
+A cache is a file of NumPy with a row for each image. For pseudo-fakes these are the marks of the
+reals, as marks_as_row returns them, and empty rows of fakes. For crops on the device they are the
+faces of all images, as face_as_row returns them.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from stages.lib.training.marked_image import (
     MESH_FILE,
     NUM_FACE_NUMBERS,
     NUM_NUMBERS,
-    MarkedImage,
+    face_as_row,
     mark,
     marks_as_row,
 )
@@ -41,13 +41,14 @@ def mark_ahead(images: TrainingImages, num_workers: int) -> None:
     The first process that needs them finds them; others wait. Later experiments on the same images
     use them again.
     """
-    found = _Found(images, images.reals, NUM_NUMBERS, marks_of)
+    found = _Found(images, images.reals, NUM_NUMBERS, np.float32, marks_of)
     images.marks = _read_or_write(found, "faces for pseudo-fakes", num_workers)
 
 
 def find_faces_ahead(images: TrainingImages, num_workers: int) -> None:
     """Let the training images read the largest face of each, found as marks are."""
-    found = _Found(images, np.arange(len(images)), NUM_FACE_NUMBERS, face_of)
+    every_image = np.arange(len(images))
+    found = _Found(images, every_image, NUM_FACE_NUMBERS, np.float64, face_of)
     images.faces = _read_or_write(found, "faces for crops", num_workers)
 
 
@@ -57,8 +58,8 @@ def marks_of(pixels: torch.Tensor) -> np.ndarray:
 
 
 def face_of(pixels: torch.Tensor) -> np.ndarray:
-    """Return the largest face in an image, uint8 (3, H, W), as the beginning of a row."""
-    return marks_as_row(MarkedImage(pixels, faces.largest_face(pixels)))[:NUM_FACE_NUMBERS]
+    """Return the largest face in an image, uint8 (3, H, W), as a row."""
+    return face_as_row(faces.largest_face(pixels))
 
 
 class _Found(ResizedImages):
@@ -69,10 +70,11 @@ class _Found(ResizedImages):
         images: TrainingImages,
         indices: np.ndarray,
         num_numbers: int,
+        dtype: type,
         find: Callable[[torch.Tensor], np.ndarray],
     ) -> None:
         super().__init__(images)
-        self.indices, self.num_numbers, self.find = indices, num_numbers, find
+        self.indices, self.num_numbers, self.dtype, self.find = indices, num_numbers, dtype, find
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -80,17 +82,17 @@ class _Found(ResizedImages):
     @property
     def item_bytes(self) -> int:
         """Size of the row of one image."""
-        return 4 * self.num_numbers
+        return 8 * self.num_numbers
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
-        """Return (float32 (num_numbers,), target, index)."""
+        """Return (row (num_numbers,), target, index)."""
         index = int(self.indices[index])
         row = self.find(self.images.decoded_file(index))
         return torch.from_numpy(row), int(self.images.targets[index]), index
 
 
 def _read_or_write(found: _Found, what: str, num_workers: int) -> np.ndarray:
-    """Return the rows of all images, float32 (N, num_numbers), from a cache that may be new."""
+    """Return the rows of all images, (N, num_numbers), from a cache that may be new."""
     folder = main_workspace() / ".dvc/tmp/marks"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_digest(found)}.npy"
@@ -118,7 +120,7 @@ def _digest(found: _Found) -> str:
 
 
 def _write(found: _Found, path: Path, what: str, num_workers: int) -> None:
-    rows = np.zeros((len(found.images), found.num_numbers), np.float32)
+    rows = np.zeros((len(found.images), found.num_numbers), found.dtype)
     batches = sequential_batches(len(found), IMAGES_PER_BATCH)
     with progress_bar(f"find {what}", len(found)) as bar:
         for numbers, _, indices in make_loader(found, batches, num_workers, pin=False):

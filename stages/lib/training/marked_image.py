@@ -21,8 +21,8 @@ MESH_FILE = Path(__file__).with_name("face_mesh.tflite")
 INPUT_SIDE = 192  # pixels, of the network's input
 MARGIN = 1.5  # side of the square around a face that it sees, in sizes of the face
 LEAST_LOGIT = 0.0  # of there being a face: a probability of 0.5, as MediaPipe has it
-NUM_FACE_NUMBERS = 1 + 4 + 10  # of marks_as_row, before those of the mesh
-NUM_NUMBERS = NUM_FACE_NUMBERS + 2 * NUM_POINTS
+NUM_FACE_NUMBERS = 1 + 4 + 10  # of face_as_row
+NUM_NUMBERS = NUM_FACE_NUMBERS + 2 * NUM_POINTS  # of marks_as_row
 OF_THREAD = local()  # each thread has its own network, which handles one image at a time
 
 
@@ -106,17 +106,24 @@ def _model() -> np.ndarray:
 # Marks as numbers, which a file can keep
 
 
-def marks_as_row(image: MarkedImage) -> np.ndarray:
-    """Return the marks of an image, float32 (NUM_NUMBERS,): in pixels, after YuNet's score.
+def face_as_row(face: Face | None) -> np.ndarray:
+    """Return a face as numbers, float64 (NUM_FACE_NUMBERS,): YuNet's score, then pixels.
 
-    The score is 0 where there is no face, the mesh NaN where there is none.
+    The score is 0 where there is no face.
+    """
+    if not face:
+        return np.zeros(NUM_FACE_NUMBERS)
+    box = (face.score, face.left, face.top, face.width, face.height)
+    return np.concatenate([box, face.landmarks.ravel()])
+
+
+def marks_as_row(image: MarkedImage) -> np.ndarray:
+    """Return the marks of an image, float32 (NUM_NUMBERS,): its face as a row, then the mesh.
+
+    The mesh is NaN where there is none.
     """
     row = np.full(NUM_NUMBERS, np.nan, np.float32)
-    row[0] = 0
-    if image.face:
-        face = image.face
-        row[:5] = face.score, face.left, face.top, face.width, face.height
-        row[5:NUM_FACE_NUMBERS] = face.landmarks.ravel()
+    row[:NUM_FACE_NUMBERS] = face_as_row(image.face)
     if image.mesh is not None:
         row[NUM_FACE_NUMBERS:] = image.mesh.ravel()
     return row
@@ -132,7 +139,7 @@ def marked(pixels: torch.Tensor, row: np.ndarray) -> MarkedImage:
 
 
 def face_in(row: np.ndarray) -> Face | None:
-    """Return the face that a row of marks_as_row, or its first NUM_FACE_NUMBERS, has."""
+    """Return the face that a row of face_as_row or marks_as_row has."""
     numbers = row[:NUM_FACE_NUMBERS].astype(float)
     score, left, top, width, height = numbers[:5].tolist()
     if not score:

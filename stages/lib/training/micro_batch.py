@@ -61,13 +61,15 @@ def try_steps(
     """Take two steps in 90 % of the free memory of a GPU; return what went wrong, or None.
 
     What gpu_images_gb will take is left free. The second step has the state of the optimizer in
-    memory as well. Each library reports a lack of
-    memory in its own words; timm knows them.
+    memory as well. Each library reports a lack of memory in its own words; timm knows them.
     """
     gpus = [hardware.device] if hardware.device.type == "cuda" else []
     size, side = params.batch_size // params.num_micro_batches, images.preprocessing.image_size
-    batch = torch.zeros((size, 3, side, side), dtype=torch.uint8)
-    targets = torch.zeros(size, dtype=torch.long)
+    place = "cpu"
+    if params.augments_in_batches(hardware.device.type):
+        place = hardware.device
+    batch = torch.zeros((size, 3, side, side), dtype=torch.uint8, device=place)
+    targets = torch.zeros(size, dtype=torch.long, device=place)
     for gpu in gpus:
         free, total = torch.cuda.mem_get_info(gpu)
         own = torch.cuda.memory_reserved(gpu) - kept_bytes(images, params.gpu_images_gb)

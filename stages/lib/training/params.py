@@ -109,18 +109,23 @@ class TrainParams(ParallelHardwareParams):
 
     @model_validator(mode="after")
     def _check_gpu_images(self) -> Self:
-        cpu_only = {
-            "decoded_gb": self.decoded_gb,
-            "scaled_decoding": self.scaled_decoding,
+        by_cpu = {
+            "reencode": self.reencode,
             "pseudo_fakes.first_share": self.pseudo_fakes.first_share,
             "pseudo_fakes.last_share": self.pseudo_fakes.last_share,
         }
-        for name, value in cpu_only.items() if self.gpu_decoding else ():
-            if value:
-                raise ValueError(
-                    f"gpu_decoding = True: the CPU alone decodes for train.{name} = {value}; "
-                    "use one of the two"
-                )
+        refused = {
+            "gpu_decoding": by_cpu
+            | {"decoded_gb": self.decoded_gb, "scaled_decoding": self.scaled_decoding},
+            "gpu_images_gb": by_cpu,
+        }
+        for option, others in refused.items():
+            for name, value in others.items() if getattr(self, option) else ():
+                if value:
+                    raise ValueError(
+                        f"{option} = {getattr(self, option)}: of no use, because the CPU makes "
+                        f"the images for train.{name} = {value}; use one of the two"
+                    )
         if self.gpu_images_gb and not self.decoded_gb:
             raise ValueError(
                 f"gpu_images_gb = {self.gpu_images_gb}: the GPU keeps images that are decoded "

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import torch
+
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.training.host_batches import HostBatch
 
@@ -24,16 +26,18 @@ class ThreadLoader:
         batch_sampler: Any,
         num_threads: int,
         load: Callable[[list[Any]], HostBatch],
+        device: torch.device,
     ) -> None:
         self.dataset, self.batch_sampler = dataset, batch_sampler
         self.num_threads, self.load = max(1, num_threads), load
+        self.device = device
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[HostBatch]:
         """Load all batches once; an error of a thread is raised where its batch would come."""
-        pool = ThreadPoolExecutor(self.num_threads)
+        pool = ThreadPoolExecutor(self.num_threads, initializer=self._prepare)
         ahead: deque[Future[HostBatch]] = deque()
         try:
             for keys in self.batch_sampler:
@@ -44,3 +48,12 @@ class ThreadLoader:
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _prepare(self) -> None:
+        """Let a thread use its own GPU, and one core, as a worker does; the number counts for all.
+
+        Where the CPU trains, it keeps its threads.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            torch.set_num_threads(1)
