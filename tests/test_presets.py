@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from dvc.utils.hydra import apply_overrides
 
 from stages import predict, train
 from stages.card import MOST_PARAMETERS, pretraining
@@ -65,6 +66,19 @@ def test_a_preset_sets_its_values_and_keeps_the_rest(name: str, tmp_path: Path) 
     # And back again: a long value may have moved a comment.
     back = with_preset((tmp_path / "params.yaml").read_text(), "sample")
     assert re.sub(" +#", " #", back) == re.sub(" +#", " #", TEXT)
+
+
+def test_a_preset_can_follow_an_experiment_that_has_rewritten_params_yaml(tmp_path: Path) -> None:
+    """`dvc exp run -S` writes lists over several lines, and nothing for null."""
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT)
+    apply_overrides(path, ["train.lr=0.1"])
+    rewritten = path.read_text()
+    assert "- plain" in rewritten
+    before = leaves(read_yaml(path))
+    for name in NAMES:
+        path.write_text(with_preset(rewritten, name))
+        assert leaves(read_yaml(path)) == before | leaves(read_yaml(PRESETS / f"{name}.yaml"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -92,6 +92,10 @@ def _put(target: Any, values: Any, path: str) -> None:
             raise UserError(f"{paths.PARAMS}: {path}{key} is missing; add it back from Git")
         if isinstance(value, dict) and key not in WHOLE:
             _put(target[key], value, f"{path}{key}.")
+        elif isinstance(value, list) and isinstance(target[key], list):
+            # In its form: `dvc exp run -S` writes lists over several lines, and ruamel.yaml would
+            # lose the line break after a comment where such a list got another form.
+            target[key][:] = value
         else:
             target[key] = value
 
