@@ -144,7 +144,7 @@ def train_network(
         announce(params, detector, labels, hardware, tracker, results)
     if params.pseudo_fakes.are_wanted:
         mark_ahead(train_images, params.num_workers)
-    if params.gpu_decoding and params.face_crop and not params.pseudo_fakes.are_wanted:
+    if params.gpu_decoding and params.face_crop and loads_in_threads(train_images, params):
         find_faces_ahead(train_images, params.num_workers)
     if params.decoded_gb:
         sets = {"train": train_images, "val": val_images}

@@ -16,13 +16,11 @@ from torch.utils.data._utils.pin_memory import pin_memory as pin_as_the_loader_d
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import load_params
 from stages.lib.data.layouts.image_set import ROW_TYPES, ImageSet
-from stages.lib.data.packing import PackParams, pack_images
 from stages.lib.detector.dataset import LabelledImages
 from stages.lib.detector.hardware import Hardware
 from stages.lib.detector.preprocessing import Preprocessing
 from stages.lib.drawing.photograph import photograph as drawn_face
 from stages.lib.drawing.portrait import draw_person
-from stages.lib.images.packed_images import read_facts
 from stages.lib.training import device_pixels
 from stages.lib.training.augmentation import OPERATIONS
 from stages.lib.training.batched_augmentation import BatchChanges
@@ -41,6 +39,7 @@ from stages.lib.training.mark_cache import find_faces_ahead
 from stages.lib.training.params import TrainParams
 from stages.lib.training.thread_loader import ThreadLoader
 from tests.conftest import ROOT
+from tests.packed import pack_set
 from tests.test_augmentation import photograph
 
 CPU = torch.device("cpu")
@@ -68,14 +67,9 @@ def pack_files(folder: Path, files: list[bytes]) -> pd.DataFrame:
         (folder / "files" / name).write_bytes(content)
     columns = {"img_name": names, "target": np.arange(len(files)) % 2}
     rows = pd.DataFrame(columns, columns=list(ROW_TYPES)).astype(ROW_TYPES)
-    target = folder / "packed/train"
-    target.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(folder))
-        params = load_params("pack", PackParams, ROOT / "params.yaml")
-        pack_images(ImageSet("train", folder / "files", rows), target, params)
-    digests = read_facts(target)["sha256"]
-    return rows.assign(row=np.arange(len(files)), set="train", sha256=digests)
+        return pack_set(folder, ImageSet("train", folder / "files", rows))
 
 
 def encoded(number: int, format: str = "JPEG", mode: str = "RGB", **options: Any) -> bytes:

@@ -44,7 +44,6 @@ from stages.tools.command_line import add_device_and_threads, count, parser_of, 
 FILES_AT_A_TIME = 16
 SOME_FAILED, ONE_IS_FAKE = 2, 3
 PRINTERS = {"text": print_text, "csv": print_csv, "json": print_json}
-
 NO_PROVENANCE = "Missing provenance (C2PA, IPTC, EXIF) means nothing."
 
 

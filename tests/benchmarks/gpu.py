@@ -24,11 +24,11 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -36,27 +36,23 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from stages.lib.core.params import read_yaml
-from stages.lib.detector import inference
 from stages.lib.detector.dataset import make_loader, sequential_batches
-from stages.lib.detector.hardware import Hardware, set_up_hardware
+from stages.lib.detector.hardware import set_up_hardware
 from stages.lib.detector.inference import CHANGED_VIEWS, ChangedImages, Inference
-from stages.lib.detector.model import (
-    Detector,
-    DetectorConfig,
-    create_model,
-    fake_logit,
-    resolve_preprocessing,
-)
+from stages.lib.detector.model import create_model, fake_logit, resolve_preprocessing
 from stages.lib.detector.pixel_operations import webp
 from stages.lib.training.decode_cache import decode_ahead
 from stages.lib.training.device_batches import DeviceBatches
-from stages.lib.training.device_pixels import DecodedPixels, KeptPixels
+from stages.lib.training.device_pixels import DecodedPixels, keep_on_device
 from stages.lib.training.images import TrainingImages
 from stages.lib.training.loop import TrainingLoop
 from stages.lib.training.params import TrainParams
+from stages.train import make_detector
 from tests.benchmarks import notebook
+from tests.benchmarks.inference import save_random
 from tests.benchmarks.notebook import draw_photographs, pack
 from tests.benchmarks.race import Rates, race, report
+from tests.benchmarks.training import on_the_device
 
 ROOT = Path(__file__).parents[2]
 # Ways of loading: parameters of `train`. The first is what there was before.
@@ -102,7 +98,10 @@ def main() -> None:
 
 
 def params_of(preset: str, **changes: Any) -> TrainParams:
-    """Return the section `train` of params.yaml with a preset and changes, from random weights."""
+    """Return the section `train` of params.yaml with a preset and changes, from random weights.
+
+    Not by stages.chores.preset, because the machine with a GPU may lack ruamel.yaml.
+    """
     section = read_yaml(ROOT / "params.yaml")["train"]
     chosen = read_yaml(ROOT / f"stages/presets/{preset}.yaml")["train"]
     for name, value in chosen.items():
@@ -123,33 +122,15 @@ def ways_for(preset: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def hardware_of(params: TrainParams) -> Hardware:
-    """Return the hardware of this process, for training."""
-    return set_up_hardware(params.device, params.num_threads, bf16=True)
-
-
-def images_of(
-    folder: Path, labels: pd.DataFrame, params: TrainParams, device: torch.device
-) -> TrainingImages:
-    """Return the training images, decoded and kept on the device where the parameters say so."""
-    model = create_model(params.model, params.model_args, "random")
-    how = resolve_preprocessing(model, image_size=params.image_size, reencode=params.reencode)
-    images = TrainingImages(labels, folder / "packed", how, params)
+def loop_of(folder: Path, labels: pd.DataFrame, params: TrainParams) -> TrainingLoop:
+    """Return stages.train's loop, with images as the parameters say."""
+    hardware = set_up_hardware(params.device, params.num_threads, bf16=True)
+    detector, config = make_detector(params, hardware)
+    images = TrainingImages(labels, folder / "packed", config.preprocessing, params)
     if params.decoded_gb:
         assert decode_ahead({"train": images}, params.decoded_gb, params.num_workers)
     if params.gpu_images_gb:
-        images.on_device = KeptPixels(images, device)
-    return images
-
-
-def loop_of(folder: Path, labels: pd.DataFrame, params: TrainParams) -> TrainingLoop:
-    """Return stages.train's loop."""
-    hardware = hardware_of(params)
-    images = images_of(folder, labels, params, hardware.device)
-    detector = Detector(
-        create_model(params.model, params.model_args, "random"), images.preprocessing
-    )
-    detector = detector.to(hardware.device).to(memory_format=torch.channels_last)
+        keep_on_device(images, params.gpu_images_gb, hardware)
     return TrainingLoop(params, detector, images, hardware)
 
 
@@ -192,12 +173,9 @@ def race_training(folder: Path, labels: pd.DataFrame, table: pd.DataFrame, repea
 
 
 def nothing_to_load(loop: TrainingLoop) -> Callable[[], object]:
-    """Return an epoch on one batch that is on the device already."""
-    size, device = loop.params.batch_size, loop.hardware.device
-    side = loop.images.preprocessing.image_size
-    images = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, device=device)
-    targets = torch.arange(size, device=device) % 2
-    return lambda: loop.train_on([(images, targets, targets)] * loop.steps_per_epoch, 0)
+    """Return an epoch whose batches are on the device already."""
+    batches = on_the_device(loop)
+    return lambda: loop.train_on(batches, 0)
 
 
 def race_strong(folder: Path, labels: pd.DataFrame, repeats: int) -> Rates:
@@ -223,79 +201,60 @@ def race_strong(folder: Path, labels: pd.DataFrame, repeats: int) -> Rates:
     return rates
 
 
+def changed_images(folder: Path, labels: pd.DataFrame, model: torch.nn.Module) -> ChangedImages:
+    """Return the images with their views of stability."""
+    how = resolve_preprocessing(model, image_size=notebook.IMAGE_SIZE)
+    return ChangedImages(labels, folder / "packed", how)
+
+
 def race_scoring(folder: Path, labels: pd.DataFrame, repeats: int) -> Rates:
     """Return images per second of scoring with the views of stability, of before and of today."""
     params = params_of("baseline")
-    hardware = set_up_hardware(params.device, params.num_threads)
     model = create_model("resnet18", {}, "random")
-    how = resolve_preprocessing(model, image_size=notebook.IMAGE_SIZE)
-    detector = Detector(model, how).to(hardware.device).eval()
-    config = DetectorConfig(
-        model="resnet18",
-        model_args={},
-        preprocessing=how,
-        num_parameters=0,
-        initial_weights="random",
-        trained_in=hardware.arithmetic,
-        best_epoch=0,
-    )
-    ours = Inference(detector, config, hardware, lambda inputs: fake_logit(detector(inputs)))
-    ours = replace(ours, batch_size=64)
-    images = ChangedImages(labels, folder / "packed", how)
-
-    def before() -> None:
-        with webp_of_before():
-            ours.scores_of(images, params.num_workers, "")
-
-    runs = {"baseline": before, "ours": lambda: ours.scores_of(images, params.num_workers, "")}
-    return race(runs, len(labels), repeats)
+    images = changed_images(folder, labels, model)
+    save_random(folder, model, images.preprocessing)
+    hardware = set_up_hardware(params.device, params.num_threads)
+    ours = replace(Inference.load(folder, hardware), batch_size=64)
+    return race_webp(lambda: ours.scores_of(images, params.num_workers, ""), len(labels), repeats)
 
 
 def race_views(folder: Path, labels: pd.DataFrame, repeats: int) -> Rates:
     """Return images per second of making the views of stability, with no network."""
     params = params_of("baseline")
-    model = create_model("resnet18", {}, "random")
-    how = resolve_preprocessing(model, image_size=notebook.IMAGE_SIZE)
-    images = ChangedImages(labels, folder / "packed", how)
+    images = changed_images(folder, labels, create_model("resnet18", {}, "random"))
 
     def load() -> None:
         batches = sequential_batches(len(images), 12)
         for _ in make_loader(images, batches, params.num_workers, pin=False):
             pass
 
+    return race_webp(load, len(labels), repeats)
+
+
+def race_webp(run: Callable[[], object], num_images: int, repeats: int) -> Rates:
+    """Let a run with the default method of WebP, as it was, take turns with one of today."""
+
     def before() -> None:
-        with webp_of_before():
-            load()
+        with patch.dict(CHANGED_VIEWS, {"WebP 80": (webp, 80)}):
+            run()
 
-    return race({"baseline": before, "ours": load}, len(labels), repeats)
-
-
-@contextmanager
-def webp_of_before() -> Iterator[None]:
-    """Let the view of stability be a WebP of the default method, as it was."""
-    today = CHANGED_VIEWS["WebP 80"]
-    inference.CHANGED_VIEWS["WebP 80"] = (webp, 80)
-    try:
-        yield
-    finally:
-        inference.CHANGED_VIEWS["WebP 80"] = today
+    return race({"baseline": before, "ours": run}, num_images, repeats)
 
 
 def print_differences(folder: Path, labels: pd.DataFrame) -> None:
     """Print how pixels and scores differ where the device decodes."""
-    params = params_of("baseline", gpu_decoding=True, augment_on="device")
-    hardware = set_up_hardware(params.device, params.num_threads)
-    images = images_of(folder, labels, params, hardware.device)
-    source, indices = DecodedPixels(images, hardware.device), np.arange(min(256, len(labels)))
+    loop = loop_of(folder, labels, params_of("baseline", **WAYS["the device decodes"]))
+    images, device = loop.images, loop.hardware.device
+    assert isinstance(images, TrainingImages)
+    source, indices = DecodedPixels(images, device), np.arange(min(256, len(labels)))
     theirs = source.pixels_of(indices)
-    ours = torch.stack([images.resized(int(index)) for index in indices]).to(hardware.device)
+    ours = torch.stack([images.resized(int(index)) for index in indices]).to(device)
     levels = (theirs.int() - ours.int()).abs().float()
     print(
         f"the device decodes: {levels.mean():.3f} levels of 255 away on the mean, at most "
         f"{int(levels.max())}, {(levels > 2).float().mean():.2%} of them more than 2"
     )
-    detector = Detector(create_model("resnet18", {}, "random"), images.preprocessing)
-    detector = detector.to(hardware.device).eval()
+    detector = loop.detector.eval()
     with torch.inference_mode():
         logits = [fake_logit(detector(pixels)) for pixels in (ours, theirs)]
     away = (logits[1] - logits[0]).abs() / logits[0].std()

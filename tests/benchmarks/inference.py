@@ -21,10 +21,25 @@ from stages.lib.detector.model import (
     resolve_preprocessing,
     save_detector,
 )
+from stages.lib.detector.preprocessing import Preprocessing
 from stages.lib.prediction.params import PredictParams
 from tests.benchmarks import notebook
 from tests.benchmarks.notebook import IMAGE_SIZE, draw_photographs, pack
 from tests.benchmarks.race import Rates, race, run_races
+
+
+def save_random(folder: Path, model: torch.nn.Module, preprocessing: Preprocessing) -> None:
+    """Save a resnet18 that is not trained as a detector, into a folder."""
+    config = DetectorConfig(
+        model="resnet18",
+        model_args={},
+        preprocessing=preprocessing,
+        num_parameters=0,
+        initial_weights="random",
+        trained_in="random weights",
+        best_epoch=0,
+    )
+    save_detector(folder, model.state_dict(), config)
 
 
 def compare(folder: Path, num_images: int, repeats: int) -> Rates:
@@ -38,16 +53,7 @@ def compare(folder: Path, num_images: int, repeats: int) -> Rates:
     model = create_model("resnet18", {}, "random")
     preprocessing = resolve_preprocessing(model, image_size=IMAGE_SIZE)
     images = LabelledImages(labels, folder / "packed", preprocessing)
-    config = DetectorConfig(
-        model="resnet18",
-        model_args={},
-        preprocessing=preprocessing,
-        num_parameters=0,
-        initial_weights="random",
-        trained_in=hardware.arithmetic,
-        best_epoch=0,
-    )
-    save_detector(folder, model.state_dict(), config)
+    save_random(folder, model, preprocessing)
     chosen = {"views": params.views, "batch_size": params.batch_size}
     ours = replace(Inference.load(folder, hardware), **chosen)
     compiled = replace(Inference.load(folder, hardware), **chosen)

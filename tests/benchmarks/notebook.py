@@ -14,8 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from stages.lib.data.layouts.image_set import ROW_TYPES, ImageSet
-from stages.lib.data.packing import PackParams, pack_images
-from stages.lib.images.packed_images import read_facts
+from tests import packed
 
 IMAGE_SIZE = 256
 BATCH_SIZE = 256 if torch.cuda.is_available() else 40
@@ -48,19 +47,7 @@ def pack(folder: Path, table: pd.DataFrame) -> pd.DataFrame:
 def pack_set(folder: Path, image_set: ImageSet) -> pd.DataFrame:
     """Pack the images of a set into folder/packed/NAME; returns their labels."""
     os.environ["DVC_ROOT"] = str(folder)  # where packing remembers what it has read
-    packed = folder / "packed" / image_set.name
-    packed.mkdir(parents=True)
-    params = PackParams(
-        shard_mb=512,
-        max_megapixels=100.0,
-        outside="allow",
-        frames_per_video=1,
-        find_faces=False,
-        num_threads=2,
-    )
-    pack_images(image_set, packed, params)
-    rows, digests = image_set.rows, read_facts(packed)["sha256"]
-    return rows.assign(row=np.arange(len(rows)), set=image_set.name, sha256=digests)
+    return packed.pack_set(folder, image_set)
 
 
 class FileImages(Dataset):

@@ -67,9 +67,10 @@ def packed_loop(
 
 def on_the_device(loop: TrainingLoop) -> list[Batch]:
     """Return an epoch's batches that are on the device already: nothing is loaded."""
-    device = loop.hardware.device
-    images = torch.randint(0, 256, (BATCH_SIZE, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
-    targets = torch.arange(BATCH_SIZE) % 2
+    device, size = loop.hardware.device, loop.params.batch_size
+    side = loop.images.preprocessing.image_size
+    images = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8)
+    targets = torch.arange(size) % 2
     batch = images.to(device), targets.to(device), targets
     return [batch] * loop.steps_per_epoch
 

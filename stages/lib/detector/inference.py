@@ -11,6 +11,7 @@ that of the plain, unchanged input.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +45,6 @@ def _smaller(image: torch.Tensor, factor: float, random: np.random.Generator) ->
     return rescale(image, factor, [InterpolationMode.BICUBIC] * 2)
 
 
-def _quick_webp(image: torch.Tensor, quality: float, random: np.random.Generator) -> torch.Tensor:
-    """Compress as `webp` does, in half the time; the files are larger, of the same quality."""
-    return webp(image, quality, random, method=0)
-
-
 # uint8 (N, 3, S, S) to the same.
 SCORED_VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "plain": lambda inputs: inputs,
@@ -58,7 +54,7 @@ SCORED_VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 CHANGED_VIEWS: dict[str, tuple[PixelOperation, float]] = {
     "JPEG 85": (jpeg, 85),
     "JPEG 70": (jpeg, 70),
-    "WebP 80": (_quick_webp, 80),
+    "WebP 80": (partial(webp, method=0), 80),  # larger files in half the time
     "three quarters": (_smaller, 0.75),  # of the size, and back
 }
 

@@ -157,13 +157,17 @@ def change_colour(image: torch.Tensor, numbers: np.ndarray) -> torch.Tensor:
     return tv.adjust_hue(image, float(hue - 1) / 4)
 
 
+def draw_place(height: int, width: int, size: Size, random: Random) -> np.ndarray:
+    """Return top, left, height and width of such a rectangle, anywhere in an image of this size."""
+    top = random.integers(size[0] - height + 1)
+    left = random.integers(size[1] - width + 1)
+    return np.array([top, left, height, width], dtype=float)
+
+
 def draw_crop(share: float, size: Size, random: Random) -> np.ndarray:
     """Return top, left, height and width of a random square, this share of both sides."""
-    height, width = size
-    kept_height, kept_width = max(1, round(height * share)), max(1, round(width * share))
-    top = random.integers(height - kept_height + 1)
-    left = random.integers(width - kept_width + 1)
-    return np.array([top, left, kept_height, kept_width], dtype=float)
+    height, width = small_size(size, share)
+    return draw_place(height, width, size, random)
 
 
 def change_crop(image: torch.Tensor, numbers: np.ndarray) -> torch.Tensor:
@@ -192,9 +196,7 @@ def draw_erase(share: float, size: Size, random: Random) -> np.ndarray:
     aspect = float(np.exp(random.uniform(-0.7, 0.7)))
     covered_height = min(height, max(1, round(height * (share * aspect) ** 0.5)))
     covered_width = min(width, max(1, round(width * (share / aspect) ** 0.5)))
-    top = random.integers(height - covered_height + 1)
-    left = random.integers(width - covered_width + 1)
-    return np.array([top, left, covered_height, covered_width], dtype=float)
+    return draw_place(covered_height, covered_width, size, random)
 
 
 def change_erase(image: torch.Tensor, numbers: np.ndarray) -> torch.Tensor:

@@ -108,12 +108,15 @@ class DecodedPixels:
     def _pixels_of(self, files: list[np.ndarray], indices: list[int]) -> torch.Tensor:
         try:
             decoded = decode_on(self.device, files)
-        except RuntimeError as error:  # it does not say which one
+        except RuntimeError as error:
             if not is_of_a_file(error):
                 raise
-            return torch.cat(
-                [self._pixels_of_one(*pair) for pair in zip(files, indices, strict=True)]
-            )
+            if len(files) > 1:  # it does not say which one
+                alone = zip(files, indices, strict=True)
+                return torch.cat([self._pixels_of([file], [index]) for file, index in alone])
+            self._count_failure(indices[0], error)
+            # Crop and resizing are the CPU's, too, as they will be in the next epoch.
+            return self.images.resized(indices[0])[None].to(self.device)
         crops = [self.images.crop(*pair) for pair in zip(decoded, indices, strict=True)]
         by_size = sorted(range(len(crops)), key=lambda place: crops[place].shape)
         parts = []
@@ -121,17 +124,6 @@ class DecodedPixels:
             stacked = torch.stack([crops[place] for place in places])
             parts.append(resize(stacked, self.images.preprocessing))
         return torch.cat(parts)[torch.from_numpy(np.argsort(by_size)).to(self.device)]
-
-    def _pixels_of_one(self, file: np.ndarray, index: int) -> torch.Tensor:
-        """Return uint8 (1, 3, S, S); what the device cannot decode is always the CPU's."""
-        try:
-            decoded = decode_on(self.device, [file])[0]
-        except RuntimeError as error:
-            if not is_of_a_file(error):
-                raise
-            self._count_failure(index, error)
-            return self.images.resized(index)[None].to(self.device)
-        return resize(self.images.crop(decoded, index), self.images.preprocessing)[None]
 
     def _count_failure(self, index: int, error: RuntimeError) -> None:
         self.known[index] = False

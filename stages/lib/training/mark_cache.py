@@ -82,7 +82,7 @@ class _Found(ResizedImages):
     @property
     def item_bytes(self) -> int:
         """Size of the row of one image."""
-        return 8 * self.num_numbers
+        return np.dtype(self.dtype).itemsize * self.num_numbers
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
         """Return (row (num_numbers,), target, index)."""
